@@ -1,0 +1,1 @@
+"""DICOM results: SEG, structured report, key images, and the checks that they can be read back."""

@@ -1,0 +1,1 @@
+"""Chest-CT analysis: volumes in, findings out. Knows nothing of the network or the database."""
