@@ -1,0 +1,127 @@
+"""Real peers, real data and free ports for every test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+ORTHANC_PATHS = (Path("/usr/sbin/Orthanc"),)
+ORTHANC_DICOMWEB_PATHS = (
+    Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so"),
+    Path("/usr/local/share/orthanc/plugins/libOrthancDicomWeb.so"),
+)
+PIXELMED_PATHS = (Path("/usr/share/java/pixelmed.jar"),)
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def find_peer(name: str) -> Path | None:
+    """Where the peer called `name` is installed, None where it isn't.
+
+    ``orthanc``, ``orthanc-dicomweb`` (its DICOMweb plugin) and ``pixelmed`` (the jar, and java to run it)
+    are known by name; every other name is a program on PATH.
+    """
+    if name == "orthanc":
+        found = shutil.which("Orthanc")
+        return Path(found) if found else _first_existing(ORTHANC_PATHS)
+    if name == "orthanc-dicomweb":
+        return _first_existing(ORTHANC_DICOMWEB_PATHS)
+    if name == "pixelmed":
+        return _first_existing(PIXELMED_PATHS) if shutil.which("java") else None
+    found = shutil.which(name)
+    return Path(found) if found else None
+
+
+def _first_existing(paths: tuple[Path, ...]) -> Path | None:
+    return next((path for path in paths if path.exists()), None)
+
+
+def find_shared_data() -> Path | None:
+    """The optional collection of real CT, None where it isn't present."""
+    named = os.environ.get("PACS_NODE_SHARED_DATA")
+    path = Path(named) if named else REPOSITORY.parent / "shared" / "data"
+    return path if (path / "ct").is_dir() else None
+
+
+def _required(variable: str) -> bool:
+    return os.environ.get(variable) == "1"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip, or fail where they are required, the tests whose peers or data are missing."""
+    names = [name for mark in item.iter_markers("peer") for name in mark.args]
+    missing = [name for name in names if find_peer(name) is None]
+    if missing:
+        reason = f"needs {', '.join(missing)} (make test-peers)"
+        if _required("PACS_NODE_REQUIRE_PEERS"):
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+    if item.get_closest_marker("shared_data") and find_shared_data() is None:
+        _no_shared_data()
+
+
+def _no_shared_data() -> NoReturn:
+    reason = "needs the collection of real CT (set PACS_NODE_SHARED_DATA, or put it at ../shared/data)"
+    if _required("PACS_NODE_REQUIRE_SHARED_DATA"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of the optional collection of real CT."""
+    found = find_shared_data()
+    if found is None:
+        _no_shared_data()
+    return found
+
+
+@pytest.fixture(scope="session")
+def real_ct(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Unpack a series of the collection, once per session: ``real_ct("LIDC-IDRI-0001")`` is its folder."""
+    unpacked: dict[str, Path] = {}
+
+    def unpack(name: str) -> Path:
+        if name not in unpacked:
+            directory = tmp_path_factory.mktemp(name)
+            with tarfile.open(shared_data / "ct" / f"{name}.tar.xz") as archive:
+                archive.extractall(directory, filter="data")
+            unpacked[name] = directory
+        return unpacked[name]
+
+    return unpack
+
+
+def find_free_port() -> int:
+    """A loopback TCP port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def free_port() -> int:
+    """One free loopback TCP port."""
+    return find_free_port()
+
+
+@pytest.fixture
+def free_ports() -> Callable[[int], list[int]]:
+    """Ask for several different free loopback TCP ports: ``free_ports(2)``."""
+
+    def ask(count: int) -> list[int]:
+        # All are held open until all are chosen: otherwise the kernel may name one twice.
+        probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+        ports = [probe.getsockname()[1] for probe in probes]
+        for probe in probes:
+            probe.close()
+        return ports
+
+    return ask
