@@ -1,35 +1,24 @@
-"""C-STORE, C-ECHO and C-FIND as a client (SCU), over pynetdicom.
-
-pynetdicom has no deadline on a blocked send (a stopped peer held it for more than 90 s), so every
-association here is watched: `_Watchdog` closes the socket when no byte moved for `progress_timeout`
-seconds, in either direction, or when the whole association is over its limit.
-"""
+"""C-STORE, C-ECHO and C-FIND as a client (SCU), over pynetdicom."""
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import socket
-import struct
-import termios
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
 from pydicom import Dataset, dcmread
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE, _config, evt
+from pynetdicom import _config
 from pynetdicom.association import Association
-from pynetdicom.presentation import PresentationContext, build_context
+from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # the module makes its names at import time
     StudyRootQueryRetrieveInformationModelFind,
     Verification,
 )
 
+from pacs_node.association import Failure, Link, Peer, Timeouts
 from pacs_node.destinations import (
     EchoResult,
     ObjectFile,
@@ -45,200 +34,13 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 """Called with (objects answered so far, objects in all)."""
 
+DEFAULT_TIMEOUTS = Timeouts()
+
 MAX_CONTEXTS = 128
 """Presentation contexts of one association: odd numbers 1..255 (PS3.8 9.3.2.2)."""
 
 _QUERY_LIMIT_S = 60.0
 _RELEASE_MARGIN_S = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    """Why an association could not be used, or ended early."""
-
-    kind: OutcomeKind
-    detail: str
-
-    def outcome(self, sop_instance_uid: str) -> Outcome:
-        return Outcome(sop_instance_uid, self.kind, None, self.detail)
-
-
-class _Watchdog:
-    """Drops the connection of one association when nothing moves any more.
-
-    Parameters
-    ----------
-    progress_timeout
-        Seconds without a byte sent, acknowledged or received.
-    overall_timeout
-        Seconds for the whole association.
-    """
-
-    def __init__(self, progress_timeout: float, overall_timeout: float) -> None:
-        self.connected = False
-        self.fired: str | None = None
-        self._progress_timeout = progress_timeout
-        self._overall_timeout = overall_timeout
-        self._socket: socket.socket | None = None
-        self._queued = 0
-        self._last = self._start = time.monotonic()
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="dimse-watchdog", daemon=True)
-
-    def handlers(self) -> list[tuple[evt.EventType, Callable[[evt.Event], None]]]:
-        """What to bind to the association."""
-        return [
-            (evt.EVT_CONN_OPEN, self._opened),
-            (evt.EVT_DATA_SENT, self._moved),
-            (evt.EVT_DATA_RECV, self._moved),
-        ]
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _opened(self, event: evt.Event) -> None:
-        transport = event.assoc.dul.socket
-        connection = transport.socket if transport is not None else None
-        if connection is not None:
-            # Command and data set are sent apart; without this each object waits for a delayed ACK (40 ms).
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            milliseconds = int(self._progress_timeout * 1000)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
-        self._socket = connection
-        self.connected = True
-        self._last = time.monotonic()
-
-    def _moved(self, _event: evt.Event) -> None:
-        self._last = time.monotonic()
-
-    def _run(self) -> None:
-        pause = min(0.5, self._progress_timeout / 4)
-        while not self._done.wait(pause):
-            if self._drained_some():
-                self._last = time.monotonic()
-            now = time.monotonic()
-            if now - self._last > self._progress_timeout:
-                self.fired = f"no progress for {self._progress_timeout:.0f} s; the connection was dropped"
-            elif now - self._start > self._overall_timeout:
-                self.fired = f"not finished in {self._overall_timeout:.0f} s; the connection was dropped"
-            if self.fired:
-                self._drop()
-                return
-
-    def _drained_some(self) -> bool:
-        """Whether the peer acknowledged bytes that waited in the kernel (a slow line is not a dead one)."""
-        if self._socket is None:
-            return False
-        try:
-            answer = fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, struct.pack("i", 0))
-        except (OSError, ValueError):  # closed meanwhile
-            return False
-        before, self._queued = self._queued, struct.unpack("i", answer)[0]
-        return self._queued != before
-
-    def _drop(self) -> None:
-        """Wake every thread that waits on the socket; reset instead of lingering when it is closed."""
-        if self._socket is None:
-            return
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            logger.debug("the connection was closed already")
-
-
-class _Link:
-    """One watched association, released or aborted on exit.
-
-    Attributes
-    ----------
-    association
-        Established, or None: then `failure` says why.
-    failure
-        None while the association can be used.
-    """
-
-    def __init__(
-        self, peer: DimseDestination, contexts: Sequence[PresentationContext], overall_timeout: float
-    ) -> None:
-        self.failure: _Failure | None = None
-        self.association: Association | None = None
-        self._peer = peer
-        self._contexts = contexts
-        self._watchdog = _Watchdog(peer.progress_timeout, overall_timeout)
-
-    def __enter__(self) -> Self:
-        peer = self._peer
-        entity = AE(ae_title=peer.calling_ae)
-        entity.connection_timeout = peer.connect_timeout
-        entity.acse_timeout = peer.association_timeout
-        entity.dimse_timeout = peer.object_timeout
-        entity.network_timeout = peer.object_timeout
-        self._watchdog.start()
-        try:
-            association = entity.associate(
-                peer.host,
-                peer.port,
-                contexts=list(self._contexts),
-                ae_title=peer.called_ae,
-                max_pdu=peer.max_pdu,
-                evt_handlers=self._watchdog.handlers(),  # type: ignore[arg-type]  # invariant list
-            )
-        except OSError as error:  # the host name can't be resolved
-            sentence = f"the host can't be found ({error.strerror or type(error).__name__})"
-            self.failure = _Failure(OutcomeKind.TRANSIENT, sentence)
-            self._watchdog.stop()
-            return self
-        self.association = association
-        if not association.is_established:
-            self.failure = self._explain(association)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        association = self.association
-        if association is not None:
-            if association.is_established and kind is None:
-                association.release()
-            elif association.is_established:
-                association.abort()
-            self._watchdog.stop()
-
-    def refused_all(self) -> bool:
-        """Whether the peer accepted the association but none of its contexts."""
-        association = self.association
-        return (
-            association is not None
-            and not association.is_established
-            and bool(association.rejected_contexts)
-            and not association.accepted_contexts
-        )
-
-    def broken(self) -> _Failure:
-        """Why the association ended while an answer was awaited."""
-        sentence = self._watchdog.fired or "the connection ended before the answer"
-        self.failure = _Failure(OutcomeKind.TRANSIENT, sentence)
-        return self.failure
-
-    def _explain(self, association: Association) -> _Failure:
-        if self._watchdog.fired:
-            return _Failure(OutcomeKind.TRANSIENT, self._watchdog.fired)
-        if not self._watchdog.connected:
-            return _Failure(OutcomeKind.TRANSIENT, "the connection was refused or timed out")
-        if association.is_rejected:
-            answer = association.acceptor.primitive
-            permanent = answer is not None and answer.result == 1
-            kind = OutcomeKind.PERMANENT if permanent else OutcomeKind.TRANSIENT
-            reason = answer.reason_str if answer is not None else "no reason"
-            return _Failure(kind, f"the association was rejected ({kind}): {reason}")
-        if self.refused_all():
-            return _Failure(OutcomeKind.PERMANENT, "the peer accepted no presentation context")
-        return _Failure(OutcomeKind.TRANSIENT, "the association request was aborted or not answered")
 
 
 class DimseDestination:
@@ -248,18 +50,8 @@ class DimseDestination:
     ----------
     name
         The name in the configuration.
-    host, port
-        Where it listens.
-    called_ae, calling_ae
-        Its AE title and ours, 1 to 16 characters.
-    connect_timeout, association_timeout
-        Seconds for the TCP connection, and for the answer to the association request and to its release.
-    progress_timeout
-        Seconds without a byte sent, acknowledged or received, after which the peer is given up.
-    object_timeout
-        Seconds for one object, however slowly it moves.
-    max_pdu
-        Largest PDU that we accept, bytes; how much we send in one is the peer's choice.
+    host, port, called_ae, calling_ae, timeouts, max_pdu
+        See `Peer`.
     verify
         ``c-find``: `verify` asks by C-FIND at the IMAGE level (Study Root). ``none``: it answers None.
 
@@ -277,30 +69,12 @@ class DimseDestination:
         called_ae: str,
         calling_ae: str,
         *,
-        connect_timeout: float = 10.0,
-        association_timeout: float = 15.0,
-        progress_timeout: float = 30.0,
-        object_timeout: float = 1800.0,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
         max_pdu: int = 131072,
         verify: Literal["c-find", "none"] = "c-find",
     ) -> None:
-        for title in (called_ae, calling_ae):
-            if not (0 < len(title.strip()) <= 16 and title.isascii() and title.isprintable()):
-                raise ValueError("an AE title has 1 to 16 printable ASCII characters")
-            if "\\" in title:
-                raise ValueError("an AE title has no backslash")
-        if not 0 < port < 65536:
-            raise ValueError(f"port {port} is not in 1..65535")
         self.name = name
-        self.host = host
-        self.port = port
-        self.called_ae = called_ae
-        self.calling_ae = calling_ae
-        self.connect_timeout = connect_timeout
-        self.association_timeout = association_timeout
-        self.progress_timeout = progress_timeout
-        self.object_timeout = object_timeout
-        self.max_pdu = max_pdu
+        self.peer = Peer(host, port, called_ae, calling_ae, timeouts, max_pdu)
         self._verifies = verify == "c-find"
 
     def send(self, paths: Sequence[Path], progress: Progress | None = None) -> tuple[Outcome, ...]:
@@ -322,28 +96,28 @@ class DimseDestination:
                 files[index] = ObjectFile.read(path)
             except UnreadableFileError as error:
                 outcomes[index] = error.outcome()
-        failure: _Failure | None = None
+        failure: Failure | None = None
         for batch in _batches(files):
             for index, outcome in self._send_batch(batch, failure):
                 outcomes[index] = outcome
                 if progress is not None:
                     progress(len(outcomes), len(paths))
                 if outcome.status is None and outcome.kind is OutcomeKind.TRANSIENT:
-                    failure = _Failure(outcome.kind, outcome.detail)
+                    failure = Failure(outcome.kind, outcome.detail)
         self._log(outcomes)
         return tuple(outcomes[index] for index in range(len(paths)))
 
     def _send_batch(
-        self, batch: dict[int, ObjectFile], failure: _Failure | None
+        self, batch: dict[int, ObjectFile], failure: Failure | None
     ) -> Iterator[tuple[int, Outcome]]:
         """Yield the outcome of each file of one association; after `failure` there is nothing to try."""
         if failure is not None:
             yield from ((index, failure.outcome(file.sop_instance_uid)) for index, file in batch.items())
             return
-        limit = self.object_timeout * len(batch) + _RELEASE_MARGIN_S
+        limit = self.peer.timeouts.object * len(batch) + _RELEASE_MARGIN_S
         pairs = {pair for file in batch.values() for pair in _pairs(file)}
         contexts = [build_context(*pair) for pair in sorted(pairs)]
-        with _Link(self, contexts, limit) as link:
+        with Link(self.peer, contexts, limit) as link:
             for number, (index, file) in enumerate(batch.items()):
                 if link.refused_all():
                     yield index, _no_context(file)
@@ -361,7 +135,7 @@ class DimseDestination:
     def echo(self) -> EchoResult:
         """Send a C-ECHO."""
         start = time.monotonic()
-        with _Link(self, [build_context(Verification)], _QUERY_LIMIT_S) as link:
+        with Link(self.peer, [build_context(Verification)], _QUERY_LIMIT_S) as link:
             if link.failure is not None or link.association is None:
                 detail = (link.failure or link.broken()).detail
                 return EchoResult(False, time.monotonic() - start, detail)
@@ -381,7 +155,7 @@ class DimseDestination:
         if not self._verifies or not objects:
             return found
         model = build_context(StudyRootQueryRetrieveInformationModelFind)
-        with _Link(self, [model], _QUERY_LIMIT_S) as link:
+        with Link(self.peer, [model], _QUERY_LIMIT_S) as link:
             for item in objects:
                 if link.failure is not None or link.association is None:
                     break
@@ -421,7 +195,7 @@ def _no_context(file: ObjectFile) -> Outcome:
     return Outcome(file.sop_instance_uid, OutcomeKind.PERMANENT, None, detail)
 
 
-def _store(link: _Link, association: Association, file: ObjectFile, number: int) -> Outcome:
+def _store(link: Link, association: Association, file: ObjectFile, number: int) -> Outcome:
     """Send one file over an established association."""
     accepted = {
         (context.abstract_syntax, context.transfer_syntax[0]) for context in association.accepted_contexts
@@ -445,7 +219,7 @@ def _store(link: _Link, association: Association, file: ObjectFile, number: int)
     return outcome_of_status(file.sop_instance_uid, int(status))
 
 
-def _find(link: _Link, association: Association, item: ObjectRef) -> bool | None:
+def _find(link: Link, association: Association, item: ObjectRef) -> bool | None:
     """Ask for one object; None where the answer is not clear."""
     query = Dataset()
     query.QueryRetrieveLevel = "IMAGE"

@@ -1,0 +1,296 @@
+"""One outgoing association that can't hang.
+
+pynetdicom has no deadline on a blocked send (a stopped peer held it for more than 90 s), so every
+association here is watched: a thread closes the socket when no byte moved for `Timeouts.progress` seconds, in
+either direction, or when the whole association is over its limit.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import socket
+import ssl
+import struct
+import termios
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from pynetdicom import AE, evt
+from pynetdicom.association import Association
+from pynetdicom.presentation import PresentationContext
+from pynetdicom.transport import AddressInformation, AssociationSocket
+
+from pacs_node.destinations import Outcome, OutcomeKind
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long we wait for a peer, seconds.
+
+    Parameters
+    ----------
+    connect
+        For the TCP connection.
+    association
+        For the answer to the association request, and to its release.
+    progress
+        Without a byte sent, acknowledged or received, after which the peer is given up.
+    object
+        For one object, however slowly it moves.
+    """
+
+    connect: float = 10.0
+    association: float = 15.0
+    progress: float = 30.0
+    object: float = 1800.0
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A DICOM application entity.
+
+    Parameters
+    ----------
+    host, port
+        Where it listens.
+    called_ae, calling_ae
+        Its AE title and ours, 1 to 16 characters (PS3.5 6.2, VR AE).
+    timeouts
+        How long we wait for it.
+    max_pdu
+        Largest PDU that we accept, bytes; how much we send in one is the peer's choice.
+
+    Raises
+    ------
+    ValueError
+        An AE title or the port is not valid.
+    """
+
+    host: str
+    port: int
+    called_ae: str
+    calling_ae: str
+    timeouts: Timeouts = Timeouts()
+    max_pdu: int = 131072
+
+    def __post_init__(self) -> None:
+        for title in (self.called_ae, self.calling_ae):
+            if not title.strip() or len(title) > 16 or not title.isascii() or not title.isprintable():
+                raise ValueError("an AE title has 1 to 16 printable ASCII characters")
+            if "\\" in title:
+                raise ValueError("an AE title has no backslash")
+        if not 0 < self.port < 65536:
+            raise ValueError(f"port {self.port} is not in 1..65535")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an association could not be used, or ended early."""
+
+    kind: OutcomeKind
+    detail: str
+
+    def outcome(self, sop_instance_uid: str) -> Outcome:
+        """The outcome for an object that could not be sent."""
+        return Outcome(sop_instance_uid, self.kind, None, self.detail)
+
+
+class _Watchdog:
+    """Drops the connection of one association when nothing moves any more.
+
+    Parameters
+    ----------
+    progress_timeout
+        Seconds without a byte sent, acknowledged or received.
+    overall_timeout
+        Seconds for the whole association.
+    """
+
+    def __init__(self, progress_timeout: float, overall_timeout: float) -> None:
+        self.connected = False
+        self.fired: str | None = None
+        self._progress_timeout = progress_timeout
+        self._overall_timeout = overall_timeout
+        self._socket: socket.socket | None = None
+        self._queued = 0
+        self._last = self._start = time.monotonic()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="dimse-watchdog", daemon=True)
+
+    def handlers(self) -> list[tuple[evt.EventType, Callable[[evt.Event], None]]]:
+        """What to bind to the association."""
+        return [
+            (evt.EVT_CONN_OPEN, self._opened),
+            (evt.EVT_DATA_SENT, self._moved),
+            (evt.EVT_DATA_RECV, self._moved),
+        ]
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._done.set()
+        self._thread.join()
+        if self._socket is not None:
+            self._socket.close()  # pynetdicom forgets to where the connection was refused
+
+    def watch(self, connection: socket.socket) -> None:
+        """Take the socket of the association, not yet connected."""
+        # Command and data set are sent apart; without this each object waits for a delayed ACK (40 ms).
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        milliseconds = int(self._progress_timeout * 1000)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        self._socket = connection
+
+    def _opened(self, _event: evt.Event) -> None:
+        self.connected = True
+        self._last = time.monotonic()
+
+    def _moved(self, _event: evt.Event) -> None:
+        self._last = time.monotonic()
+
+    def _run(self) -> None:
+        pause = min(0.5, self._progress_timeout / 4)
+        while not self._done.wait(pause):
+            if self._drained_some():
+                self._last = time.monotonic()
+            now = time.monotonic()
+            if now - self._last > self._progress_timeout:
+                self.fired = f"no progress for {self._progress_timeout:.0f} s; the connection was dropped"
+            elif now - self._start > self._overall_timeout:
+                self.fired = f"not finished in {self._overall_timeout:.0f} s; the connection was dropped"
+            if self.fired:
+                self._drop()
+                return
+
+    def _drained_some(self) -> bool:
+        """Whether the peer acknowledged bytes that waited in the kernel (a slow line is not a dead one)."""
+        if self._socket is None:
+            return False
+        try:
+            answer = fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, struct.pack("i", 0))
+        except (OSError, ValueError):  # closed meanwhile
+            return False
+        before, self._queued = self._queued, struct.unpack("i", answer)[0]
+        return self._queued != before
+
+    def _drop(self) -> None:
+        """Wake every thread that waits on the socket; reset instead of lingering when it is closed."""
+        if self._socket is None:
+            return
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            logger.debug("the connection was closed already")
+
+
+class _Entity(AE):
+    """An AE whose socket is watched from before it connects."""
+
+    def __init__(self, ae_title: str, watchdog: _Watchdog) -> None:
+        super().__init__(ae_title)
+        self._watchdog = watchdog
+
+    def _create_socket(
+        self, assoc: Association, address: AddressInformation, tls_args: tuple[ssl.SSLContext, str] | None
+    ) -> AssociationSocket:
+        transport = super()._create_socket(assoc, address, tls_args)
+        if transport.socket is not None:
+            self._watchdog.watch(transport.socket)
+        return transport
+
+
+class Link:
+    """One watched association, released or aborted on exit.
+
+    Attributes
+    ----------
+    association
+        Established, or None: then `failure` says why.
+    failure
+        None while the association can be used.
+    """
+
+    def __init__(self, peer: Peer, contexts: Sequence[PresentationContext], overall_timeout: float) -> None:
+        self.failure: Failure | None = None
+        self.association: Association | None = None
+        self._peer = peer
+        self._contexts = contexts
+        self._watchdog = _Watchdog(peer.timeouts.progress, overall_timeout)
+
+    def __enter__(self) -> Self:
+        peer = self._peer
+        entity = _Entity(peer.calling_ae, self._watchdog)
+        entity.connection_timeout = peer.timeouts.connect
+        entity.acse_timeout = peer.timeouts.association
+        entity.dimse_timeout = peer.timeouts.object
+        entity.network_timeout = peer.timeouts.object
+        self._watchdog.start()
+        try:
+            association = entity.associate(
+                peer.host,
+                peer.port,
+                contexts=list(self._contexts),
+                ae_title=peer.called_ae,
+                max_pdu=peer.max_pdu,
+                evt_handlers=self._watchdog.handlers(),  # type: ignore[arg-type]  # invariant list
+            )
+        except OSError as error:  # the host name can't be resolved
+            sentence = f"the host can't be found ({error.strerror or type(error).__name__})"
+            self.failure = Failure(OutcomeKind.TRANSIENT, sentence)
+            self._watchdog.stop()
+            return self
+        self.association = association
+        if not association.is_established:
+            self.failure = self._explain(association)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        association = self.association
+        if association is not None:
+            if association.is_established and kind is None:
+                association.release()
+            elif association.is_established:
+                association.abort()
+            self._watchdog.stop()
+
+    def refused_all(self) -> bool:
+        """Whether the peer accepted the association but none of its contexts."""
+        association = self.association
+        return (
+            association is not None
+            and not association.is_established
+            and bool(association.rejected_contexts)
+            and not association.accepted_contexts
+        )
+
+    def broken(self) -> Failure:
+        """Why the association ended while an answer was awaited."""
+        sentence = self._watchdog.fired or "the connection ended before the answer"
+        self.failure = Failure(OutcomeKind.TRANSIENT, sentence)
+        return self.failure
+
+    def _explain(self, association: Association) -> Failure:
+        if self._watchdog.fired:
+            return Failure(OutcomeKind.TRANSIENT, self._watchdog.fired)
+        if not self._watchdog.connected:
+            return Failure(OutcomeKind.TRANSIENT, "the connection was refused or timed out")
+        if association.is_rejected:
+            answer = association.acceptor.primitive
+            permanent = answer is not None and answer.result == 1
+            kind = OutcomeKind.PERMANENT if permanent else OutcomeKind.TRANSIENT
+            reason = answer.reason_str if answer is not None else "no reason"
+            return Failure(kind, f"the association was rejected ({kind}): {reason}")
+        if self.refused_all():
+            return Failure(OutcomeKind.PERMANENT, "the peer accepted no presentation context")
+        return Failure(OutcomeKind.TRANSIENT, "the association request was aborted or not answered")
