@@ -1,0 +1,110 @@
+"""The append-only, hash-chained record of what happened. Event names and codes: PS3.15 A.5.3.
+
+Rows name studies, series, instances and jobs by UID or number, never patients.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import datetime
+from enum import Enum
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from pacs_node.db import AuditEvent
+
+GENESIS = "0" * 64
+
+
+class Event(Enum):
+    """What is recorded: our name and the DCM code of the audit message it belongs to."""
+
+    NODE_STARTED = ("node started", "110120")
+    NODE_STOPPED = ("node stopped", "110121")
+    ASSOCIATION_REFUSED = ("association refused", "110113")
+    INSTANCE_REFUSED = ("instance refused", "110104")
+    INSTANCE_CONFLICT = ("instance conflict", "110104")
+    SERIES_ARRIVED = ("series arrived", "110104")
+    SERIES_CHANGED = ("series", "110104")
+    JOB_CREATED = ("job created", "110103")
+    JOB_CHANGED = ("job", "110103")
+    DELIVERY_CREATED = ("delivery created", "110102")
+    DELIVERY_CHANGED = ("delivery", "110104")
+    IMAGES_REMOVED = ("images removed", "110105")
+    RESULTS_REMOVED = ("results removed", "110105")
+
+
+class Outcome(Enum):
+    """EventOutcomeIndicator of PS3.15 A.5.2."""
+
+    SUCCESS = 0
+    MINOR_FAILURE = 4
+    SERIOUS_FAILURE = 8
+
+
+def record(
+    session: Session,
+    event: Event,
+    *,
+    at: datetime,
+    actor: str,
+    study_uid: str | None = None,
+    outcome: Outcome = Outcome.SUCCESS,
+    **objects: Any,
+) -> None:
+    """Append one event inside the caller's write transaction.
+
+    Parameters
+    ----------
+    session
+        Of `Database.write`: the write lock makes the chain linear.
+    actor
+        The part of the node or the user.
+    **objects
+        JSON values: UIDs, numbers, states, reasons; no patient data.
+    """
+    last = session.execute(select(AuditEvent).order_by(AuditEvent.seq.desc()).limit(1)).scalar_one_or_none()
+    row = AuditEvent(
+        seq=1 if last is None else last.seq + 1,
+        at=at,
+        actor=actor,
+        event=event.value[0],
+        code=event.value[1],
+        outcome=outcome.value,
+        study_uid=study_uid,
+        objects={key: value for key, value in objects.items() if value is not None},
+        previous_hash=GENESIS if last is None else last.hash,
+    )
+    row.hash = row_hash(row)
+    session.add(row)
+    session.flush()
+
+
+def row_hash(row: AuditEvent) -> str:
+    """SHA-256 over the row's content and the hash of the row before it."""
+    content = [
+        row.seq,
+        row.at.isoformat(),
+        row.actor,
+        row.event,
+        row.code,
+        row.outcome,
+        row.study_uid,
+        row.objects,
+        row.previous_hash,
+    ]
+    encoded = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(encoded.encode("ascii")).hexdigest()
+
+
+def first_bad_row(session: Session) -> int | None:
+    """Return the sequence number of the first row that doesn't fit the chain, None if all fit."""
+    previous, expected = GENESIS, 1
+    for row in session.execute(select(AuditEvent).order_by(AuditEvent.seq)).scalars():
+        if row.seq != expected or row.previous_hash != previous or row.hash != row_hash(row):
+            return expected
+        previous, expected = row.hash, expected + 1
+    return None

@@ -1,0 +1,336 @@
+"""The settings, each declared once: type, default, limits and the sentence that explains it.
+
+``pacs-node init`` writes its commented file from these declarations, so the file, the checks and
+``docs/configuration.md`` can't differ.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+from pacs_node.errors import ConfigurationError
+
+
+def _ae_title(value: str) -> str:
+    """PS3.5 6.2 AE: up to 16 characters, no backslash or control character, not only spaces."""
+    if (
+        not value.strip()
+        or len(value) > 16
+        or "\\" in value
+        or not value.isascii()
+        or not value.isprintable()
+    ):
+        raise ValueError("an AE title has 1 to 16 printable ASCII characters and no backslash")
+    return value.strip()
+
+
+AETitle = Annotated[str, AfterValidator(_ae_title)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class ListenerSettings(_Section):
+    """The DICOM listener: where the PACS sends its studies."""
+
+    ae_title: AETitle = Field("CTNODE", description="AE title that the PACS calls.")
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 means every interface.")
+    port: Port = Field(11112, description="TCP port to listen on.")
+    allow_plaintext: bool = Field(
+        False,
+        description="Patient data cross the network unencrypted: must be set to listen beyond loopback "
+        "(this version speaks no TLS; put the node on a protected network).",
+    )
+    max_associations: int = Field(
+        32, ge=1, le=1000, description="Simultaneous associations; more are rejected as transient."
+    )
+    max_pdu_bytes: int = Field(
+        131072, ge=4096, le=1048576, description="Largest PDU that is offered to peers."
+    )
+    acse_timeout_seconds: Seconds = Field(30.0, description="For an association request or release.")
+    dimse_timeout_seconds: Seconds = Field(30.0, description="For the next message of an operation.")
+    network_timeout_seconds: Seconds = Field(
+        60.0, description="An idle association is aborted after this time."
+    )
+
+    @model_validator(mode="after")
+    def _plaintext_is_a_decision(self) -> ListenerSettings:
+        if not _is_loopback(self.host) and not self.allow_plaintext:
+            raise ValueError(
+                f"host {self.host!r} is reachable from outside and this version speaks no TLS: "
+                'set allow_plaintext = true if the network is protected, or host = "127.0.0.1"'
+            )
+        return self
+
+
+def _network(value: str) -> str:
+    try:
+        return str(ipaddress.ip_network(value))
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; write an address such as 10.1.2.3 or a network such as 10.1.2.0/24"
+        ) from None
+
+
+class Caller(_Section):
+    """One peer that may send. Everybody else is refused."""
+
+    ae_title: AETitle = Field(description="Calling AE title of the sender.")
+    address: Annotated[str, AfterValidator(_network)] = Field(
+        description="Address or network of the sender, e.g. 10.1.2.3 or 10.1.2.0/24."
+    )
+
+    def admits(self, ae_title: str, address: str) -> bool:
+        """Whether an association request with this calling AE title from this address is welcome."""
+        return ae_title == self.ae_title and ipaddress.ip_address(address) in ipaddress.ip_network(
+            self.address
+        )
+
+
+class CompletenessSettings(_Section):
+    """When a series counts as complete; DICOM has no message for it."""
+
+    settle_seconds: Seconds = Field(
+        10.0,
+        description="Silence after which a series without gaps, its associations released, is closed.",
+    )
+    quiet_seconds: Seconds = Field(
+        60.0, description="Any other series closes after this silence; refusals wait for it too."
+    )
+
+    @model_validator(mode="after")
+    def _quiet_is_longer(self) -> CompletenessSettings:
+        if self.quiet_seconds < self.settle_seconds:
+            raise ValueError(f"quiet_seconds must be at least settle_seconds ({self.settle_seconds:g})")
+        return self
+
+
+class PipelineSettings(_Section):
+    """What analyses the series."""
+
+    profile: str = Field("classical", description="Model cards to use.")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="Where the computation runs.")
+    engine: Literal["process", "in-process"] = Field(
+        "process", description="process: in a child that may die without harm; in-process: for debugging."
+    )
+    timeout_seconds: Seconds = Field(
+        1800.0, description="An analysis that takes longer is stopped and counts as failed."
+    )
+    max_attempts: int = Field(
+        3,
+        ge=1,
+        le=20,
+        description="Failed attempts before a study ends as failed with a report that says so.",
+    )
+    threads: int = Field(0, ge=0, le=256, description="Threads for computation; 0 lets the libraries choose.")
+
+
+class StorageSettings(_Section):
+    """Where images, results and the database live."""
+
+    directory: str = Field(
+        "pacs-node-data", description="Directory; relative to this file. Made on first start, mode 0700."
+    )
+    database_url: str = Field("", description="SQLAlchemy URL; empty means SQLite in the directory.")
+    reserve_mb: int = Field(
+        5120, ge=1, description="Below this free space the listener answers A700 (out of resources)."
+    )
+
+
+class _DestinationBase(_Section):
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$", description="Short name, used in commands and the page."
+    )
+    send: tuple[Literal["seg", "sr"], ...] = Field(
+        ("seg", "sr"), strict=False, min_length=1, description="Results that go there."
+    )
+
+
+class DicomDestination(_DestinationBase):
+    """A peer that receives results by C-STORE."""
+
+    kind: Literal["dicom"] = Field("dicom", description="C-STORE.")
+    host: str = Field(min_length=1, description="Host name or address.")
+    port: Port = Field(description="TCP port.")
+    ae_title: AETitle = Field(description="Called AE title.")
+    calling_ae_title: AETitle | None = Field(
+        None, description="Ours towards this peer; absent means the listener's."
+    )
+    verify: Literal["c-find", "none"] = Field("c-find", description="How arrival is proved.")
+
+
+class DicomWebDestination(_DestinationBase):
+    """A peer that receives results by STOW-RS."""
+
+    kind: Literal["dicomweb"] = Field(description="STOW-RS.")
+    url: str = Field(pattern=r"^https?://", description="DICOMweb root, e.g. https://pacs.example/dicom-web.")
+    user: str | None = Field(None, description="For HTTP basic authentication.")
+    password_file: str | None = Field(
+        None, description="File that holds the password; no secret stands in this file."
+    )
+    ca_file: str | None = Field(
+        None, description="Certificate authority to trust; absent means the system's."
+    )
+    verify: Literal["qido", "none"] = Field("qido", description="How arrival is proved.")
+
+
+DestinationSettings = Annotated[DicomDestination | DicomWebDestination, Field(discriminator="kind")]
+
+
+class DeliverySettings(_Section):
+    """How results are sent again when a peer is away."""
+
+    retry_first_seconds: Seconds = Field(
+        30.0, description="Longest wait before the first repetition; doubles each time, with jitter."
+    )
+    retry_longest_seconds: Seconds = Field(3600.0, description="Longest wait between repetitions.")
+    give_up_hours: Seconds = Field(
+        72.0, description="After this time a delivery ends as failed and waits for an operator."
+    )
+    timeout_seconds: Seconds = Field(
+        30.0, description="A peer that makes no progress for this long is abandoned."
+    )
+
+
+class WebSettings(_Section):
+    """The administrator's page."""
+
+    enabled: bool = Field(True, description="Serve the page.")
+    host: str = Field(
+        "127.0.0.1",
+        description="Loopback only: this version has no accounts; use an SSH tunnel from elsewhere.",
+    )
+    port: Port = Field(8080, description="TCP port.")
+
+    @model_validator(mode="after")
+    def _loopback_only(self) -> WebSettings:
+        if not _is_loopback(self.host):
+            raise ValueError(f"host {self.host!r} is refused: the page has no accounts yet; use 127.0.0.1")
+        return self
+
+
+class RetentionSettings(_Section):
+    """What is removed when. Nothing undelivered or unverified is ever removed."""
+
+    images_days: float = Field(
+        30.0, ge=0, description="Received images of finished studies; 0 keeps them for ever."
+    )
+    results_days: float = Field(0.0, ge=0, description="Delivered results; 0 keeps them for ever.")
+
+
+class Settings(_Section):
+    """The whole configuration."""
+
+    listener: ListenerSettings = Field(default_factory=ListenerSettings)
+    callers: tuple[Caller, ...] = Field((), strict=False)
+    completeness: CompletenessSettings = Field(default_factory=CompletenessSettings)
+    pipeline: PipelineSettings = Field(default_factory=PipelineSettings)
+    storage: StorageSettings = Field(default_factory=StorageSettings)
+    destinations: tuple[DestinationSettings, ...] = Field((), strict=False)
+    delivery: DeliverySettings = Field(default_factory=DeliverySettings)
+    web: WebSettings = Field(default_factory=WebSettings)
+    retention: RetentionSettings = Field(default_factory=RetentionSettings)
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Settings:
+        names = [destination.name for destination in self.destinations]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"destinations: the name {twice[0]!r} is used twice; each needs its own")
+        return self
+
+
+def load_settings(path: Path) -> Settings:
+    """Read and check a configuration file.
+
+    Parameters
+    ----------
+    path
+        TOML file. Relative paths in it are taken relative to its folder.
+
+    Raises
+    ------
+    ConfigurationError
+        With one line for each problem: key, value, and what would be right.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigurationError(f"{path}: no such file; `pacs-node init` writes one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: can't be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{path}: not valid TOML: {error}") from None
+    return parse_settings(raw, base=path.parent, source=str(path))
+
+
+def parse_settings(raw: dict[str, Any], *, base: Path, source: str = "configuration") -> Settings:
+    """Check settings that were read from TOML; see `load_settings`."""
+    try:
+        settings = Settings.model_validate(raw)
+    except ValidationError as error:
+        lines = [f"{source}: {_explain(detail)}" for detail in error.errors()]
+        raise ConfigurationError("\n".join(lines)) from None
+    directory = (base / settings.storage.directory).absolute()
+    storage = settings.storage.model_copy(update={"directory": str(directory)})
+    return settings.model_copy(update={"storage": storage})
+
+
+def _explain(detail: ErrorDetails) -> str:
+    """One problem as `key = value: what would be right`."""
+    location = [part for part in detail["loc"] if part not in {"dicom", "dicomweb"}]
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    message = detail["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    if detail["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(location[-1]), _keys_beside(location), n=1)
+        hint = (
+            f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(_keys_beside(location))}"
+        )
+        return f"{key}: unknown key{hint}"
+    if detail["type"] == "missing":
+        return f"{key}: is required and missing"
+    value = detail["input"]
+    shown = "" if isinstance(value, dict) else f" = {value!r}"
+    return f"{key or 'settings'}{shown}: {message}"
+
+
+def _keys_beside(location: list[str | int]) -> list[str]:
+    """Names that would be valid where an unknown key stands."""
+    if len(location) == 1:
+        return list(Settings.model_fields)
+    section = str(location[0])
+    models: dict[str, list[type[BaseModel]]] = {
+        "callers": [Caller],
+        "destinations": list(get_args(get_args(DestinationSettings)[0])),
+    }
+    field = Settings.model_fields.get(section)
+    if section not in models and field is not None and isinstance(field.annotation, type):
+        models[section] = [field.annotation]
+    return sorted({name for model in models.get(section, []) for name in model.model_fields})

@@ -1,0 +1,103 @@
+"""Writes the commented configuration file from the declarations in `config`."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from pydantic import BaseModel, TypeAdapter
+
+from pacs_node.config import Caller, DicomDestination, DicomWebDestination, Settings
+
+
+def render_settings(
+    *,
+    callers: list[Caller] | None = None,
+    destinations: list[DicomDestination | DicomWebDestination] | None = None,
+    overrides: dict[str, dict[str, Any]] | None = None,
+) -> str:
+    """Return a commented TOML file with every setting, its default and its explanation.
+
+    Parameters
+    ----------
+    callers, destinations
+        Tables to write; with none, a commented example is written.
+    overrides
+        Values other than the defaults: section name -> key -> value.
+    """
+    lines = [
+        "# pacs-node configuration. Every setting stands here with its default.",
+        "# Research software, not a medical device: results are not for primary diagnosis.",
+        "",
+    ]
+    for section, field in Settings.model_fields.items():
+        if section == "callers":
+            lines += _render_tables("callers", [Caller], list(callers or []))
+        elif section == "destinations":
+            models: list[type[BaseModel]] = [DicomDestination, DicomWebDestination]
+            lines += _render_tables("destinations", models, list(destinations or []))
+        else:
+            model = field.annotation
+            if not (
+                isinstance(model, type) and issubclass(model, BaseModel)
+            ):  # pragma: no cover - a programming error
+                raise TypeError(section)
+            changed = (overrides or {}).get(section, {})
+            lines += [f"# {_first_line(model)}", f"[{section}]"]
+            for name, item in model.model_fields.items():
+                lines += [f"# {item.description}", f"{name} = {_toml(changed.get(name, item.default))}"]
+            lines.append("")
+    return "\n".join(lines)
+
+
+_EXAMPLES = {
+    "ae_title": "PACS",
+    "address": "127.0.0.1/32",
+    "name": "pacs",
+    "host": "127.0.0.1",
+    "port": 4242,
+    "url": "https://pacs.example/dicom-web",
+    "user": "node",
+    "password_file": "pacs-password.txt",
+    "ca_file": "ca.pem",
+    "calling_ae_title": "CTNODE",
+}
+
+
+def _render_tables(section: str, models: list[type[BaseModel]], rows: list[Any]) -> list[str]:
+    lines = []
+    for row in rows:
+        lines += [f"# {_first_line(type(row))}", f"[[{section}]]"]
+        values = row.model_dump(mode="json", exclude_none=True)
+        lines += [f"{name} = {_toml(value)}" for name, value in values.items()] + [""]
+    if rows:
+        return lines
+    for model in models:
+        lines += [f"# {_first_line(model)}", f"#[[{section}]]"]
+        for name, item in model.model_fields.items():
+            value = item.default if not item.is_required() and item.default is not None else None
+            shown = (
+                value
+                if value is not None
+                else _EXAMPLES.get(name, get_args(item.annotation)[:1] and get_args(item.annotation)[0])
+            )
+            lines += [f"#{name} = {_toml(shown)}  # {item.description}"]
+        lines.append("")
+    return lines
+
+
+def _first_line(model: type[BaseModel]) -> str:
+    return (model.__doc__ or "").strip().splitlines()[0]
+
+
+_STRING = TypeAdapter(str)
+
+
+def _toml(value: Any) -> str:
+    """A TOML literal for the types that settings use (JSON strings are TOML basic strings)."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return f"{value}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_toml(item) for item in value)}]"
+    return _STRING.dump_json(str(value)).decode()

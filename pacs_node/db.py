@@ -1,0 +1,331 @@
+"""Tables and transactions. SQLite here; every write transaction is ``BEGIN IMMEDIATE``.
+
+Times are UTC. A transaction either reads (`Database.read`) or writes (`Database.write`); a write
+takes the lock at its start, so it never fails half-way because another process was faster.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import (
+    JSON,
+    Connection,
+    DateTime,
+    Dialect,
+    Engine,
+    ForeignKey,
+    Index,
+    String,
+    UniqueConstraint,
+    create_engine,
+    event,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
+from sqlalchemy.types import TypeDecorator
+
+from pacs_node.states import DeliveryState, JobState, SeriesState
+
+BUSY_TIMEOUT_SECONDS = 10
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A timezone-aware datetime, stored as naive UTC (SQLite keeps no zone)."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - signature of the base
+        """Refuse naive values and convert to UTC."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("naive datetime")
+        return value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - signature of the base
+        """Add the zone again."""
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+class Base(DeclarativeBase):
+    """Declarative base of all tables."""
+
+    type_annotation_map = {datetime: UtcDateTime, dict[str, Any]: JSON, str: String}  # noqa: RUF012 - SQLAlchemy reads it
+
+
+class Association(Base):
+    """One DICOM association in which instances arrived."""
+
+    __tablename__ = "association"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    calling_ae: Mapped[str]
+    address: Mapped[str]
+    opened_at: Mapped[datetime]
+    closed_at: Mapped[datetime | None]
+    #: released, aborted or lost (the node stopped meanwhile)
+    ending: Mapped[str | None]
+
+
+class Study(Base):
+    """One study; the patient's identity stands here and nowhere else."""
+
+    __tablename__ = "study"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_uid: Mapped[str] = mapped_column(unique=True)
+    patient_id: Mapped[str] = mapped_column(index=True)
+    patient_name: Mapped[str]
+    accession_number: Mapped[str] = mapped_column(index=True)
+    study_date: Mapped[str]
+    description: Mapped[str]
+    first_received_at: Mapped[datetime] = mapped_column(index=True)
+    series: Mapped[list[Series]] = relationship(back_populates="study", order_by="Series.id")
+
+
+class Series(Base):
+    """One series of a study and what was decided about it."""
+
+    __tablename__ = "series"
+    __table_args__ = (UniqueConstraint("study_id", "series_uid"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id"), index=True)
+    series_uid: Mapped[str] = mapped_column(index=True)
+    modality: Mapped[str]
+    description: Mapped[str]
+    calling_ae: Mapped[str]
+    n_instances: Mapped[int] = mapped_column(default=0)
+    last_received_at: Mapped[datetime]
+    state: Mapped[SeriesState] = mapped_column(String, index=True)
+    #: which signal closed it: settled or quiet
+    closed_by: Mapped[str | None]
+    reason_code: Mapped[str | None]
+    reason: Mapped[str | None]
+    #: place among the suitable series of the study, 0 is the best; None if unsuitable
+    rank: Mapped[int | None]
+    study: Mapped[Study] = relationship(back_populates="series")
+    instances: Mapped[list[Instance]] = relationship(
+        back_populates="series", order_by="Instance.sop_instance_uid"
+    )
+
+
+class Instance(Base):
+    """One received instance. `path` is relative to the storage directory, None once removed by retention."""
+
+    __tablename__ = "instance"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    series_id: Mapped[int] = mapped_column(ForeignKey("series.id"), index=True)
+    association_id: Mapped[int | None] = mapped_column(ForeignKey("association.id"), index=True)
+    sop_instance_uid: Mapped[str] = mapped_column(unique=True)
+    sop_class_uid: Mapped[str]
+    transfer_syntax_uid: Mapped[str]
+    #: of the data set as it was sent
+    sha256: Mapped[str]
+    size: Mapped[int]
+    path: Mapped[str | None]
+    received_at: Mapped[datetime]
+    series: Mapped[Series] = relationship(back_populates="instances")
+
+
+class Conflict(Base):
+    """Other bytes under a SOP Instance UID that was known already. Both are kept."""
+
+    __tablename__ = "conflict"
+    __table_args__ = (UniqueConstraint("instance_id", "sha256"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    instance_id: Mapped[int] = mapped_column(ForeignKey("instance.id"), index=True)
+    transfer_syntax_uid: Mapped[str]
+    sha256: Mapped[str]
+    path: Mapped[str | None]
+    received_at: Mapped[datetime]
+    #: None: not compared yet; True: the same content in another encoding; False: another content
+    same_content: Mapped[bool | None]
+    instance: Mapped[Instance] = relationship()
+
+
+class Job(Base):
+    """One analysis of one series. The unique key makes a re-send find the job that exists."""
+
+    __tablename__ = "job"
+    __table_args__ = (
+        UniqueConstraint("series_id", "input_digest", "pipeline_version", "kind"),
+        Index("job_queue", "state", "id"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    series_id: Mapped[int] = mapped_column(ForeignKey("series.id"), index=True)
+    #: analysis, or refusal: only the report that says why not
+    kind: Mapped[str]
+    input_digest: Mapped[str]
+    pipeline_version: Mapped[str]
+    state: Mapped[JobState] = mapped_column(String)
+    attempts: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[datetime]
+    not_before: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    lease_token: Mapped[str | None]
+    lease_expires_at: Mapped[datetime | None]
+    #: analysed or not_analysed, once succeeded; failed jobs have a report too
+    outcome: Mapped[str | None]
+    reason_code: Mapped[str | None]
+    reason: Mapped[str | None]
+    series: Mapped[Series] = relationship()
+    artifacts: Mapped[list[Artifact]] = relationship(back_populates="job", order_by="Artifact.id")
+
+
+class Artifact(Base):
+    """A file that a job made; `path` is relative to the storage directory."""
+
+    __tablename__ = "artifact"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("job.id"), index=True)
+    #: seg, sr, json, html or png
+    kind: Mapped[str]
+    path: Mapped[str | None]
+    sha256: Mapped[str]
+    #: None where the file is no DICOM object
+    sop_instance_uid: Mapped[str | None] = mapped_column(unique=True)
+    sop_class_uid: Mapped[str | None]
+    series_uid: Mapped[str | None]
+    job: Mapped[Job] = relationship(back_populates="artifacts")
+
+
+class Delivery(Base):
+    """The outbox: one object for one destination, the same bytes at each attempt."""
+
+    __tablename__ = "delivery"
+    __table_args__ = (
+        UniqueConstraint("artifact_id", "destination"),
+        Index("delivery_queue", "destination", "state", "next_attempt_at"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    artifact_id: Mapped[int] = mapped_column(ForeignKey("artifact.id"), index=True)
+    destination: Mapped[str]
+    state: Mapped[DeliveryState] = mapped_column(String)
+    attempts: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[datetime]
+    next_attempt_at: Mapped[datetime]
+    lease_token: Mapped[str | None]
+    lease_expires_at: Mapped[datetime | None]
+    sent_at: Mapped[datetime | None]
+    verified_at: Mapped[datetime | None]
+    #: how often the destination was asked for it since it was sent
+    checks: Mapped[int] = mapped_column(default=0)
+    #: last DIMSE or HTTP status and what it means
+    status: Mapped[str | None]
+    artifact: Mapped[Artifact] = relationship()
+
+
+class AuditEvent(Base):
+    """Append-only, hash-chained record of every transition and access; no patient data, only UIDs."""
+
+    __tablename__ = "audit_event"
+
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
+    actor: Mapped[str]
+    event: Mapped[str]
+    #: DCM code of the event type, PS3.15 A.5.3
+    code: Mapped[str]
+    #: 0 success, 4 minor, 8 serious, 12 major failure (PS3.15 A.5.2)
+    outcome: Mapped[int]
+    study_uid: Mapped[str | None] = mapped_column(index=True)
+    objects: Mapped[dict[str, Any]]
+    previous_hash: Mapped[str]
+    hash: Mapped[str] = mapped_column(unique=True)
+
+
+def journal_mode(sqlite_version: tuple[int, int, int]) -> str:
+    """Return the safe journal mode for a SQLite version.
+
+    WAL is faster, but 3.7.0 to 3.51.2 can corrupt it when writers and checkpoints of several
+    processes meet (sqlite.org/wal.html, "WAL-reset bug"; fixed in 3.44.6, 3.50.7 and 3.51.3).
+    """
+    fixed = sqlite_version >= (3, 51, 3) or (
+        sqlite_version[:2] in {(3, 44), (3, 50)} and sqlite_version[2] >= {44: 6, 50: 7}[sqlite_version[1]]
+    )
+    return "WAL" if fixed else "DELETE"
+
+
+class Database:
+    """Engine and transactions.
+
+    Parameters
+    ----------
+    url
+        SQLAlchemy URL of a SQLite file.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.engine = _make_engine(url)
+        self._writer = self.engine.execution_options(pacs_node_write=True)
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """Open a transaction that sees one state of the database and changes nothing."""
+        with Session(self.engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """Open a transaction that holds the write lock from its start; commits unless an error leaves it."""
+        with Session(self._writer, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def upgrade(self) -> None:
+        """Bring the schema to the newest version."""
+        config = Config()
+        config.set_main_option("script_location", "pacs_node:migrations")
+        config.attributes["engine"] = self._writer
+        command.upgrade(config, "head")
+
+    def check(self) -> str:
+        """Return ``ok`` or what SQLite's quick check found."""
+        with self.read() as session:
+            return str(session.execute(text("PRAGMA quick_check")).scalar_one())
+
+    def dispose(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+
+def sqlite_url(directory: Path) -> str:
+    """URL of the node's own database file."""
+    return f"sqlite:///{directory / 'node.db'}"
+
+
+def _make_engine(url: str) -> Engine:
+    if not url.startswith("sqlite:"):
+        raise ValueError("this version supports sqlite: URLs only")
+    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_SECONDS})
+    mode = journal_mode(sqlite3.sqlite_version_info[:3])
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: sqlite3.Connection, _record: object) -> None:
+        # the driver must not open transactions of its own: we say BEGIN
+        connection.isolation_level = None
+        connection.execute(f"PRAGMA journal_mode={mode}")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        write = connection.get_execution_options().get("pacs_node_write", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    return engine

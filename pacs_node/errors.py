@@ -1,0 +1,32 @@
+"""What can go wrong in the node.
+
+::
+
+    NodeError
+    ├── ConfigurationError     a setting is wrong: key, value, what would be right
+    ├── StaleStateError        somebody else changed the row first (lost lease, cancelled job)
+    ├── OutOfSpaceError        the storage reserve is reached; nothing was written
+    └── UnreadableInstanceError  the data set names no usable study, series or instance
+"""
+
+from __future__ import annotations
+
+
+class NodeError(Exception):
+    """Base of the node's own errors."""
+
+
+class ConfigurationError(NodeError):
+    """The configuration can't be used; one line per problem."""
+
+
+class StaleStateError(NodeError):
+    """A compare-and-set found another state than the caller had seen."""
+
+
+class OutOfSpaceError(NodeError):
+    """Less than the reserve is free."""
+
+
+class UnreadableInstanceError(NodeError):
+    """The identifying attributes of a data set can't be read."""

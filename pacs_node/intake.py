@@ -1,0 +1,307 @@
+"""When a series is complete, and which series of a study is analysed.
+
+DICOM has no "series done". A series closes when the associations that brought it are released, some
+seconds are silent and its slices have no gap (``settled``), or after a longer silence (``quiet``).
+A study is judged once all its series are closed; a late instance opens its series again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from datetime import timedelta
+
+from pydicom import Dataset
+from sqlalchemy import exists, select
+from sqlalchemy.orm import Session
+
+from inference.decode import same_content
+from inference.errors import ReasonCode, UnsuitableSeriesError
+from inference.geometry import has_no_gaps
+from inference.load import read_header
+from inference.select import SeriesVerdict, judge_study
+from pacs_node import MODEL_NAME, jobs, lifecycle
+from pacs_node.clock import Clock, utc_now
+from pacs_node.config import CompletenessSettings
+from pacs_node.db import Association, Conflict, Database, Instance, Job, Series, Study
+from pacs_node.spool import Spool
+from pacs_node.states import JobState, SeriesState
+
+logger = logging.getLogger(__name__)
+
+_ACTOR = "intake"
+
+
+class Intake:
+    """Closes series, judges studies and queues jobs.
+
+    Parameters
+    ----------
+    database, spool
+        Where the node keeps rows and files.
+    settings
+        How long silence must last.
+    pipeline_version
+        Part of a job's key: a new version analyses again when it is asked to.
+    clock
+        Source of time.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        spool: Spool,
+        settings: CompletenessSettings,
+        pipeline_version: str,
+        clock: Clock = utc_now,
+    ) -> None:
+        self._database = database
+        self._spool = spool
+        self._settle = timedelta(seconds=settings.settle_seconds)
+        self._quiet = timedelta(seconds=settings.quiet_seconds)
+        self._pipeline_version = pipeline_version
+        self._clock = clock
+        #: series id -> (instances looked at, slices had no gap)
+        self._looked_at: dict[int, tuple[int, bool]] = {}
+        #: study id -> instances of its series when none of them was suitable
+        self._waiting: dict[int, dict[str, int]] = {}
+
+    def tick(self) -> None:
+        """Do what is due now."""
+        self.close_series()
+        self.judge_studies()
+
+    def close_series(self) -> None:
+        """Move series whose last slice has arrived from ``receiving`` to ``complete``."""
+        silent_since = self._clock() - self._settle
+        with self._database.read() as session:
+            candidates = (
+                session.execute(
+                    select(Series.id).where(
+                        Series.state == SeriesState.RECEIVING, Series.last_received_at <= silent_since
+                    )
+                )
+                .scalars()
+                .all()
+            )
+        for series_id in candidates:
+            self._close(series_id)
+
+    def _close(self, series_id: int) -> None:
+        with self._database.read() as session:
+            series = session.get_one(Series, series_id)
+            signal = self._signal(session, series)
+            seen = series.n_instances
+        if signal is None:
+            return
+        with self._database.write() as session:
+            series = session.get_one(Series, series_id)
+            if series.state is SeriesState.RECEIVING and series.n_instances == seen:
+                self._looked_at.pop(series_id, None)
+                lifecycle.move_series(
+                    session, series, SeriesState.COMPLETE, at=self._clock(), actor=_ACTOR, closed_by=signal
+                )
+
+    def _signal(self, session: Session, series: Series) -> str | None:
+        if self._clock() - series.last_received_at >= self._quiet:
+            return "quiet"
+        still_open = exists().where(
+            Instance.series_id == series.id,
+            Instance.association_id == Association.id,
+            Association.closed_at.is_(None),
+        )
+        if session.execute(select(still_open)).scalar_one():
+            return None
+        known = self._looked_at.get(series.id)
+        if known is None or known[0] != series.n_instances:
+            known = (series.n_instances, self._has_no_gaps(series))
+            self._looked_at[series.id] = known
+        return "settled" if known[1] else None
+
+    def _has_no_gaps(self, series: Series) -> bool:
+        try:
+            return has_no_gaps(self._headers(series))
+        except UnsuitableSeriesError:
+            return False
+
+    def _headers(self, series: Series) -> list[Dataset]:
+        return [
+            read_header(self._spool.absolute(instance.path))
+            for instance in series.instances
+            if instance.path is not None
+        ]
+
+    def judge_studies(self) -> None:
+        """Queue the best series of each study whose series are all closed; name why not for the others."""
+        with self._database.read() as session:
+            receiving = exists().where(Series.study_id == Study.id, Series.state == SeriesState.RECEIVING)
+            complete = exists().where(Series.study_id == Study.id, Series.state == SeriesState.COMPLETE)
+            due = session.execute(select(Study.id).where(complete, ~receiving)).scalars().all()
+        for study_id in due:
+            self._judge(study_id)
+
+    def _judge(self, study_id: int) -> None:
+        with self._database.read() as session:
+            study = session.get_one(Study, study_id)
+            seen = {series.series_uid: series.n_instances for series in study.series}
+            quiet = self._clock() - max(s.last_received_at for s in study.series) >= self._quiet
+        if not quiet and self._waiting.get(study_id) == seen:
+            return
+        self._compare_conflicts(study_id)
+        with self._database.read() as session:
+            verdicts = self._verdicts(session, session.get_one(Study, study_id))
+        if not quiet and not any(verdict.suitable for verdict in verdicts):
+            # a suitable series may still be on its way: no hasty "not analysed"
+            self._waiting[study_id] = seen
+            return
+        self._waiting.pop(study_id, None)
+        with self._database.write() as session:
+            study = session.get_one(Study, study_id)
+            if {series.series_uid: series.n_instances for series in study.series} != seen:
+                return
+            self._decide(session, study, verdicts)
+
+    def _verdicts(self, session: Session, study: Study) -> tuple[SeriesVerdict, ...]:
+        """Verdicts in falling order of suitability; series whose images were removed are left out."""
+        readable: dict[str, Sequence[Dataset]] = {}
+        refused: list[SeriesVerdict] = []
+        for series in study.series:
+            if any(instance.path is None for instance in series.instances):
+                continue
+            earlier = self._refused_before(session, series)
+            if earlier is not None:
+                refused.append(earlier)
+                continue
+            try:
+                readable[series.series_uid] = self._headers(series)
+            except UnsuitableSeriesError as error:
+                refused.append(_refusal(series.series_uid, error.code, error.sentence))
+        return (*judge_study(readable), *refused)
+
+    def _refused_before(self, session: Session, series: Series) -> SeriesVerdict | None:
+        """What is known beyond the headers: conflicting copies, or pixels that were found unsuitable."""
+        differing = (
+            select(Conflict.id)
+            .join(Instance, Conflict.instance_id == Instance.id)
+            .where(Instance.series_id == series.id, Conflict.same_content.is_(False))
+        )
+        if session.execute(differing).first() is not None:
+            sentence = "One SOP Instance UID came with two different contents."
+            return _refusal(series.series_uid, ReasonCode.CONFLICT, sentence)
+        unsuitable = select(Job).where(
+            Job.series_id == series.id,
+            Job.kind == jobs.ANALYSIS,
+            Job.input_digest == jobs.input_digest(series),
+            Job.pipeline_version == self._pipeline_version,
+            Job.outcome == jobs.NOT_ANALYSED,
+            Job.state == JobState.SUCCEEDED,
+        )
+        job = session.execute(unsuitable).scalar_one_or_none()
+        if job is None:
+            return None
+        return _refusal(series.series_uid, ReasonCode(job.reason_code), job.reason or "")
+
+    def _compare_conflicts(self, study_id: int) -> None:
+        """Tell a re-encoded copy from another content under the same SOP Instance UID."""
+        with self._database.read() as session:
+            open_conflicts = (
+                session.execute(
+                    select(Conflict)
+                    .join(Instance, Conflict.instance_id == Instance.id)
+                    .join(Series, Instance.series_id == Series.id)
+                    .where(Series.study_id == study_id, Conflict.same_content.is_(None))
+                )
+                .scalars()
+                .all()
+            )
+            pairs = [(row.id, row.path, row.instance.path) for row in open_conflicts]
+        for conflict_id, path, first_path in pairs:
+            same = False
+            if path is not None and first_path is not None:
+                same = same_content(self._spool.absolute(first_path), self._spool.absolute(path))
+            with self._database.write() as session:
+                session.get_one(Conflict, conflict_id).same_content = same
+
+    def _decide(self, session: Session, study: Study, verdicts: Sequence[SeriesVerdict]) -> None:
+        rows = {series.series_uid: series for series in study.series}
+        suitable = [verdict for verdict in verdicts if verdict.suitable]
+        analysed = any(series.state is SeriesState.QUEUED for series in study.series)
+        for rank, verdict in enumerate(verdicts):
+            series = rows[verdict.series_uid]
+            series.rank = rank if verdict.suitable else None
+            if verdict is not (suitable[0] if suitable else None):
+                self._set_aside(session, series, verdict)
+        if suitable:
+            self._queue(session, rows[suitable[0].series_uid])
+        elif not analysed:
+            self._refuse(session, study, verdicts)
+
+    def _set_aside(self, session: Session, series: Series, verdict: SeriesVerdict) -> None:
+        if series.state not in {SeriesState.COMPLETE, SeriesState.QUEUED}:
+            return
+        code = verdict.code or ReasonCode.NOT_SELECTED
+        now = self._clock()
+        if series.state is SeriesState.QUEUED:
+            jobs.cancel_unfinished(session, series, at=now, actor=_ACTOR, reason="a better series arrived")
+        lifecycle.move_series(
+            session,
+            series,
+            SeriesState.INELIGIBLE,
+            at=now,
+            actor=_ACTOR,
+            reason_code=code.value,
+            reason=verdict.sentence,
+        )
+
+    def _queue(self, session: Session, series: Series) -> None:
+        if series.state not in {SeriesState.COMPLETE, SeriesState.INELIGIBLE}:
+            return
+        now = self._clock()
+        jobs.cancel_unfinished(session, series, at=now, actor=_ACTOR, reason="its instances have changed")
+        jobs.enqueue(
+            session,
+            series,
+            kind=jobs.ANALYSIS,
+            input_digest=jobs.input_digest(series),
+            pipeline_version=self._pipeline_version,
+            at=now,
+            actor=_ACTOR,
+        )
+        lifecycle.move_series(
+            session, series, SeriesState.QUEUED, at=now, actor=_ACTOR, reason_code=None, reason=None
+        )
+
+    def _refuse(self, session: Session, study: Study, verdicts: Sequence[SeriesVerdict]) -> None:
+        """Queue the report that says why the study was not analysed; none about reports of our kind."""
+        foreign = [v for v in verdicts if v.facts.get("manufacturer_model_name") != MODEL_NAME]
+        if not foreign:
+            return
+        rows = {series.series_uid: series for series in study.series}
+        first = min(foreign, key=lambda v: (rows[v.series_uid].modality != "CT", v.series_uid))
+        code, sentence = first.code or ReasonCode.NO_SUITABLE_SERIES, first.sentence
+        if len(foreign) > 1:
+            code = ReasonCode.NO_SUITABLE_SERIES
+            sentence = f"None of the {len(foreign)} series of the study is suitable. First: {first.sentence}"
+        digest = hashlib.sha256()
+        for verdict in sorted(foreign, key=lambda v: v.series_uid):
+            digest.update(
+                f"{verdict.series_uid} {jobs.input_digest(rows[verdict.series_uid])}\n".encode("ascii")
+            )
+        jobs.enqueue(
+            session,
+            rows[first.series_uid],
+            kind=jobs.REFUSAL,
+            input_digest=digest.hexdigest(),
+            pipeline_version=self._pipeline_version,
+            at=self._clock(),
+            actor=_ACTOR,
+            reason_code=code.value,
+            reason=sentence,
+        )
+
+
+def _refusal(series_uid: str, code: ReasonCode, sentence: str) -> SeriesVerdict:
+    return SeriesVerdict(
+        series_uid=series_uid, suitable=False, code=code, sentence=sentence, score=(), facts={}
+    )

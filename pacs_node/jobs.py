@@ -1,0 +1,387 @@
+"""The queue: leases, heartbeats, attempts, and the one transaction that ends a job.
+
+Whoever holds a job's lease token may change it; a worker that stood still and lost its lease finds
+`StaleStateError` instead of overwriting the result of its successor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from threading import Event, Thread
+
+from sqlalchemy import select, update
+from sqlalchemy.engine import CursorResult
+from sqlalchemy.orm import Session
+
+from pacs_node import audit, lifecycle
+from pacs_node.clock import Clock
+from pacs_node.db import Artifact, Database, Delivery, Job, Series
+from pacs_node.errors import StaleStateError
+from pacs_node.states import DeliveryState, JobState, SeriesState
+
+LEASE = timedelta(seconds=30)
+HEARTBEAT_SECONDS = 5.0
+RETRY_WAIT = timedelta(seconds=5)
+
+ANALYSIS = "analysis"
+REFUSAL = "refusal"
+
+ANALYSED = "analysed"
+NOT_ANALYSED = "not_analysed"
+
+
+@dataclass(frozen=True, slots=True)
+class NewArtifact:
+    """A file that a job made; `path` is relative to the storage directory."""
+
+    kind: str
+    path: str
+    sha256: str
+    sop_instance_uid: str | None = None
+    sop_class_uid: str | None = None
+    series_uid: str | None = None
+
+
+def input_digest(series: Series) -> str:
+    """SHA-256 over the instances of a series; the order in which they came doesn't matter."""
+    digest = hashlib.sha256()
+    for instance in sorted(series.instances, key=lambda row: row.sop_instance_uid):
+        digest.update(f"{instance.sop_instance_uid} {instance.sha256}\n".encode("ascii"))
+    return digest.hexdigest()
+
+
+def enqueue(
+    session: Session,
+    series: Series,
+    *,
+    kind: str,
+    input_digest: str,
+    pipeline_version: str,
+    at: datetime,
+    actor: str,
+    reason_code: str | None = None,
+    reason: str | None = None,
+) -> Job | None:
+    """Add a job, or return None if the same work was queued before: a re-send changes nothing."""
+    same = select(Job).where(
+        Job.series_id == series.id,
+        Job.kind == kind,
+        Job.input_digest == input_digest,
+        Job.pipeline_version == pipeline_version,
+    )
+    if session.execute(same).first() is not None:
+        return None
+    job = Job(
+        series=series,
+        kind=kind,
+        input_digest=input_digest,
+        pipeline_version=pipeline_version,
+        state=JobState.QUEUED,
+        attempts=0,
+        created_at=at,
+        not_before=at,
+        reason_code=reason_code,
+        reason=reason,
+    )
+    session.add(job)
+    session.flush()
+    audit.record(
+        session,
+        audit.Event.JOB_CREATED,
+        at=at,
+        actor=actor,
+        study_uid=series.study.study_uid,
+        series_uid=series.series_uid,
+        job=job.id,
+        kind=kind,
+        input_digest=input_digest,
+        pipeline_version=pipeline_version,
+        reason_code=reason_code,
+        reason=reason,
+    )
+    return job
+
+
+def claim(session: Session, *, at: datetime, actor: str) -> tuple[Job, str] | None:
+    """Take the oldest job that is due; return it with the lease token, or None."""
+    due = select(Job).where(Job.state == JobState.QUEUED, Job.not_before <= at).order_by(Job.id).limit(1)
+    job = session.execute(due).scalar_one_or_none()
+    if job is None:
+        return None
+    token = uuid.uuid4().hex
+    lifecycle.move_job(
+        session,
+        job,
+        JobState.RUNNING,
+        at=at,
+        actor=actor,
+        attempts=job.attempts + 1,
+        started_at=at,
+        lease_token=token,
+        lease_expires_at=at + LEASE,
+    )
+    return job, token
+
+
+def extend(
+    session: Session, table: type[Job | Delivery], ids: Sequence[int], token: str, at: datetime
+) -> None:
+    """Extend leases that `token` still holds; raise `StaleStateError` if one was lost."""
+    result = session.execute(
+        update(table)
+        .where(table.id.in_(ids), table.lease_token == token)
+        .values(lease_expires_at=at + LEASE)
+        .execution_options(synchronize_session=False)
+    )
+    if not isinstance(result, CursorResult) or result.rowcount != len(ids):
+        raise StaleStateError("lease lost")
+
+
+@contextmanager
+def heartbeat(
+    database: Database, table: type[Job | Delivery], ids: Sequence[int], token: str, clock: Clock
+) -> Iterator[Event]:
+    """Keep leases alive while the body runs; the yielded event is set when one is lost."""
+    stop, lost = Event(), Event()
+
+    def beat() -> None:
+        while not stop.wait(HEARTBEAT_SECONDS):
+            try:
+                with database.write() as session:
+                    extend(session, table, ids, token, clock())
+            except StaleStateError:
+                lost.set()
+                return
+
+    thread = Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield lost
+    finally:
+        stop.set()
+        thread.join()
+
+
+def finish(
+    session: Session,
+    job: Job,
+    token: str,
+    *,
+    at: datetime,
+    actor: str,
+    state: JobState,
+    outcome: str | None,
+    artifacts: Sequence[NewArtifact],
+    destinations: Sequence[tuple[str, Sequence[str]]],
+    reason_code: str | None = None,
+    reason: str | None = None,
+) -> None:
+    """End a job: state, artifacts, outbox and events in the caller's transaction.
+
+    Parameters
+    ----------
+    state
+        SUCCEEDED, or FAILED with the report that says so.
+    destinations
+        Name and kinds of artifact (``seg``, ``sr``) of each.
+
+    Raises
+    ------
+    StaleStateError
+        The lease was lost; nothing of this result may be kept.
+    """
+    session.refresh(job.series)
+    late = job.series.state is SeriesState.RECEIVING
+    if late:
+        # more slices are arriving: the job that sees all of them will speak
+        state, outcome, reason_code, reason = (
+            JobState.CANCELLED,
+            None,
+            None,
+            "late instances arrived meanwhile",
+        )
+    lifecycle.move_job(
+        session,
+        job,
+        state,
+        at=at,
+        actor=actor,
+        token=token,
+        finished_at=at,
+        lease_token=None,
+        lease_expires_at=None,
+        outcome=outcome,
+        reason_code=reason_code,
+        reason=reason,
+    )
+    if late:
+        return
+    for new in artifacts:
+        artifact = _artifact(session, job, new)
+        for name, kinds in destinations:
+            if new.kind in kinds:
+                _add_delivery(session, artifact, name, at=at, actor=actor)
+
+
+def _artifact(session: Session, job: Job, new: NewArtifact) -> Artifact:
+    """Add the row, or find it: a repeated attempt makes the same bytes under the same UID."""
+    if new.sop_instance_uid is not None:
+        same = select(Artifact).where(Artifact.sop_instance_uid == new.sop_instance_uid)
+        known = session.execute(same).scalar_one_or_none()
+        if known is not None:
+            if known.sha256 != new.sha256:
+                raise StaleStateError(f"{new.sop_instance_uid} exists with other bytes")
+            return known
+    artifact = Artifact(
+        job=job,
+        kind=new.kind,
+        path=new.path,
+        sha256=new.sha256,
+        sop_instance_uid=new.sop_instance_uid,
+        sop_class_uid=new.sop_class_uid,
+        series_uid=new.series_uid,
+    )
+    session.add(artifact)
+    session.flush()
+    return artifact
+
+
+def _add_delivery(
+    session: Session, artifact: Artifact, destination: str, *, at: datetime, actor: str
+) -> None:
+    session.add(
+        Delivery(
+            artifact=artifact,
+            destination=destination,
+            state=DeliveryState.PENDING,
+            attempts=0,
+            created_at=at,
+            next_attempt_at=at,
+        )
+    )
+    audit.record(
+        session,
+        audit.Event.DELIVERY_CREATED,
+        at=at,
+        actor=actor,
+        study_uid=artifact.job.series.study.study_uid,
+        destination=destination,
+        kind=artifact.kind,
+        sop_instance_uid=artifact.sop_instance_uid,
+        sha256=artifact.sha256,
+    )
+    session.flush()
+
+
+def pass_on(session: Session, job: Job, *, pipeline_version: str, at: datetime, actor: str) -> Job | None:
+    """Queue the study's next best series after the pixels of this one turned out unsuitable.
+
+    Returns
+    -------
+    Job or None
+        None if no suitable series is left: then the study ends with the report that says why.
+    """
+    alternatives = (
+        select(Series)
+        .where(
+            Series.study_id == job.series.study_id,
+            Series.state == SeriesState.INELIGIBLE,
+            Series.rank > (job.series.rank or 0),
+        )
+        .order_by(Series.rank)
+    )
+    for series in session.execute(alternatives).scalars():
+        following = enqueue(
+            session,
+            series,
+            kind=ANALYSIS,
+            input_digest=input_digest(series),
+            pipeline_version=pipeline_version,
+            at=at,
+            actor=actor,
+        )
+        if following is not None:
+            lifecycle.move_series(
+                session, series, SeriesState.QUEUED, at=at, actor=actor, reason_code=None, reason=None
+            )
+            return following
+    return None
+
+
+def retry(session: Session, job: Job, token: str | None, *, at: datetime, actor: str, reason: str) -> None:
+    """Put a running job back into the queue for another attempt."""
+    lifecycle.move_job(
+        session,
+        job,
+        JobState.QUEUED,
+        at=at,
+        actor=actor,
+        token=token,
+        not_before=at + RETRY_WAIT,
+        lease_token=None,
+        lease_expires_at=None,
+        reason=reason,
+    )
+
+
+def cancel_unfinished(session: Session, series: Series, *, at: datetime, actor: str, reason: str) -> None:
+    """Cancel what is queued or running for a series whose instances have changed."""
+    unfinished = select(Job).where(
+        Job.series_id == series.id, Job.state.in_([JobState.QUEUED, JobState.RUNNING])
+    )
+    for job in session.execute(unfinished).scalars().all():
+        lifecycle.move_job(
+            session,
+            job,
+            JobState.CANCELLED,
+            at=at,
+            actor=actor,
+            finished_at=at,
+            lease_token=None,
+            lease_expires_at=None,
+            reason=reason,
+        )
+
+
+def reclaim(session: Session, *, at: datetime, actor: str) -> int:
+    """Requeue jobs whose worker is gone; return how many.
+
+    A worker that was killed is not the job's fault, so a first lost lease costs an attempt like
+    any other failure; the worker that takes the last attempt ends the job.
+    """
+    expired = select(Job).where(Job.state == JobState.RUNNING, Job.lease_expires_at < at)
+    jobs = session.execute(expired).scalars().all()
+    for job in jobs:
+        lifecycle.move_job(
+            session,
+            job,
+            JobState.QUEUED,
+            at=at,
+            actor=actor,
+            lease_token=None,
+            lease_expires_at=None,
+            reason="the worker stopped; its lease ran out",
+        )
+    return len(jobs)
+
+
+def requeue(session: Session, job: Job, *, at: datetime, actor: str) -> None:
+    """Give a failed or cancelled job a fresh set of attempts, at an operator's word."""
+    lifecycle.move_job(
+        session,
+        job,
+        JobState.QUEUED,
+        at=at,
+        actor=actor,
+        attempts=0,
+        not_before=at,
+        finished_at=None,
+        outcome=None,
+        reason_code=None,
+        reason="requeued by an operator",
+    )

@@ -1,0 +1,238 @@
+"""What the node writes down about a received instance: who it is and whether it is new."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from io import BytesIO
+
+from pydicom import Dataset
+from pydicom.datadict import tag_for_keyword
+from pydicom.filereader import read_dataset
+from pydicom.tag import BaseTag
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from pacs_node import audit, lifecycle
+from pacs_node.db import Artifact, Conflict, Instance, Series, Study
+from pacs_node.errors import UnreadableInstanceError
+from pacs_node.spool import StoredFile
+from pacs_node.states import SeriesState
+
+_ACTOR = "listener"
+_UID = re.compile(r"[0-9.]{1,64}")
+_LAST_TAG = 0x0020000E
+_INFLATED_HEAD = 1 << 20
+_TEXTS = {
+    "patient_id": "PatientID",
+    "patient_name": "PatientName",
+    "accession_number": "AccessionNumber",
+    "study_date": "StudyDate",
+    "study_description": "StudyDescription",
+    "series_description": "SeriesDescription",
+    "modality": "Modality",
+}
+_TAGS = ["SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"]
+_TAG_NUMBERS = [tag for tag in map(tag_for_keyword, [*_TAGS, *_TEXTS.values()]) if tag is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The identifying attributes of an instance; texts are empty where absent."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    study_uid: str
+    series_uid: str
+    patient_id: str = ""
+    patient_name: str = ""
+    accession_number: str = ""
+    study_date: str = ""
+    study_description: str = ""
+    series_description: str = ""
+    modality: str = ""
+
+
+class Reception(Enum):
+    """What an instance turned out to be."""
+
+    NEW = "new"
+    DUPLICATE = "duplicate"
+    CONFLICT = "conflict"
+    OWN_RESULT = "own result"
+
+
+def read_identity(dataset: bytes, transfer_syntax_uid: str) -> Identity:
+    """Read the identifying attributes; nothing behind (0020,000E) is parsed.
+
+    Raises
+    ------
+    UnreadableInstanceError
+        The bytes are no data set in that transfer syntax, or a UID is missing or malformed.
+    """
+    syntax = UID(transfer_syntax_uid)
+    try:
+        head = _parse_head(dataset, syntax)
+        texts = {name: str(head.get(keyword) or "")[:1024] for name, keyword in _TEXTS.items()}
+        uids = [str(head.get(keyword) or "") for keyword in _TAGS[1:]]
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        NotImplementedError,
+        OSError,
+        zlib.error,
+    ) as error:
+        raise UnreadableInstanceError(f"the data set can't be parsed ({type(error).__name__})") from error
+    for keyword, uid in zip(_TAGS[1:], uids, strict=True):
+        if not _UID.fullmatch(uid):
+            raise UnreadableInstanceError(f"{keyword} is missing or no valid UID")
+    sop_class, sop_instance, study, series = uids
+    return Identity(sop_class, sop_instance, study, series, **texts)
+
+
+def _parse_head(dataset: bytes, syntax: UID) -> Dataset:
+    if syntax == DeflatedExplicitVRLittleEndian:
+        dataset = zlib.decompressobj(-zlib.MAX_WBITS).decompress(dataset, _INFLATED_HEAD)
+
+    def behind(tag: BaseTag, _vr: str | None, _length: int) -> bool:
+        return int(tag) > _LAST_TAG
+
+    return read_dataset(
+        BytesIO(dataset),
+        is_implicit_VR=syntax.is_implicit_VR,
+        is_little_endian=syntax.is_little_endian,
+        stop_when=behind,
+        specific_tags=_TAG_NUMBERS,
+    )
+
+
+def record_instance(
+    session: Session,
+    identity: Identity,
+    stored: StoredFile,
+    *,
+    transfer_syntax_uid: str,
+    association_id: int | None,
+    calling_ae: str,
+    at: datetime,
+) -> Reception:
+    """Write the rows of a received instance.
+
+    A new instance (re-)opens its series. The same bytes again change nothing. Other bytes under a
+    known SOP Instance UID are kept beside the first and judged when the series closes.
+    """
+    known = session.execute(
+        select(Instance).where(Instance.sop_instance_uid == identity.sop_instance_uid)
+    ).scalar_one_or_none()
+    if known is not None:
+        if known.sha256 == stored.sha256:
+            return Reception.DUPLICATE
+        return _record_conflict(session, known, stored, transfer_syntax_uid, at)
+    own = select(Artifact.id).where(Artifact.sop_instance_uid == identity.sop_instance_uid)
+    if session.execute(own).first() is not None:
+        return Reception.OWN_RESULT
+    series = _series(session, identity, calling_ae, at)
+    session.add(
+        Instance(
+            series=series,
+            association_id=association_id,
+            sop_instance_uid=identity.sop_instance_uid,
+            sop_class_uid=identity.sop_class_uid,
+            transfer_syntax_uid=transfer_syntax_uid,
+            sha256=stored.sha256,
+            size=stored.size,
+            path=stored.path,
+            received_at=at,
+        )
+    )
+    series.n_instances += 1
+    series.last_received_at = at
+    session.flush()
+    if series.state is not SeriesState.RECEIVING:
+        lifecycle.move_series(
+            session,
+            series,
+            SeriesState.RECEIVING,
+            at=at,
+            actor=_ACTOR,
+            reason_code=None,
+            reason="late instance",
+        )
+    return Reception.NEW
+
+
+def _record_conflict(
+    session: Session, known: Instance, stored: StoredFile, transfer_syntax_uid: str, at: datetime
+) -> Reception:
+    seen = select(Conflict.id).where(Conflict.instance_id == known.id, Conflict.sha256 == stored.sha256)
+    if session.execute(seen).first() is None:
+        session.add(
+            Conflict(
+                instance=known,
+                transfer_syntax_uid=transfer_syntax_uid,
+                sha256=stored.sha256,
+                path=stored.path,
+                received_at=at,
+            )
+        )
+        audit.record(
+            session,
+            audit.Event.INSTANCE_CONFLICT,
+            at=at,
+            actor=_ACTOR,
+            study_uid=known.series.study.study_uid,
+            outcome=audit.Outcome.MINOR_FAILURE,
+            series_uid=known.series.series_uid,
+            sop_instance_uid=known.sop_instance_uid,
+            reason="other bytes under a known SOP Instance UID; both are kept",
+        )
+    return Reception.CONFLICT
+
+
+def _series(session: Session, identity: Identity, calling_ae: str, at: datetime) -> Series:
+    study = session.execute(select(Study).where(Study.study_uid == identity.study_uid)).scalar_one_or_none()
+    if study is None:
+        study = Study(
+            study_uid=identity.study_uid,
+            patient_id=identity.patient_id,
+            patient_name=identity.patient_name,
+            accession_number=identity.accession_number,
+            study_date=identity.study_date,
+            description=identity.study_description,
+            first_received_at=at,
+        )
+        session.add(study)
+        session.flush()
+    series = session.execute(
+        select(Series).where(Series.study_id == study.id, Series.series_uid == identity.series_uid)
+    ).scalar_one_or_none()
+    if series is None:
+        series = Series(
+            study=study,
+            series_uid=identity.series_uid,
+            modality=identity.modality,
+            description=identity.series_description,
+            calling_ae=calling_ae,
+            n_instances=0,
+            last_received_at=at,
+            state=SeriesState.RECEIVING,
+        )
+        session.add(series)
+        session.flush()
+        audit.record(
+            session,
+            audit.Event.SERIES_ARRIVED,
+            at=at,
+            actor=_ACTOR,
+            study_uid=identity.study_uid,
+            series_uid=identity.series_uid,
+            modality=identity.modality,
+            calling_ae=calling_ae,
+        )
+    return series
