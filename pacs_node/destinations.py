@@ -6,6 +6,7 @@ Two real implementations: `pacs_node.dimse.DimseDestination` (C-STORE) and
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -150,6 +151,8 @@ class ObjectFile:
         ]
         if not all(uids):
             raise UnreadableFileError(OutcomeKind.PERMANENT, "the file has no complete meta information")
+        if not all(re.fullmatch(r"[0-9.]{1,64}", uid) for uid in uids):
+            raise UnreadableFileError(OutcomeKind.PERMANENT, "the file has a UID that is not valid")
         return cls(path, *uids)
 
 
