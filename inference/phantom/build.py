@@ -1,0 +1,150 @@
+"""Put the phantom together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.phantom.anatomy import (
+    LABEL_LEFT_LUNG,
+    LABEL_RIGHT_LUNG,
+    Plan,
+    draw_bones,
+    draw_slice,
+    draw_table,
+    draw_tubes,
+)
+from inference.phantom.imaging import Kernel, image
+from inference.phantom.nodules import DEFAULT_NODULES, NoduleSpec, PhantomNodule, Scene, draw_nodules, place
+from inference.phantom.paint import Array, Grid
+from inference.phantom.trees import draw_trees
+from inference.types import SourceFrame, Volume
+from inference.uids import derived_uid
+
+CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
+DEFAULT_SHAPE = (150, 320, 320)
+DEFAULT_SPACING_MM = (2.0, 1.1, 1.1)
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """A synthetic chest CT and the truth about it.
+
+    Parameters
+    ----------
+    volume
+        HU, int16, axial, feet first in array order (z ascends to the head).
+    truth
+        uint8, shape (z, y, x): 0 elsewhere, 1 right lung, 2 left lung, 3 airways,
+        ``nodule.label`` for each nodule.
+    nodules
+        What was drawn.
+    kernel
+        Reconstruction kernel that was modelled.
+    seed
+        It made this phantom.
+    """
+
+    volume: Volume
+    truth: NDArray[np.uint8]
+    nodules: tuple[PhantomNodule, ...]
+    kernel: Kernel
+    seed: int
+
+
+def make_phantom(
+    seed: int = 0,
+    shape: tuple[int, int, int] = DEFAULT_SHAPE,
+    spacing_mm: tuple[float, float, float] = DEFAULT_SPACING_MM,
+    nodules: Sequence[NoduleSpec] | None = None,
+    *,
+    kernel: Kernel = Kernel.STANDARD,
+    slice_thickness_mm: float | None = None,
+) -> Phantom:
+    """Make a chest phantom. The same arguments always give the same voxels and UIDs.
+
+    Parameters
+    ----------
+    seed
+        Draws body, vessels, nodule places and noise.
+    shape, spacing_mm
+        Grid as (z, y, x); the whole chest needs about 300 x 250 x 350 mm.
+    nodules
+        What to draw; None for `DEFAULT_NODULES`, an empty sequence for none.
+    kernel
+        Reconstruction kernel model.
+    slice_thickness_mm
+        Width of the slice profile; None for the slice distance.
+
+    Raises
+    ------
+    ValueError
+        The grid is smaller than the chest, or the lungs have no room for a nodule.
+    """
+    grid = Grid(shape, spacing_mm)
+    extent = [n * d for n, d in zip(shape, spacing_mm, strict=True)]
+    if extent[0] < 250 or extent[1] < 230 or extent[2] < 330:
+        size = " x ".join(f"{length:.0f}" for length in extent)
+        raise ValueError(f"a chest needs 250 x 230 x 330 mm (z, y, x), the grid has {size}")
+    specs = DEFAULT_NODULES if nodules is None else tuple(nodules)
+    thickness = spacing_mm[0] if slice_thickness_mm is None else slice_thickness_mm
+    rng = np.random.default_rng(seed)
+    plan = Plan.draw(rng)
+    values, labels = _draw_body(plan, grid)
+    _add_texture(values, labels, grid, rng)
+    vessels = draw_trees(values, labels, grid, rng)
+    centres = place(specs, labels, grid, vessels, rng)
+    drawn = draw_nodules(Scene(values, labels, grid, rng), list(zip(specs, centres, strict=True)))
+    draw_table(values, grid, plan)
+    image(values, grid, kernel, thickness, rng)
+    hu = np.clip(np.rint(values), -1024, 3071).astype(np.int16)
+    identity = ("phantom", str(seed), str(shape), str(spacing_mm), str(specs), str(kernel), str(thickness))
+    return Phantom(_volume(hu, grid, thickness, identity), labels, drawn, kernel, seed)
+
+
+def _draw_body(plan: Plan, grid: Grid) -> tuple[Array, NDArray[np.uint8]]:
+    """Everything but lung vessels, nodules and table, before imaging."""
+    values = np.empty(grid.shape, np.float32)
+    labels = np.empty(grid.shape, np.uint8)
+    y, x = grid.axis(1)[:, None], grid.axis(2)[None, :]
+    for number, z in enumerate(grid.axis(0)):
+        values[number], labels[number] = draw_slice(plan, float(z), y, x, grid.spacing_mm[2])
+    lung_values = values[labels > 0]
+    draw_tubes(values, grid, plan)
+    draw_bones(values, grid, plan)
+    values[labels > 0] = lung_values  # tubes and ribs bend with the body, not into the lungs
+    return values, labels
+
+
+def _add_texture(values: Array, labels: NDArray[np.uint8], grid: Grid, rng: np.random.Generator) -> None:
+    """Slow variation of the parenchyma (about +-25 HU over 2 cm), in place."""
+    knots_mm = 12
+    sizes = [max(int(n * d / knots_mm), 4) for n, d in zip(grid.shape, grid.spacing_mm, strict=True)]
+    texture = rng.standard_normal(sizes, dtype=np.float32)
+    for axis, count in enumerate(grid.shape):
+        knots = texture.shape[axis]
+        hats = np.maximum(1 - np.abs(np.linspace(0, knots - 1, count)[:, None] - np.arange(knots)), 0)
+        # linear interpolation along one axis as a product with hat functions
+        texture = np.moveaxis(np.tensordot(hats.astype(np.float32), texture, (1, axis)), 0, axis)
+    for label in (LABEL_RIGHT_LUNG, LABEL_LEFT_LUNG):
+        inside = labels == label
+        values[inside] += 22 * texture[inside]
+
+
+def _volume(hu: NDArray[np.int16], grid: Grid, thickness_mm: float, identity: tuple[str, ...]) -> Volume:
+    frames = tuple(
+        SourceFrame(CT_IMAGE_STORAGE, derived_uid(*identity, "instance", str(number)))
+        for number in range(len(hu))
+    )
+    return Volume(
+        array=hu,
+        affine_index_to_lps=grid.affine_index_to_lps(),
+        frame_of_reference_uid=derived_uid(*identity, "frame of reference"),
+        study_uid=derived_uid(*identity, "study"),
+        series_uid=derived_uid(*identity, "series"),
+        frames=frames,
+        slice_thickness_mm=thickness_mm,
+    )
