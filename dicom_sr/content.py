@@ -1,0 +1,245 @@
+"""Pieces of the report's content tree (PS3.16 TID 1500 and the templates it includes).
+
+Each nodule makes two measurement groups with the same Tracking UID: TID 1411 refers to the segment and
+holds every value; TID 1410 marks one point on the key slice. With the first alone OHIF 3.13 throws and
+shows nothing (OHIF/Viewers#3390); with both it merges them by Tracking UID.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import highdicom as hd
+import numpy as np
+from highdicom.sr import CodeContentItem, ContainerContentItem, ContentSequence, NumContentItem
+from highdicom.sr import RelationshipTypeValues as Relation
+from pydicom import Dataset
+from pydicom.sr.codedict import codes as standard
+from pydicom.sr.coding import Code
+
+from dicom_sr import codes
+from dicom_sr.context import ResultContext
+from dicom_sr.header import copied
+from inference.types import Finding, Observation, Volume
+
+_LIBRARY_NUMBERS = (
+    ("Rows", 0, standard.DCM.PixelDataRows, Code("{pixels}", "UCUM", "Pixels")),
+    ("Columns", 0, standard.DCM.PixelDataColumns, Code("{pixels}", "UCUM", "Pixels")),
+    ("PixelSpacing", 1, standard.DCM.HorizontalPixelSpacing, codes.MM),
+    ("PixelSpacing", 0, standard.DCM.VerticalPixelSpacing, codes.MM),
+    ("SliceThickness", 0, standard.DCM.SliceThickness, codes.MM),
+)
+
+
+def nodule_groups(
+    volume: Volume, finding: Finding, number: int, seg: Dataset, context: ResultContext
+) -> tuple[ContentSequence, ContentSequence]:
+    """The TID 1411 and the TID 1410 group of one nodule.
+
+    Parameters
+    ----------
+    number
+        Segment number in `seg`.
+    """
+    tracking = {"uid": finding.tracking_uid, "identifier": finding.tracking_id}
+    anatomy, side = codes.site_codes(finding.site)
+    segment = hd.sr.ReferencedSegment(
+        sop_class_uid=seg.SOPClassUID,
+        sop_instance_uid=seg.SOPInstanceUID,
+        segment_number=number,
+        source_series=hd.sr.SourceSeriesForSegmentation(volume.series_uid),
+    )
+    volumetric = hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=hd.sr.TrackingIdentifier(**tracking),
+        referenced_segment=segment,
+        finding_type=codes.NODULE,
+        finding_sites=[hd.sr.FindingSite(anatomy, laterality=side)],
+        algorithm_id=hd.sr.AlgorithmIdentification(
+            name=context.manufacturer_model_name,
+            version=context.pipeline_version,
+            manufacturer=context.manufacturer,
+            family=codes.algorithm_family(context.cards),
+        ),
+        measurements=[_measurement(*row) for row in measurement_rows(finding)],
+        qualitative_evaluations=[
+            hd.sr.QualitativeEvaluation(name, value) for name, value in evaluation_rows(finding)
+        ],
+    )
+    planar = hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=hd.sr.TrackingIdentifier(**tracking),
+        referenced_region=_point(volume, finding),
+        finding_type=codes.NODULE,
+        finding_sites=[hd.sr.FindingSite(anatomy, laterality=side)],
+    )
+    return volumetric, planar
+
+
+def measurement_rows(finding: Finding) -> list[tuple[Code, float, Code, Code | None]]:
+    """Concept, value, unit and method of each number of a nodule, rounded to what can be trusted.
+
+    Lengths to 0.1 mm, volume to 0.1 mm3, attenuation to 0.1 HU, probabilities to 0.1 %.
+    """
+    m = finding.measurements
+    rows: list[tuple[Code, float, Code, Code | None]] = [
+        (codes.LONG_AXIS, m.long_axis_mm, codes.MM, None),
+        (codes.SHORT_AXIS, m.short_axis_mm, codes.MM, None),
+        (codes.MEAN_DIAMETER, m.mean_diameter_mm, codes.MM, None),
+        (codes.MAX_3D_DIAMETER, m.max_3d_diameter_mm, codes.MM, None),
+        (codes.VOLUME, m.volume_mm3, codes.MM3, codes.VOXEL_SUM),
+        (codes.MEAN_HU, m.mean_hu, codes.HU, None),
+        (codes.SD_HU, m.sd_hu, codes.HU, None),
+        (codes.MIN_HU, m.min_hu, codes.HU, None),
+        (codes.MAX_HU, m.max_hu, codes.HU, None),
+        (codes.CERTAINTY_OF_FINDING, 100 * finding.detection_probability, codes.PERCENT, None),
+    ]
+    if (malignancy := finding.malignancy) is not None:
+        best = malignancy.image_only if malignancy.fused is None else malignancy.fused
+        rows.append((codes.PROBABILITY_OF_CANCER, 100 * best, codes.PERCENT, None))
+        if malignancy.fused is not None:
+            alone = 100 * malignancy.image_only
+            rows.append((codes.IMAGE_ONLY_PROBABILITY, alone, codes.PERCENT, None))
+    return [(concept, round(float(value), 1), unit, method) for concept, value, unit, method in rows]
+
+
+def evaluation_rows(finding: Finding) -> list[tuple[Code, Code]]:
+    """Concept and value of each coded evaluation of a nodule; none where the pipeline has no model for it."""
+    rows = [codes.feature_codes(feature) for feature in finding.features]
+    if finding.attenuation is not None:
+        rows.insert(0, (codes.ATTENUATION_TYPE, codes.ATTENUATION[finding.attenuation]))
+    return rows
+
+
+def _measurement(name: Code, value: float, unit: Code, method: Code | None) -> Any:
+    return hd.sr.Measurement(name=name, value=value, unit=unit, method=method)
+
+
+def _point(volume: Volume, finding: Finding) -> Any:
+    """The key point in the source image; image coordinates count from the corner of the first pixel."""
+    frame = volume.frames[finding.key_slice]
+    y, x = finding.key_point
+    image = hd.sr.SourceImageForRegion(
+        referenced_sop_class_uid=frame.sop_class_uid,
+        referenced_sop_instance_uid=frame.sop_instance_uid,
+        referenced_frame_numbers=None if frame.frame_number is None else [frame.frame_number],
+    )
+    where = np.array([[x + 0.5, y + 0.5]])
+    return hd.sr.ImageRegion(hd.sr.GraphicTypeValues.POINT, where, image)
+
+
+def measurements_container(groups: Sequence[ContentSequence]) -> ContainerContentItem:
+    """TID 1500 row 6: nothing but measurement groups."""
+    item = ContainerContentItem(codes.IMAGING_MEASUREMENTS, relationship_type=Relation.CONTAINS)
+    item.ContentSequence = ContentSequence()
+    for group in groups:
+        item.ContentSequence.extend(group)
+    return item
+
+
+def evaluations_container(
+    outcome: Code, quality: Code | None, sentences: Sequence[str], observations: Sequence[Observation] = ()
+) -> ContainerContentItem:
+    """TID 1500 row 12: what is said of the study as a whole.
+
+    Parameters
+    ----------
+    outcome
+        A code of CID 6047.
+    quality
+        A code of CID 6135 where the series could not be analysed.
+    sentences
+        Text items.
+    observations
+        Study-level findings; coded where a code exists, otherwise as text.
+    """
+    item = ContainerContentItem(codes.QUALITATIVE_EVALUATIONS, relationship_type=Relation.CONTAINS)
+    items = [CodeContentItem(codes.RUN_OUTCOME, outcome, Relation.CONTAINS)]
+    if quality is not None:
+        items.append(CodeContentItem(codes.QUALITY_FINDING, quality, Relation.CONTAINS))
+    items += [_observation(observation) for observation in observations]
+    items += [text(codes.COMMENT, sentence) for sentence in sentences]
+    item.ContentSequence = ContentSequence(items)
+    return item
+
+
+def _observation(observation: Observation) -> Any:
+    category = codes.LUNG_RADS_CATEGORIES.get(observation.value)
+    if observation.name == "lung_rads" and category is not None:
+        return CodeContentItem(codes.LUNG_RADS, category, Relation.CONTAINS)
+    if observation.name == "lung_rads_version":
+        return text(codes.LUNG_RADS_VERSION, observation.value)
+    return text(codes.FINDING, observation_words(observation))
+
+
+def observation_words(observation: Observation) -> str:
+    """E.g. ``emphysema: present (probability 83 %)``."""
+    chance = (
+        "" if observation.probability is None else f" (probability {100 * observation.probability:.0f} %)"
+    )
+    return f"{observation.name.replace('_', ' ')}: {observation.value}{chance}"
+
+
+def text(name: Code, value: str) -> Any:
+    """A TEXT item contained in its parent."""
+    return hd.sr.TextContentItem(name, value, Relation.CONTAINS)
+
+
+def image_library(headers: Sequence[Dataset]) -> ContainerContentItem | None:
+    """TID 1600 with one group, its common descriptors (TID 1602) and one IMAGE item for each instance.
+
+    Returns
+    -------
+    ContainerContentItem or None
+        None where no header is an image.
+    """
+    images = [h for h in headers if h.get("Rows") and h.get("SOPClassUID") and h.get("SOPInstanceUID")]
+    if not images:
+        return None
+    group = ContainerContentItem(codes.IMAGE_LIBRARY_GROUP, relationship_type=Relation.CONTAINS)
+    group.ContentSequence = ContentSequence(_descriptors(images))
+    for header in images:
+        group.ContentSequence.append(
+            hd.sr.ImageContentItem(
+                name=codes.SOURCE,
+                referenced_sop_class_uid=header.SOPClassUID,
+                referenced_sop_instance_uid=header.SOPInstanceUID,
+                relationship_type=Relation.CONTAINS,
+            )
+        )
+    library = ContainerContentItem(codes.IMAGE_LIBRARY, relationship_type=Relation.CONTAINS)
+    library.ContentSequence = ContentSequence([group])
+    return library
+
+
+def _descriptors(images: Sequence[Dataset]) -> list[Any]:
+    """What holds for every image of the group."""
+    out: list[Any] = []
+    modality = _shared(images, "Modality")
+    named = {code.value: code for code in standard.cid29.concepts.values()} if modality else {}
+    if modality in named:
+        out.append(CodeContentItem(standard.DCM.Modality, named[modality], Relation.HAS_ACQ_CONTEXT))
+    if frame := _shared(images, "FrameOfReferenceUID"):
+        concept = standard.DCM.FrameOfReferenceUID
+        out.append(hd.sr.UIDRefContentItem(concept, frame, Relation.HAS_ACQ_CONTEXT))
+    for keyword, position, concept, unit in _LIBRARY_NUMBERS:
+        value = _shared(images, keyword)
+        if value is None:
+            continue
+        number = value[position] if keyword == "PixelSpacing" else value
+        out.append(_number(concept, number, unit))
+    return out
+
+
+def _number(concept: Code, value: Any, unit: Code) -> Any:
+    rounded = round(float(value), 6)
+    exact = int(rounded) if rounded.is_integer() else rounded
+    return NumContentItem(concept, exact, unit, relationship_type=Relation.HAS_ACQ_CONTEXT)
+
+
+def _shared(images: Sequence[Dataset], keyword: str) -> Any:
+    """The value that all images have in common, None where they differ or have none."""
+    elements = [copied(image, keyword) for image in images]
+    first = elements[0]
+    if first is None or any(e is None or e.value != first.value for e in elements):
+        return None
+    return first.value

@@ -1,0 +1,218 @@
+"""The structured report of a result: Comprehensive 3D SR with TID 1500 (PS3.3 A.35.13, PS3.16 A).
+
+A series that could not be analysed gets a report too, with the reason as code and as text: a reader must
+never take silence for "nothing found".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import highdicom as hd
+from highdicom.sr import CodeContentItem, ContainerContentItem, ContentSequence
+from highdicom.sr import RelationshipTypeValues as Relation
+from pydicom import Dataset
+from pydicom.uid import Comprehensive3DSRStorage
+
+from dicom_sr import codes, content
+from dicom_sr.conclusion import no_nodule_sentence, not_analysed_sentences, result_sentences
+from dicom_sr.context import ResultContext
+from dicom_sr.header import (
+    coding_schemes,
+    contributing_equipment,
+    hierarchical_references,
+    instance_ids,
+    patient_and_study,
+    stamp,
+)
+from dicom_sr.part10 import file_meta, save
+from inference.errors import ReasonCode
+from inference.types import Result, Volume
+
+__all__ = ["build_not_analysed_report", "build_report", "save"]
+
+DESCRIPTION = "Automatic lung nodule report (research use only)"
+NOT_ANALYSED_DESCRIPTION = "Not analysed (research use only)"
+_STRUCTURED_REPORT_CLASSES = "1.2.840.10008.5.1.4.1.1.88."
+
+
+def build_report(
+    volume: Volume,
+    result: Result,
+    seg: Dataset | None,
+    headers: Sequence[Dataset],
+    context: ResultContext,
+) -> Dataset:
+    """Build the report of an analysed series.
+
+    Parameters
+    ----------
+    seg
+        The SEG of the same findings in the same order; None exactly where there are none.
+    headers
+        The source images without pixel data.
+
+    Returns
+    -------
+    Dataset
+        Comprehensive 3D SR, COMPLETE and UNVERIFIED, with file meta information.
+
+    Raises
+    ------
+    ValueError
+        SEG and findings don't belong together, or result and context differ in series, version or models.
+    """
+    _check(volume, result, seg, context)
+    root = _root(headers, context)
+    if seg is None:
+        outcome, sentences = codes.SUCCEEDED_WITHOUT_FINDINGS, [no_nodule_sentence(result.cards)]
+    else:
+        outcome, sentences = codes.SUCCEEDED_WITH_FINDINGS, []
+        groups = [
+            group
+            for number, finding in enumerate(result.findings, start=1)
+            for group in content.nodule_groups(volume, finding, number, seg, context)
+        ]
+        root.ContentSequence.append(content.measurements_container(groups))
+    sentences += [f"Warning: {warning}" for warning in result.warnings]
+    root.ContentSequence.append(content.evaluations_container(outcome, None, sentences, result.observations))
+    root.ContentSequence.append(_conclusion(result_sentences(result, context)))
+    evidence = [*headers] if seg is None else [*headers, seg]
+    return _document(root, evidence, context, role="sr", description=DESCRIPTION, complete=True)
+
+
+def build_not_analysed_report(
+    headers: Sequence[Dataset], reason_code: ReasonCode | str, sentence: str, context: ResultContext
+) -> Dataset:
+    """Build the report that says why a series was not analysed.
+
+    Parameters
+    ----------
+    headers
+        Headers of the series, of any modality and SOP class; at least one. Missing patient attributes
+        stay empty.
+    reason_code, sentence
+        Why; the sentence is for a person and ends with a full stop.
+
+    Returns
+    -------
+    Dataset
+        Comprehensive 3D SR, PARTIAL and UNVERIFIED, with file meta information.
+
+    Raises
+    ------
+    ValueError
+        No header, an unknown reason code, or no Study or Series Instance UID.
+    """
+    if not headers:
+        raise ValueError("a report needs at least one header of the series")
+    if not headers[0].get("SeriesInstanceUID"):
+        raise ValueError("the source has no Series Instance UID")
+    reason = ReasonCode(reason_code)
+    root = _root(headers, context)
+    root.ContentSequence.append(
+        content.evaluations_container(
+            codes.NONE_SUCCEEDED, codes.quality_finding(reason), [f"Not analysed ({reason}): {sentence}"]
+        )
+    )
+    root.ContentSequence.append(_conclusion(not_analysed_sentences(reason, sentence, context)))
+    return _document(
+        root,
+        headers,
+        context,
+        role=f"sr-not-analysed-{reason}",
+        description=NOT_ANALYSED_DESCRIPTION,
+        complete=False,
+    )
+
+
+def _check(volume: Volume, result: Result, seg: Dataset | None, context: ResultContext) -> None:
+    if result.series_uid != volume.series_uid:
+        raise ValueError("result and volume are of different series")
+    if (result.pipeline_version, result.cards) != (context.pipeline_version, context.cards):
+        raise ValueError("result and context name different pipeline versions or models")
+    if (seg is None) != (not result.findings):
+        raise ValueError("a SEG belongs to a result with findings, and only to one")
+    if seg is not None and [s.TrackingUID for s in seg.SegmentSequence] != [
+        f.tracking_uid for f in result.findings
+    ]:
+        raise ValueError("the segments aren't the findings of the result in their order")
+
+
+def _root(headers: Sequence[Dataset], context: ResultContext) -> ContainerContentItem:
+    """TID 1500 up to the image library: language, observer, procedure, images."""
+    root = ContainerContentItem(codes.REPORT_TITLE, template_id="1500")
+    device = hd.sr.DeviceObserverIdentifyingAttributes(
+        uid=context.device_uid,
+        name=context.manufacturer_model_name,
+        manufacturer_name=context.manufacturer,
+        model_name=context.manufacturer_model_name,
+        serial_number=context.device_serial_number,
+    )
+    observer = hd.sr.ObserverContext(
+        observer_type=hd.sr.CodedConcept("121007", "DCM", "Device"), observer_identifying_attributes=device
+    )
+    procedure = codes.PROCEDURES.get(str(headers[0].get("Modality") or ""), codes.IMAGING_PROCEDURE)
+    root.ContentSequence = ContentSequence()
+    root.ContentSequence.extend(
+        hd.sr.LanguageOfContentItemAndDescendants(
+            hd.sr.CodedConcept("en-US", "RFC5646", "English (United States)")
+        )
+    )
+    root.ContentSequence.extend(hd.sr.ObservationContext(observer_device_context=observer))
+    root.ContentSequence.append(
+        CodeContentItem(
+            hd.sr.CodedConcept("121058", "DCM", "Procedure reported"), procedure, Relation.HAS_CONCEPT_MOD
+        )
+    )
+    if (library := content.image_library(headers)) is not None:
+        root.ContentSequence.append(library)
+    return root
+
+
+def _conclusion(sentences: Sequence[str]) -> Dataset:
+    item: Dataset = content.text(codes.CONCLUSION, "\r\n".join(sentences))
+    return item
+
+
+def _document(
+    root: ContainerContentItem,
+    evidence: Sequence[Dataset],
+    context: ResultContext,
+    *,
+    role: str,
+    description: str,
+    complete: bool,
+) -> Dataset:
+    """Put the content tree into an SR document about the series of ``evidence[0]``."""
+    source = evidence[0]
+    series_uid = str(source.SeriesInstanceUID)
+    out = Dataset()
+    out.SOPClassUID = Comprehensive3DSRStorage
+    out.SOPInstanceUID = context.uid(series_uid, role)
+    out.SeriesInstanceUID = context.uid(series_uid, f"{role}-series")
+    out.SeriesNumber = context.series_numbers.sr
+    out.InstanceNumber = 1
+    out.Modality = "SR"
+    out.SeriesDescription = description
+    out.update(patient_and_study(source))
+    stamp(out, context)
+    out.ContributingEquipmentSequence = contributing_equipment(source, context)
+    out.CompletionFlag = "COMPLETE" if complete else "PARTIAL"
+    out.VerificationFlag = "UNVERIFIED"
+    out.PreliminaryFlag = "PRELIMINARY"
+    out.PerformedProcedureCodeSequence = []
+    out.ReferencedPerformedProcedureStepSequence = []
+    current = [i for i in instance_ids(evidence) if i[0] == out.StudyInstanceUID]
+    other = [i for i in instance_ids(evidence) if i[0] != out.StudyInstanceUID]
+    out.CurrentRequestedProcedureEvidenceSequence = hierarchical_references(current)
+    if other:
+        out.PertinentOtherEvidenceSequence = hierarchical_references(other)
+    earlier = [p for p in context.predecessors if p.sop_class_uid.startswith(_STRUCTURED_REPORT_CLASSES)]
+    if earlier:
+        out.PredecessorDocumentsSequence = hierarchical_references(earlier)
+    out.update({element.tag: element for element in root})
+    if schemes := coding_schemes(out):
+        out.CodingSchemeIdentificationSequence = schemes
+    out.file_meta = file_meta(out)
+    return out
