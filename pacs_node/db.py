@@ -182,6 +182,8 @@ class Job(Base):
     outcome: Mapped[str | None]
     reason_code: Mapped[str | None]
     reason: Mapped[str | None]
+    #: why the last attempt didn't end the job
+    last_error: Mapped[str | None]
     series: Mapped[Series] = relationship()
     artifacts: Mapped[list[Artifact]] = relationship(back_populates="job", order_by="Artifact.id")
 

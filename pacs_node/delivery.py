@@ -12,18 +12,22 @@ import uuid
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 
 from sqlalchemy import Select, exists, select
 from sqlalchemy.orm import Session, aliased, selectinload
 
 from pacs_node import jobs, lifecycle
+from pacs_node.association import Timeouts
 from pacs_node.clock import Clock, utc_now
-from pacs_node.config import DeliverySettings
+from pacs_node.config import DeliverySettings, DicomDestination, DicomWebDestination, Settings
 from pacs_node.db import Artifact, Database, Delivery, Job, Series
 from pacs_node.destinations import Destination, ObjectRef, Outcome, OutcomeKind
-from pacs_node.errors import StaleStateError
+from pacs_node.dicomweb import DicomWebDestination as DicomWebClient
+from pacs_node.dimse import DimseDestination
+from pacs_node.errors import ConfigurationError, StaleStateError
 from pacs_node.states import DeliveryState
+from pacs_node.storage import open_database
 
 logger = logging.getLogger(__name__)
 
@@ -277,3 +281,65 @@ def resend(session: Session, delivery: Delivery, *, at: datetime, actor: str) ->
         verified_at=None,
         status="sent again by an operator",
     )
+
+
+def make_destination(item: DicomDestination | DicomWebDestination, settings: Settings) -> Destination:
+    """Build the client of one configured destination.
+
+    Raises
+    ------
+    ConfigurationError
+        A password file can't be read.
+    """
+    seconds = settings.delivery.timeout_seconds
+    if isinstance(item, DicomDestination):
+        return DimseDestination(
+            item.name,
+            item.host,
+            item.port,
+            item.ae_title,
+            item.calling_ae_title or settings.listener.ae_title,
+            timeouts=Timeouts(progress=seconds),
+            verify=item.verify,
+        )
+    return DicomWebClient(
+        item.name,
+        item.url,
+        user=item.user,
+        password=_password(item),
+        ca=Path(item.ca_file) if item.ca_file else None,
+        verify=item.verify,
+        read_timeout=seconds,
+    )
+
+
+def _password(item: DicomWebDestination) -> str | None:
+    if item.password_file is None:
+        return None
+    try:
+        return Path(item.password_file).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        key = f"destinations ({item.name}).password_file"
+        raise ConfigurationError(
+            f"{key} = {item.password_file!r}: can't be read ({error.strerror})"
+        ) from None
+
+
+def run(settings: Settings, stop: Event) -> None:
+    """Deliver until `stop` is set, each destination in a thread of its own."""
+    database = open_database(settings)
+    directory = Path(settings.storage.directory)
+    threads = [
+        Thread(
+            target=Outbox(database, directory, make_destination(item, settings), settings.delivery).run,
+            args=(stop,),
+            name=f"outbox-{item.name}",
+        )
+        for item in settings.destinations
+    ]
+    for thread in threads:
+        thread.start()
+    stop.wait()
+    for thread in threads:
+        thread.join()
+    database.dispose()

@@ -76,7 +76,7 @@ class ProcessEngine(Executor):
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - base
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the child after what it is doing."""
         if self._pool is not None:
             self._pool.shutdown(wait=wait, cancel_futures=cancel_futures)

@@ -6,6 +6,7 @@
     ├── ConfigurationError     a setting is wrong: key, value, what would be right
     ├── StaleStateError        somebody else changed the row first (lost lease, cancelled job)
     ├── OutOfSpaceError        the storage reserve is reached; nothing was written
+    ├── AnalysisFailedError    an attempt died, hung or raised; the job tries again or fails
     └── UnreadableInstanceError  the data set names no usable study, series or instance
 """
 
@@ -30,3 +31,7 @@ class OutOfSpaceError(NodeError):
 
 class UnreadableInstanceError(NodeError):
     """The identifying attributes of a data set can't be read."""
+
+
+class AnalysisFailedError(NodeError):
+    """An attempt at an analysis ended without a result."""

@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 from pydicom import Dataset
 from sqlalchemy import exists, select
@@ -31,6 +33,14 @@ from pacs_node.states import JobState, SeriesState
 logger = logging.getLogger(__name__)
 
 _ACTOR = "intake"
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    series_uid: str
+    paths: tuple[Path, ...]
+    #: known without a look at the headers
+    refusal: SeriesVerdict | None
 
 
 class Intake:
@@ -91,9 +101,21 @@ class Intake:
     def _close(self, series_id: int) -> None:
         with self._database.read() as session:
             series = session.get_one(Series, series_id)
-            signal = self._signal(session, series)
             seen = series.n_instances
-        if signal is None:
+            silence = self._clock() - series.last_received_at
+            still_open = exists().where(
+                Instance.series_id == series.id,
+                Instance.association_id == Association.id,
+                Association.closed_at.is_(None),
+            )
+            open_association = session.execute(select(still_open)).scalar_one()
+            paths = self._paths(series)
+        # files are read outside of transactions: a reader would hold up the listener
+        if silence >= self._quiet:
+            signal = "quiet"
+        elif not open_association and self._has_no_gaps(series_id, seen, paths):
+            signal = "settled"
+        else:
             return
         with self._database.write() as session:
             series = session.get_one(Series, series_id)
@@ -103,34 +125,20 @@ class Intake:
                     session, series, SeriesState.COMPLETE, at=self._clock(), actor=_ACTOR, closed_by=signal
                 )
 
-    def _signal(self, session: Session, series: Series) -> str | None:
-        if self._clock() - series.last_received_at >= self._quiet:
-            return "quiet"
-        still_open = exists().where(
-            Instance.series_id == series.id,
-            Instance.association_id == Association.id,
-            Association.closed_at.is_(None),
-        )
-        if session.execute(select(still_open)).scalar_one():
-            return None
-        known = self._looked_at.get(series.id)
-        if known is None or known[0] != series.n_instances:
-            known = (series.n_instances, self._has_no_gaps(series))
-            self._looked_at[series.id] = known
-        return "settled" if known[1] else None
+    def _paths(self, series: Series) -> tuple[Path, ...]:
+        """Files of a series; empty if retention has removed any."""
+        paths = [instance.path for instance in series.instances]
+        return tuple(self._spool.absolute(path) for path in paths if path) if all(paths) else ()
 
-    def _has_no_gaps(self, series: Series) -> bool:
-        try:
-            return has_no_gaps(self._headers(series))
-        except UnsuitableSeriesError:
-            return False
-
-    def _headers(self, series: Series) -> list[Dataset]:
-        return [
-            read_header(self._spool.absolute(instance.path))
-            for instance in series.instances
-            if instance.path is not None
-        ]
+    def _has_no_gaps(self, series_id: int, n_instances: int, paths: Sequence[Path]) -> bool:
+        known = self._looked_at.get(series_id)
+        if known is None or known[0] != n_instances:
+            try:
+                complete = has_no_gaps([read_header(path) for path in paths])
+            except UnsuitableSeriesError:
+                complete = False
+            known = self._looked_at[series_id] = (n_instances, complete)
+        return known[1]
 
     def judge_studies(self) -> None:
         """Queue the best series of each study whose series are all closed; name why not for the others."""
@@ -150,7 +158,8 @@ class Intake:
             return
         self._compare_conflicts(study_id)
         with self._database.read() as session:
-            verdicts = self._verdicts(session, session.get_one(Study, study_id))
+            candidates = [self._candidate(session, row) for row in session.get_one(Study, study_id).series]
+        verdicts = _verdicts(candidates)
         if not quiet and not any(verdict.suitable for verdict in verdicts):
             # a suitable series may still be on its way: no hasty "not analysed"
             self._waiting[study_id] = seen
@@ -162,22 +171,8 @@ class Intake:
                 return
             self._decide(session, study, verdicts)
 
-    def _verdicts(self, session: Session, study: Study) -> tuple[SeriesVerdict, ...]:
-        """Verdicts in falling order of suitability; series whose images were removed are left out."""
-        readable: dict[str, Sequence[Dataset]] = {}
-        refused: list[SeriesVerdict] = []
-        for series in study.series:
-            if any(instance.path is None for instance in series.instances):
-                continue
-            earlier = self._refused_before(session, series)
-            if earlier is not None:
-                refused.append(earlier)
-                continue
-            try:
-                readable[series.series_uid] = self._headers(series)
-            except UnsuitableSeriesError as error:
-                refused.append(_refusal(series.series_uid, error.code, error.sentence))
-        return (*judge_study(readable), *refused)
+    def _candidate(self, session: Session, series: Series) -> _Candidate:
+        return _Candidate(series.series_uid, self._paths(series), self._refused_before(session, series))
 
     def _refused_before(self, session: Session, series: Series) -> SeriesVerdict | None:
         """What is known beyond the headers: conflicting copies, or pixels that were found unsuitable."""
@@ -200,7 +195,9 @@ class Intake:
         job = session.execute(unsuitable).scalar_one_or_none()
         if job is None:
             return None
-        return _refusal(series.series_uid, ReasonCode(job.reason_code), job.reason or "")
+        return _refusal(
+            series.series_uid, ReasonCode(job.reason_code or ReasonCode.NOT_CHEST), job.reason or ""
+        )
 
     def _compare_conflicts(self, study_id: int) -> None:
         """Tell a re-encoded copy from another content under the same SOP Instance UID."""
@@ -299,6 +296,21 @@ class Intake:
             reason_code=code.value,
             reason=sentence,
         )
+
+
+def _verdicts(candidates: Sequence[_Candidate]) -> tuple[SeriesVerdict, ...]:
+    """Verdicts in falling order of suitability; series whose images were removed are left out."""
+    readable: dict[str, Sequence[Dataset]] = {}
+    refused: list[SeriesVerdict] = []
+    for candidate in candidates:
+        if candidate.refusal is not None:
+            refused.append(candidate.refusal)
+        elif candidate.paths:
+            try:
+                readable[candidate.series_uid] = [read_header(path) for path in candidate.paths]
+            except UnsuitableSeriesError as error:
+                refused.append(_refusal(candidate.series_uid, error.code, error.sentence))
+    return (*judge_study(readable), *refused)
 
 
 def _refusal(series_uid: str, code: ReasonCode, sentence: str) -> SeriesVerdict:

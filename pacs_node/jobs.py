@@ -313,8 +313,17 @@ def pass_on(session: Session, job: Job, *, pipeline_version: str, at: datetime, 
     return None
 
 
-def retry(session: Session, job: Job, token: str | None, *, at: datetime, actor: str, reason: str) -> None:
-    """Put a running job back into the queue for another attempt."""
+def retry(
+    session: Session,
+    job: Job,
+    token: str,
+    *,
+    at: datetime,
+    actor: str,
+    reason: str,
+    attempts: int | None = None,
+) -> None:
+    """Put a running job back into the queue; `attempts` overwrites the count where one isn't its fault."""
     lifecycle.move_job(
         session,
         job,
@@ -322,10 +331,11 @@ def retry(session: Session, job: Job, token: str | None, *, at: datetime, actor:
         at=at,
         actor=actor,
         token=token,
+        attempts=job.attempts if attempts is None else attempts,
         not_before=at + RETRY_WAIT,
         lease_token=None,
         lease_expires_at=None,
-        reason=reason,
+        last_error=reason,
     )
 
 
@@ -365,7 +375,7 @@ def reclaim(session: Session, *, at: datetime, actor: str) -> int:
             actor=actor,
             lease_token=None,
             lease_expires_at=None,
-            reason="the worker stopped; its lease ran out",
+            last_error="the worker stopped; its lease ran out",
         )
     return len(jobs)
 
@@ -382,6 +392,5 @@ def requeue(session: Session, job: Job, *, at: datetime, actor: str) -> None:
         not_before=at,
         finished_at=None,
         outcome=None,
-        reason_code=None,
-        reason="requeued by an operator",
+        last_error="requeued by an operator",
     )

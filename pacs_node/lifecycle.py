@@ -82,6 +82,7 @@ def move_job(
         outcome_of_job=values.get("outcome"),
         reason_code=values.get("reason_code"),
         reason=values.get("reason"),
+        last_error=values.get("last_error"),
         pipeline_version=job.pipeline_version,
         input_digest=job.input_digest,
     )

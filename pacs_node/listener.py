@@ -24,10 +24,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from inference.decode import DECODABLE_TRANSFER_SYNTAXES
 from pacs_node import audit, db, reception
 from pacs_node.clock import Clock, utc_now
-from pacs_node.config import Caller, ListenerSettings
+from pacs_node.config import Caller, ListenerSettings, Settings
 from pacs_node.errors import OutOfSpaceError, UnreadableInstanceError
 from pacs_node.reception import Reception
 from pacs_node.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, Spool
+from pacs_node.storage import open_database, open_spool
 
 logger = logging.getLogger(__name__)
 
@@ -266,3 +267,13 @@ class Listener:
                 .where(db.Association.closed_at.is_(None))
                 .values(closed_at=self._clock(), ending="lost")
             )
+
+
+def run(settings: Settings, stop: threading.Event) -> None:
+    """Receive until `stop` is set."""
+    database = open_database(settings)
+    listener = Listener(settings.listener, settings.callers, database, open_spool(settings))
+    listener.start()
+    stop.wait()
+    listener.stop()
+    database.dispose()

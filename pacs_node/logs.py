@@ -1,0 +1,46 @@
+"""Log lines as JSON: one line for each record, control characters escaped, no patient data."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+
+
+class JsonFormatter(logging.Formatter):
+    """Formats a record and its ``extra`` fields as one JSON object."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        line = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "part": record.processName,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {key: str(value) for key, value in vars(record).items() if key not in _STANDARD}
+        if record.exc_info:
+            # type and place, never the text: it may quote the data set
+            kind, _error, trace = record.exc_info
+            frames = []
+            while trace is not None:
+                frames.append(f"{trace.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno}")
+                trace = trace.tb_next
+            line |= {"exception": kind.__name__ if kind else "", "frames": " ".join(frames)}
+        return json.dumps(line, ensure_ascii=True)
+
+
+def configure(level: int = logging.INFO) -> None:
+    """Send the log of this process to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    # these write what peers send into their messages, patient names included
+    for name in ("pynetdicom", "pydicom", "highdicom", "dicomweb_client", "urllib3"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger("apscheduler").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)

@@ -1,0 +1,148 @@
+"""Runs the parts of a node as child processes and starts again what dies."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import multiprocessing
+import os
+import signal
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from threading import Event
+
+from pacs_node import audit, logs
+from pacs_node.clock import utc_now
+from pacs_node.config import Settings
+from pacs_node.engines import exit_with_parent
+from pacs_node.storage import open_database
+
+logger = logging.getLogger(__name__)
+
+#: part -> module with ``run(settings, stop)``; resolved in the child, so the listener loads no torch
+PARTS = {
+    "listener": "pacs_node.listener",
+    "worker": "pacs_node.worker",
+    "delivery": "pacs_node.delivery",
+    "schedule": "pacs_node.schedule",
+    "web": "pacs_node.web.app",
+}
+
+_FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0
+_STABLE_SECONDS = 60.0
+_STOP_SECONDS = 20.0
+
+
+def run_part(part: str, settings: Settings, stop: Event | None = None) -> None:
+    """Run one part in this process until SIGTERM or SIGINT.
+
+    Parameters
+    ----------
+    part
+        A key of `PARTS`.
+    stop
+        Ends the part when set; by default made here and set by the signals.
+    """
+    stop = stop or Event()
+
+    def on_signal(_number: int, _frame: object) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    _record(settings, audit.Event.NODE_STARTED, part)
+    importlib.import_module(PARTS[part]).run(settings, stop)
+    _record(settings, audit.Event.NODE_STOPPED, part)
+
+
+def _record(settings: Settings, event: audit.Event, part: str) -> None:
+    database = open_database(settings)
+    with database.write() as session:
+        audit.record(session, event, at=utc_now(), actor=part, pid=os.getpid())
+    database.dispose()
+
+
+def _child(part: str, settings: Settings) -> None:
+    logs.configure()
+    exit_with_parent()
+    run_part(part, settings)
+
+
+@dataclass
+class _Part:
+    name: str
+    process: BaseProcess
+    started: float
+    wait_seconds: float = _FIRST_WAIT
+    restart_at: float | None = None
+
+
+class Supervisor:
+    """Keeps all parts running.
+
+    Parameters
+    ----------
+    settings
+        For every part.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._context = multiprocessing.get_context("spawn")
+        self._parts: list[_Part] = []
+
+    def run(self, stop: Event) -> None:
+        """Start the parts, restart those that die, and stop them all when `stop` is set."""
+        open_database(self._settings).dispose()
+        names = [name for name in PARTS if name != "web" or self._settings.web.enabled]
+        self._parts = [_Part(name, self._start(name), time.monotonic()) for name in names]
+        while not stop.is_set():
+            wait([part.process.sentinel for part in self._parts if part.restart_at is None], timeout=0.5)
+            for part in self._parts:
+                self._look_after(part)
+        self._stop_all()
+
+    def _start(self, name: str) -> BaseProcess:
+        process = self._context.Process(target=_child, args=(name, self._settings), name=name)
+        process.start()
+        return process
+
+    def _look_after(self, part: _Part) -> None:
+        now = time.monotonic()
+        if part.restart_at is not None:
+            if now >= part.restart_at:
+                part.process, part.started, part.restart_at = self._start(part.name), now, None
+            return
+        if part.process.is_alive():
+            return
+        stable = now - part.started > _STABLE_SECONDS
+        part.wait_seconds = _FIRST_WAIT if stable else min(2 * part.wait_seconds, _LONGEST_WAIT)
+        part.restart_at = now + part.wait_seconds
+        logger.error(
+            "part died and will be started again",
+            extra={"died": part.name, "exit_code": part.process.exitcode, "in_seconds": part.wait_seconds},
+        )
+
+    def _stop_all(self) -> None:
+        for part in self._parts:
+            part.process.terminate()
+        deadline = time.monotonic() + _STOP_SECONDS
+        for part in self._parts:
+            part.process.join(max(0.0, deadline - time.monotonic()))
+            if part.process.is_alive():
+                part.process.kill()
+                part.process.join()
+
+
+def serve(settings: Settings) -> None:
+    """Run a whole node until SIGTERM or SIGINT."""
+    stop = Event()
+
+    def on_signal(_number: int, _frame: object) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    Supervisor(settings).run(stop)

@@ -1,0 +1,23 @@
+"""Opens the node's database and spool as the settings say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pacs_node.config import Settings
+from pacs_node.db import Database, sqlite_url
+from pacs_node.spool import Spool
+
+
+def open_database(settings: Settings) -> Database:
+    """Open the database and bring its schema up to date."""
+    directory = Path(settings.storage.directory)
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    database = Database(settings.storage.database_url or sqlite_url(directory))
+    database.upgrade()
+    return database
+
+
+def open_spool(settings: Settings) -> Spool:
+    """Open the store of received images."""
+    return Spool(Path(settings.storage.directory), settings.storage.reserve_mb << 20)

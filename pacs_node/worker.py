@@ -1,0 +1,327 @@
+"""Takes jobs under a lease, has them analysed by the engine, and ends each in a named state."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from pathlib import Path
+from threading import Event
+
+from sqlalchemy import exists, select
+from sqlalchemy.orm import Session
+
+from dicom_sr.context import OtherSeries, Predecessor
+from inference.errors import ReasonCode
+from inference.registry import load_pipeline
+from pacs_node import jobs, lifecycle
+from pacs_node.case import CaseOutcome, CaseRequest, Refusal, run_case
+from pacs_node.clock import Clock, utc_now
+from pacs_node.config import Settings
+from pacs_node.db import Artifact, Database, Job, Series
+from pacs_node.engines import Engine, InProcessEngine, ProcessEngine
+from pacs_node.errors import AnalysisFailedError, StaleStateError
+from pacs_node.states import JobState, SeriesState
+from pacs_node.storage import open_database
+
+logger = logging.getLogger(__name__)
+
+_ACTOR = "worker"
+_IDLE_SECONDS = 0.5
+_POLL_SECONDS = 0.2
+
+
+class Worker:
+    """Analyses one job at a time.
+
+    Parameters
+    ----------
+    database
+        Holds the queue.
+    settings
+        Pipeline, storage and destinations.
+    pipeline_version
+        Of the loaded pipeline; a job of another version is analysed by this one all the same, and the
+        result says so.
+    engine
+        Runs `run_case`.
+    clock
+        Source of time.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        pipeline_version: str,
+        engine: Engine,
+        clock: Clock = utc_now,
+    ) -> None:
+        self._database = database
+        self._settings = settings
+        self._directory = Path(settings.storage.directory)
+        self._pipeline_version = pipeline_version
+        self._engine = engine
+        self._clock = clock
+        self._stop = Event()
+
+    def run(self, stop: Event) -> None:
+        """Work until `stop` is set."""
+        self._stop = stop
+        while not stop.is_set():
+            if not self.tick():
+                stop.wait(_IDLE_SECONDS)
+        self._engine.kill()
+
+    def tick(self) -> bool:
+        """Take one job to its end; return False if none is due."""
+        claimed = self._claim()
+        if claimed is None:
+            return False
+        job_id, token, request = claimed
+        try:
+            with jobs.heartbeat(self._database, Job, [job_id], token, self._clock) as lost:
+                outcome, state = self._analyse(request, job_id, lost)
+            self._finish(job_id, token, outcome, state)
+        except _RetryLaterError as error:
+            self._retry(job_id, token, str(error))
+        except _StoppedError:
+            with self._database.write() as session:
+                job = session.get_one(Job, job_id)
+                jobs.retry(
+                    session,
+                    job,
+                    token,
+                    at=self._clock(),
+                    actor=_ACTOR,
+                    reason="the node was stopped",
+                    attempts=job.attempts - 1,
+                )
+        except StaleStateError:
+            logger.warning("job lease lost; its result is dropped", extra={"job": job_id})
+        return True
+
+    def _claim(self) -> tuple[int, str, CaseRequest] | None:
+        now = self._clock()
+        due = exists().where(Job.state == JobState.QUEUED, Job.not_before <= now)
+        with self._database.read() as session:
+            if not session.execute(select(due)).scalar_one():
+                return None
+        with self._database.write() as session:
+            claimed = jobs.claim(session, at=now, actor=_ACTOR)
+            if claimed is None:
+                return None
+            job, token = claimed
+            logger.info("job started", extra={"job": job.id, "attempt": job.attempts, "kind": job.kind})
+            return job.id, token, self._request(session, job)
+
+    def _request(self, session: Session, job: Job) -> CaseRequest:
+        series = job.series
+        study = series.study
+        refusal = None
+        if job.kind == jobs.REFUSAL:
+            refusal = Refusal(ReasonCode(job.reason_code or ""), job.reason or "")
+        elif job.attempts > self._settings.pipeline.max_attempts:
+            refusal = Refusal(
+                ReasonCode.SOFTWARE_FAILURE, "The analysis stopped its process each time it was tried."
+            )
+        alternative = exists().where(
+            Series.study_id == study.id,
+            Series.state == SeriesState.INELIGIBLE,
+            Series.rank > (series.rank or 0),
+        )
+        return CaseRequest(
+            study_uid=study.study_uid,
+            series_uid=series.series_uid,
+            files=tuple(self._directory / row.path for row in series.instances if row.path is not None),
+            out_dir=self._directory / "results" / f"{job.id:08d}",
+            profile=self._settings.pipeline.profile,
+            device=self._settings.pipeline.device,
+            input_digest=job.input_digest,
+            created_at=job.created_at,
+            refusal=refusal,
+            last_resort=not session.execute(select(alternative)).scalar_one(),
+            predecessors=_predecessors(session, job),
+            other_series=_other_series(study.series, series),
+            patient_id=study.patient_id,
+            patient_name=study.patient_name,
+            accession_number=study.accession_number,
+            study_date=study.study_date,
+            modality=series.modality,
+            first_instance=(series.instances[0].sop_class_uid, series.instances[0].sop_instance_uid),
+        )
+
+    def _analyse(self, request: CaseRequest, job_id: int, lost: Event) -> tuple[CaseOutcome, JobState]:
+        """Return the outcome and the job's last state; raise to try again later."""
+        failed = request.refusal is not None and request.refusal.code is ReasonCode.SOFTWARE_FAILURE
+        try:
+            outcome = self._wait(self._engine.submit(run_case, request), lost)
+        except AnalysisFailedError as error:
+            logger.warning("attempt failed", extra={"job": job_id, "reason": str(error)})
+            with self._database.read() as session:
+                attempts = session.get_one(Job, job_id).attempts
+            if failed or attempts < self._settings.pipeline.max_attempts:
+                raise _RetryLaterError(str(error)) from error
+            refusal = Refusal(ReasonCode.SOFTWARE_FAILURE, f"The analysis failed {attempts} times ({error}).")
+            return self._analyse(request.with_refusal(refusal), job_id, lost)
+        return outcome, JobState.FAILED if failed else JobState.SUCCEEDED
+
+    def _wait(self, future: Future[CaseOutcome], lost: Event) -> CaseOutcome:
+        deadline = time.monotonic() + self._settings.pipeline.timeout_seconds
+        while True:
+            try:
+                return future.result(timeout=_POLL_SECONDS)
+            except FutureTimeoutError:
+                if lost.is_set():
+                    self._engine.kill()
+                    raise StaleStateError("lease lost") from None
+                if self._stop.is_set():
+                    self._engine.kill()
+                    raise _StoppedError from None
+                if time.monotonic() > deadline:
+                    self._engine.kill()
+                    raise AnalysisFailedError("time limit") from None
+            except Exception as error:
+                # the worker's loop: whatever an analysis dies of ends in the job's state
+                logger.exception("analysis failed")
+                self._engine.kill()
+                raise AnalysisFailedError(type(error).__name__) from error
+
+    def _finish(self, job_id: int, token: str, outcome: CaseOutcome, state: JobState) -> None:
+        now = self._clock()
+        destinations = [(item.name, item.send) for item in self._settings.destinations]
+        with self._database.write() as session:
+            job = session.get_one(Job, job_id)
+            jobs.finish(
+                session,
+                job,
+                token,
+                at=now,
+                actor=_ACTOR,
+                state=state,
+                outcome=outcome.status,
+                artifacts=[
+                    jobs.NewArtifact(
+                        kind=item.kind,
+                        path=str(item.path.relative_to(self._directory)),
+                        sha256=item.sha256,
+                        sop_instance_uid=item.sop_instance_uid,
+                        sop_class_uid=item.sop_class_uid,
+                        series_uid=item.series_uid,
+                    )
+                    for item in outcome.files
+                ],
+                destinations=destinations,
+                reason_code=outcome.reason_code,
+                reason=outcome.reason,
+            )
+            unsuitable = job.kind == jobs.ANALYSIS and outcome.status == jobs.NOT_ANALYSED
+            if unsuitable and job.state is JobState.SUCCEEDED:
+                self._set_aside(session, job, outcome)
+        logger.info(
+            "job ended", extra={"job": job_id, "state": state.value, "reason_code": outcome.reason_code}
+        )
+
+    def _set_aside(self, session: Session, job: Job, outcome: CaseOutcome) -> None:
+        """The pixels were unsuitable: mark the series and, if one is left, queue the next best."""
+        now = self._clock()
+        lifecycle.move_series(
+            session,
+            job.series,
+            SeriesState.INELIGIBLE,
+            at=now,
+            actor=_ACTOR,
+            reason_code=outcome.reason_code,
+            reason=outcome.reason,
+        )
+        if outcome.files:
+            return
+        version = self._pipeline_version
+        if jobs.pass_on(session, job, pipeline_version=version, at=now, actor=_ACTOR) is None:
+            jobs.enqueue(
+                session,
+                job.series,
+                kind=jobs.REFUSAL,
+                input_digest=job.input_digest,
+                pipeline_version=version,
+                at=now,
+                actor=_ACTOR,
+                reason_code=outcome.reason_code,
+                reason=outcome.reason,
+            )
+
+    def _retry(self, job_id: int, token: str, reason: str) -> None:
+        now = self._clock()
+        with self._database.write() as session:
+            job = session.get_one(Job, job_id)
+            try:
+                if job.attempts > self._settings.pipeline.max_attempts:
+                    # not even the report could be written: the state and its reason are what is left
+                    lifecycle.move_job(
+                        session,
+                        job,
+                        JobState.FAILED,
+                        at=now,
+                        actor=_ACTOR,
+                        token=token,
+                        finished_at=now,
+                        lease_token=None,
+                        lease_expires_at=None,
+                        reason_code=ReasonCode.SOFTWARE_FAILURE.value,
+                        reason=reason,
+                    )
+                else:
+                    jobs.retry(session, job, token, at=now, actor=_ACTOR, reason=reason)
+            except StaleStateError:
+                logger.warning("job lease lost", extra={"job": job_id})
+
+
+class _StoppedError(Exception):
+    """The node is being stopped; the attempt doesn't count."""
+
+
+class _RetryLaterError(Exception):
+    """The attempt failed; the job may be tried again."""
+
+
+def _predecessors(session: Session, job: Job) -> tuple[Predecessor, ...]:
+    """SEG and SR of the study's latest earlier result: the new one says what it replaces."""
+    earlier = (
+        select(Artifact)
+        .join(Job, Artifact.job_id == Job.id)
+        .join(Series, Job.series_id == Series.id)
+        .where(
+            Series.study_id == job.series.study_id, Job.id < job.id, Artifact.sop_instance_uid.is_not(None)
+        )
+        .order_by(Artifact.job_id.desc(), Artifact.id)
+    )
+    rows = session.execute(earlier).scalars().all()
+    return tuple(
+        Predecessor(
+            job.series.study.study_uid,
+            row.series_uid or "",
+            row.sop_class_uid or "",
+            row.sop_instance_uid or "",
+        )
+        for row in rows
+        if row.job_id == rows[0].job_id
+    )
+
+
+def _other_series(series: Sequence[Series], analysed: Series) -> tuple[OtherSeries, ...]:
+    return tuple(
+        OtherSeries(row.series_uid, row.modality, row.reason_code, row.reason or "")
+        for row in series
+        if row.id != analysed.id and row.reason_code is not None
+    )
+
+
+def run(settings: Settings, stop: Event) -> None:
+    """Analyse until `stop` is set."""
+    pipeline = settings.pipeline
+    engine = ProcessEngine(pipeline.threads) if pipeline.engine == "process" else InProcessEngine()
+    database = open_database(settings)
+    Worker(database, settings, load_pipeline(pipeline.profile).version, engine).run(stop)
+    database.dispose()
