@@ -1,0 +1,13 @@
+"""Alembic environment: always online, on the engine that `Database.upgrade` hands over."""
+
+from __future__ import annotations
+
+from alembic import context
+
+from pacs_node.db import Base
+
+with context.config.attributes["engine"].connect() as connection:
+    context.configure(connection=connection, target_metadata=Base.metadata, render_as_batch=True)
+    with context.begin_transaction():
+        context.run_migrations()
+    connection.commit()
