@@ -29,6 +29,8 @@ from pacs_node.destinations import Outcome, OutcomeKind
 
 logger = logging.getLogger(__name__)
 
+_THREAD_END_S = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
@@ -262,6 +264,9 @@ class Link:
                 association.release()
             elif association.is_established:
                 association.abort()
+            for thread in (association, association.dul):
+                if thread.is_alive():
+                    thread.join(_THREAD_END_S)
             self._watchdog.stop()
 
     def refused_all(self) -> bool:

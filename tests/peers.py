@@ -131,6 +131,7 @@ def orthanc(
     ae_title: str = "ORTHANC",
     modalities: Mapping[str, tuple[str, str, int]] | None = None,
     settings: Mapping[str, Any] | None = None,
+    user: tuple[str, str] | None = None,
 ) -> Iterator[Orthanc]:
     """Run Orthanc with its DICOMweb plugin, where that is installed.
 
@@ -142,6 +143,8 @@ def orthanc(
         Known peers: symbolic name to (AE title, host, port), e.g. to send a study from it to a node.
     settings
         More configuration, over what stands here.
+    user
+        Name and password for the REST interface, where the settings ask for them.
     """
     dicom_port, http_port = find_free_port(), find_free_port()
     plugin = find_peer("orthanc-dicomweb")
@@ -170,7 +173,7 @@ def orthanc(
 
     def ready() -> bool:
         try:
-            return requests.get(f"http://127.0.0.1:{http_port}/system", timeout=1).ok
+            return requests.get(f"http://127.0.0.1:{http_port}/system", timeout=1, auth=user).ok
         except requests.RequestException:
             return False
 

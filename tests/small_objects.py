@@ -13,7 +13,6 @@ from inference.uids import derived_uid
 from pacs_node.destinations import ObjectRef
 from tests.ct_factory import make_ct_series, write_series
 
-
 _COPIED = (
     "SpecificCharacterSet",
     "PatientName",
