@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,12 +18,13 @@ from pydicom import Dataset
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
-from inference.decode import same_content
+from dicom_sr.context import MANUFACTURER
+from inference.compare import same_content
 from inference.errors import ReasonCode, UnsuitableSeriesError
 from inference.geometry import has_no_gaps
 from inference.load import read_header
 from inference.select import SeriesVerdict, judge_study
-from pacs_node import MODEL_NAME, jobs, lifecycle
+from pacs_node import jobs, lifecycle
 from pacs_node.clock import Clock, utc_now
 from pacs_node.config import CompletenessSettings
 from pacs_node.db import Association, Conflict, Database, Instance, Job, Series, Study
@@ -159,7 +160,7 @@ class Intake:
         self._compare_conflicts(study_id)
         with self._database.read() as session:
             candidates = [self._candidate(session, row) for row in session.get_one(Study, study_id).series]
-        verdicts = _verdicts(candidates)
+        verdicts, own = _verdicts(candidates)
         if not quiet and not any(verdict.suitable for verdict in verdicts):
             # a suitable series may still be on its way: no hasty "not analysed"
             self._waiting[study_id] = seen
@@ -169,7 +170,7 @@ class Intake:
             study = session.get_one(Study, study_id)
             if {series.series_uid: series.n_instances for series in study.series} != seen:
                 return
-            self._decide(session, study, verdicts)
+            self._decide(session, study, verdicts, own)
 
     def _candidate(self, session: Session, series: Series) -> _Candidate:
         return _Candidate(series.series_uid, self._paths(series), self._refused_before(session, series))
@@ -220,7 +221,9 @@ class Intake:
             with self._database.write() as session:
                 session.get_one(Conflict, conflict_id).same_content = same
 
-    def _decide(self, session: Session, study: Study, verdicts: Sequence[SeriesVerdict]) -> None:
+    def _decide(
+        self, session: Session, study: Study, verdicts: Sequence[SeriesVerdict], own: Collection[str]
+    ) -> None:
         rows = {series.series_uid: series for series in study.series}
         suitable = [verdict for verdict in verdicts if verdict.suitable]
         analysed = any(series.state is SeriesState.QUEUED for series in study.series)
@@ -232,7 +235,8 @@ class Intake:
         if suitable:
             self._queue(session, rows[suitable[0].series_uid])
         elif not analysed:
-            self._refuse(session, study, verdicts)
+            # answering reports of our own kind with a report would go round in circles
+            self._refuse(session, study, [verdict for verdict in verdicts if verdict.series_uid not in own])
 
     def _set_aside(self, session: Session, series: Series, verdict: SeriesVerdict) -> None:
         if series.state not in {SeriesState.COMPLETE, SeriesState.QUEUED}:
@@ -270,18 +274,17 @@ class Intake:
         )
 
     def _refuse(self, session: Session, study: Study, verdicts: Sequence[SeriesVerdict]) -> None:
-        """Queue the report that says why the study was not analysed; none about reports of our kind."""
-        foreign = [v for v in verdicts if v.facts.get("manufacturer_model_name") != MODEL_NAME]
-        if not foreign:
+        """Queue the report that says why the study was not analysed."""
+        if not verdicts:
             return
         rows = {series.series_uid: series for series in study.series}
-        first = min(foreign, key=lambda v: (rows[v.series_uid].modality != "CT", v.series_uid))
+        first = min(verdicts, key=lambda v: (rows[v.series_uid].modality != "CT", v.series_uid))
         code, sentence = first.code or ReasonCode.NO_SUITABLE_SERIES, first.sentence
-        if len(foreign) > 1:
+        if len(verdicts) > 1:
             code = ReasonCode.NO_SUITABLE_SERIES
-            sentence = f"None of the {len(foreign)} series of the study is suitable. First: {first.sentence}"
+            sentence = f"None of the {len(verdicts)} series of the study is suitable. First: {first.sentence}"
         digest = hashlib.sha256()
-        for verdict in sorted(foreign, key=lambda v: v.series_uid):
+        for verdict in sorted(verdicts, key=lambda v: v.series_uid):
             digest.update(
                 f"{verdict.series_uid} {jobs.input_digest(rows[verdict.series_uid])}\n".encode("ascii")
             )
@@ -298,8 +301,11 @@ class Intake:
         )
 
 
-def _verdicts(candidates: Sequence[_Candidate]) -> tuple[SeriesVerdict, ...]:
-    """Verdicts in falling order of suitability; series whose images were removed are left out."""
+def _verdicts(candidates: Sequence[_Candidate]) -> tuple[tuple[SeriesVerdict, ...], frozenset[str]]:
+    """Verdicts in falling order of suitability, and which series are results of a node like this one.
+
+    Series whose images were removed are left out.
+    """
     readable: dict[str, Sequence[Dataset]] = {}
     refused: list[SeriesVerdict] = []
     for candidate in candidates:
@@ -310,7 +316,12 @@ def _verdicts(candidates: Sequence[_Candidate]) -> tuple[SeriesVerdict, ...]:
                 readable[candidate.series_uid] = [read_header(path) for path in candidate.paths]
             except UnsuitableSeriesError as error:
                 refused.append(_refusal(candidate.series_uid, error.code, error.sentence))
-    return (*judge_study(readable), *refused)
+    own = frozenset(
+        uid
+        for uid, headers in readable.items()
+        if all(h.get("Manufacturer") == MANUFACTURER for h in headers)
+    )
+    return (*judge_study(readable), *refused), own
 
 
 def _refusal(series_uid: str, code: ReasonCode, sentence: str) -> SeriesVerdict:
