@@ -22,6 +22,7 @@ from typing import Self
 
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
+from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
@@ -290,12 +291,20 @@ class Link:
             return Failure(OutcomeKind.TRANSIENT, self._watchdog.fired)
         if not self._watchdog.connected:
             return Failure(OutcomeKind.TRANSIENT, "the connection was refused or timed out")
-        if association.is_rejected:
-            answer = association.acceptor.primitive
-            permanent = answer is not None and answer.result == 1
-            kind = OutcomeKind.PERMANENT if permanent else OutcomeKind.TRANSIENT
-            reason = answer.reason_str if answer is not None else "no reason"
-            return Failure(kind, f"the association was rejected ({kind}): {reason}")
+        answer = _rejection(association)
+        if answer is not None:
+            kind = OutcomeKind.PERMANENT if answer.result == 1 else OutcomeKind.TRANSIENT
+            return Failure(kind, f"the association was rejected ({kind}): {answer.reason_str}")
         if self.refused_all():
             return Failure(OutcomeKind.PERMANENT, "the peer accepted no presentation context")
         return Failure(OutcomeKind.TRANSIENT, "the association request was aborted or not answered")
+
+
+def _rejection(association: Association) -> A_ASSOCIATE | None:
+    """Return the A-ASSOCIATE-RJ, None where that was not the answer."""
+    answer = association.acceptor.primitive
+    if not association.is_rejected:
+        # After a fast rejection pynetdicom finds its own socket closed and does not look at its queue.
+        waiting = association.dul.receive_pdu(wait=False)
+        answer = waiting if isinstance(waiting, A_ASSOCIATE) else None
+    return answer if answer is not None and answer.result in (1, 2) else None
