@@ -11,6 +11,7 @@ import ipaddress
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -334,3 +335,35 @@ def _keys_beside(location: list[str | int]) -> list[str]:
     if section not in models and field is not None and isinstance(field.annotation, type):
         models[section] = [field.annotation]
     return sorted({name for model in models.get(section, []) for name in model.model_fields})
+
+
+def parse_destination(url: str, number: int = 1) -> DicomDestination | DicomWebDestination:
+    """Read a destination written as one word on the command line.
+
+    Parameters
+    ----------
+    url
+        ``dicom://AE@host:port`` or the ``http(s)://`` root of a DICOMweb server.
+    number
+        Makes the name: ``destination1`` ...
+
+    Raises
+    ------
+    ConfigurationError
+        Neither form, or a value that the settings refuse.
+    """
+    name = f"destination{number}"
+    parts = urlsplit(url)
+    try:
+        if parts.scheme in {"http", "https"}:
+            return DicomWebDestination(kind="dicomweb", name=name, url=url)
+        if parts.scheme == "dicom" and parts.username and parts.hostname and parts.port:
+            return DicomDestination(
+                name=name, host=parts.hostname, port=parts.port, ae_title=unquote(parts.username)
+            )
+    except ValidationError as error:
+        problems = "; ".join(_explain(detail) for detail in error.errors())
+        raise ConfigurationError(f"{url}: {problems}") from None
+    except ValueError as error:
+        raise ConfigurationError(f"{url}: {error}") from None
+    raise ConfigurationError(f"{url}: write dicom://AE@host:port or https://host/dicom-web")

@@ -21,7 +21,7 @@ from pacs_node import jobs, lifecycle
 from pacs_node.association import Timeouts
 from pacs_node.clock import Clock, utc_now
 from pacs_node.config import DeliverySettings, DicomDestination, DicomWebDestination, Settings
-from pacs_node.db import Artifact, Database, Delivery, Job, Series
+from pacs_node.db import Artifact, Database, Delivery, Job, Series, Study
 from pacs_node.destinations import Destination, ObjectRef, Outcome, OutcomeKind
 from pacs_node.dicomweb import DicomWebDestination as DicomWebClient
 from pacs_node.dimse import DimseDestination
@@ -267,20 +267,67 @@ def _reference(artifact: Artifact) -> ObjectRef:
     )
 
 
-def resend(session: Session, delivery: Delivery, *, at: datetime, actor: str) -> None:
-    """Send an object again at an operator's word, whatever became of it before."""
-    lifecycle.move_delivery(
-        session,
-        delivery,
-        DeliveryState.PENDING,
-        at=at,
-        actor=actor,
-        created_at=at,
-        next_attempt_at=at,
-        sent_at=None,
-        verified_at=None,
-        status="sent again by an operator",
+def resend_study(
+    session: Session,
+    study_uid: str,
+    destinations: Sequence[tuple[str, Sequence[str]]],
+    *,
+    at: datetime,
+    actor: str,
+) -> int:
+    """Send the latest result of a study again at an operator's word; return the number of objects.
+
+    Parameters
+    ----------
+    destinations
+        Name and kinds of artifact of each; one that is new to the study gets its first delivery.
+
+    Raises
+    ------
+    StaleStateError
+        An object is being sent at this moment.
+    """
+    artifacts = (
+        session.execute(
+            select(Artifact)
+            .join(Job, Artifact.job_id == Job.id)
+            .join(Series, Job.series_id == Series.id)
+            .join(Study, Series.study_id == Study.id)
+            .where(Study.study_uid == study_uid, Artifact.path.is_not(None))
+            .order_by(Artifact.job_id.desc(), Artifact.id)
+        )
+        .scalars()
+        .all()
     )
+    count = 0
+    for artifact in artifacts:
+        for name, kinds in destinations:
+            if artifact.job_id == artifacts[0].job_id and artifact.kind in kinds:
+                _resend(session, artifact, name, at=at, actor=actor)
+                count += 1
+    return count
+
+
+def _resend(session: Session, artifact: Artifact, destination: str, *, at: datetime, actor: str) -> None:
+    known = select(Delivery).where(Delivery.artifact_id == artifact.id, Delivery.destination == destination)
+    delivery = session.execute(known).scalar_one_or_none()
+    if delivery is None:
+        jobs.add_delivery(session, artifact, destination, at=at, actor=actor)
+    elif delivery.state is not DeliveryState.PENDING:
+        lifecycle.move_delivery(
+            session,
+            delivery,
+            DeliveryState.PENDING,
+            at=at,
+            actor=actor,
+            created_at=at,
+            next_attempt_at=at,
+            sent_at=None,
+            verified_at=None,
+            status="sent again by an operator",
+        )
+    else:
+        delivery.next_attempt_at = at
 
 
 def make_destination(item: DicomDestination | DicomWebDestination, settings: Settings) -> Destination:

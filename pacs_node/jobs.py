@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from pacs_node import audit, lifecycle
 from pacs_node.clock import Clock
-from pacs_node.db import Artifact, Database, Delivery, Job, Series
+from pacs_node.db import Artifact, Database, Delivery, Job, Series, Study
 from pacs_node.errors import StaleStateError
 from pacs_node.states import DeliveryState, JobState, SeriesState
 
@@ -225,7 +225,7 @@ def finish(
         artifact = _artifact(session, job, new)
         for name, kinds in destinations:
             if new.kind in kinds:
-                _add_delivery(session, artifact, name, at=at, actor=actor)
+                add_delivery(session, artifact, name, at=at, actor=actor)
 
 
 def _artifact(session: Session, job: Job, new: NewArtifact) -> Artifact:
@@ -378,6 +378,19 @@ def reclaim(session: Session, *, at: datetime, actor: str) -> int:
             last_error="the worker stopped; its lease ran out",
         )
     return len(jobs)
+
+
+def requeueable(session: Session, study_uid: str) -> Sequence[Job]:
+    """Return the latest job of each series of a study that has failed or was cancelled."""
+    ended = (
+        select(Job)
+        .join(Series, Job.series_id == Series.id)
+        .join(Study, Series.study_id == Study.id)
+        .where(Study.study_uid == study_uid)
+        .order_by(Job.id)
+    )
+    latest = {job.series_id: job for job in session.execute(ended).scalars()}
+    return [job for job in latest.values() if job.state in {JobState.FAILED, JobState.CANCELLED}]
 
 
 def requeue(session: Session, job: Job, *, at: datetime, actor: str) -> None:
