@@ -251,9 +251,7 @@ def _artifact(session: Session, job: Job, new: NewArtifact) -> Artifact:
     return artifact
 
 
-def _add_delivery(
-    session: Session, artifact: Artifact, destination: str, *, at: datetime, actor: str
-) -> None:
+def add_delivery(session: Session, artifact: Artifact, destination: str, *, at: datetime, actor: str) -> None:
     session.add(
         Delivery(
             artifact=artifact,
