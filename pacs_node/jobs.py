@@ -252,6 +252,12 @@ def _artifact(session: Session, job: Job, new: NewArtifact) -> Artifact:
 
 
 def add_delivery(session: Session, artifact: Artifact, destination: str, *, at: datetime, actor: str) -> None:
+    """Put an object into the outbox of a destination, unless it is there already."""
+    known = select(Delivery.id).where(
+        Delivery.artifact_id == artifact.id, Delivery.destination == destination
+    )
+    if session.execute(known).first() is not None:
+        return
     session.add(
         Delivery(
             artifact=artifact,
