@@ -57,7 +57,7 @@ from pydicom.uid import (
 
 from inference.decode_probes import PROBES
 from inference.errors import ReasonCode, UnsuitableSeriesError
-from inference.headers import number, text
+from inference.headers import MALFORMED_VALUE, number, text
 
 DECODABLE_TRANSFER_SYNTAXES: tuple[str, ...] = (
     ExplicitVRLittleEndian,
@@ -91,18 +91,14 @@ _plugin_lock = threading.Lock()
 # Any of these comes from pydicom or a codec for a damaged or hostile file. Not a blanket `Exception`:
 # KeyboardInterrupt aside, a Warning turned into an error by the caller's filter must stay visible.
 MALFORMED_FILE = (
-    ArithmeticError,
+    *MALFORMED_VALUE,
     AssertionError,
-    AttributeError,
     BufferError,
     EOFError,
     InvalidDicomError,
-    LookupError,
     MemoryError,
     OSError,
     RuntimeError,
-    TypeError,
-    ValueError,
     struct.error,
     zlib.error,
 )

@@ -446,7 +446,8 @@ def _no_geometry(what: str) -> UnsuitableSeriesError:
 
 def _too_few(count: int) -> UnsuitableSeriesError:
     return UnsuitableSeriesError(
-        ReasonCode.TOO_FEW_SLICES, f"The series has {count} slices, at least {MIN_SLICES} are needed."
+        ReasonCode.TOO_FEW_SLICES,
+        f"The series has {count} slice{'s' * (count != 1)}, at least {MIN_SLICES} are needed.",
     )
 
 

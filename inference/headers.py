@@ -6,8 +6,17 @@ import math
 from typing import Any
 
 from pydicom import Dataset
+from pydicom.errors import BytesLengthException
 
-MALFORMED_VALUE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+MALFORMED_VALUE = (
+    ArithmeticError,
+    AttributeError,
+    BytesLengthException,
+    LookupError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+)
 """What pydicom and float() raise for an element value that isn't what its VR promises."""
 
 

@@ -81,6 +81,7 @@ def read_header(path: Path) -> Dataset:
     """
     header = read_file(path, pixels=False)
     _drop_unreadable(header)
+    _drop_unreadable(getattr(header, "file_meta", Dataset()))
     if not text(header, "SOPClassUID") or not text(header, "SOPInstanceUID"):
         raise UnsuitableSeriesError(
             ReasonCode.NOT_AN_IMAGE, "A file has no SOP Class UID or no SOP Instance UID."

@@ -20,6 +20,7 @@ from pydicom.uid import (
     LegacyConvertedEnhancedCTImageStorage,
 )
 
+from inference.decode import DECODABLE_TRANSFER_SYNTAXES, transfer_syntax
 from inference.errors import ReasonCode, UnsuitableSeriesError
 from inference.geometry import Grid, distinct_images, judge_geometry
 from inference.headers import MALFORMED_VALUE, frame_item, is_multiframe, number, sequence, text
@@ -116,6 +117,7 @@ def judge_series(
             facts |= _facts(images)
         _check_kind(images, frozenset(word.upper() for word in allowed_image_types))
         _check_one_series(uids)
+        _check_decodable(images)
         grid = judge_geometry(images)
     except UnsuitableSeriesError as reason:
         return SeriesVerdict(uid, suitable=False, code=reason.code, sentence=reason.sentence, facts=facts)
@@ -227,6 +229,16 @@ def _check_object(image: Dataset) -> None:
         )
     if (number(image, "SamplesPerPixel") or 1) != 1:
         raise UnsuitableSeriesError(ReasonCode.DERIVED, "The images are coloured, so they aren't CT slices.")
+
+
+def _check_decodable(images: Sequence[Dataset]) -> None:
+    """Before another series of the study is passed over for one that can't be read."""
+    for image in images:
+        syntax = transfer_syntax(image)
+        if syntax and syntax not in DECODABLE_TRANSFER_SYNTAXES:
+            raise UnsuitableSeriesError(
+                ReasonCode.DECODE, f"The transfer syntax isn't supported ({syntax.name})."
+            )
 
 
 def _check_image_type(image: Dataset, allowed: frozenset[str]) -> None:
