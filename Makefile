@@ -1,0 +1,76 @@
+# Two commands do everything: `make demo` and `make test`. Needs git, make and Python 3.11 or newer.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# The project is built with what the lock installed just before.
+.NOTPARALLEL:
+.PHONY: help demo install install-dev test check test-peers lock docs hooks
+
+ifndef PYTHON
+PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+endif
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Stamps: what stands in one of them is not installed again.
+MADE := $(VENV)/.made
+RUN := $(VENV)/.requirements
+DEV := $(VENV)/.requirements-dev
+PROJECT := $(VENV)/.project
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*  ## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*  ## /  make \1\t/' | expand -t 20
+	@echo "  make demo ARGS='--ct DIR'   runs it on your own CT series"
+
+demo: install  ## Install, then the main job: CT in by C-STORE, SEG and SR back (no GPU, no Docker)
+	$(BIN)/pacs-node demo $(ARGS)
+
+install: $(RUN) $(PROJECT)  ## Install what the node needs into .venv
+
+install-dev: $(DEV) $(PROJECT)  ## Install what the tests need into .venv
+
+test: install-dev  ## Install, then ruff, mypy and the whole test suite
+	$(MAKE) --no-print-directory check
+	$(BIN)/python -m pytest $(ARGS)
+
+check: install-dev  ## Only ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test-peers:  ## Install the Debian packages that the tests talk to (as root or by sudo)
+	.ci/test-peers
+
+lock:  ## Write both lock files anew (needs uv)
+	.ci/lock
+
+docs: install-dev  ## Write docs/configuration.md from the declarations of the settings
+	$(BIN)/python -m pacs_node.config_docs > docs/configuration.md.new
+	mv docs/configuration.md.new docs/configuration.md
+
+hooks: install-dev  ## Let git run ruff and mypy before each commit
+	$(BIN)/pre-commit install
+
+$(MADE):
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer on PATH; name one: make PYTHON=/path/to/python3 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
+	echo "$(PYTHON) can't make a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(RUN): requirements.lock $(MADE)
+	@echo "installing requirements.lock into $(VENV) (PyTorch with its GPU libraries: about 5 GB, some minutes)"
+	$(PIP) install --quiet --require-hashes -r requirements.lock
+	@touch $@
+
+$(DEV): requirements-dev.lock $(MADE)
+	@echo "installing requirements-dev.lock into $(VENV) (PyTorch with its GPU libraries: about 5 GB, some minutes)"
+	$(PIP) install --quiet --require-hashes -r requirements-dev.lock
+	@touch $@
+
+# The build backend stands in the locks, so the project itself is built from what is installed already.
+$(PROJECT): pyproject.toml | $(MADE)
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
