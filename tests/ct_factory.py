@@ -7,6 +7,7 @@ that two series or studies never share one by accident.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from copy import deepcopy
 from math import cos, radians, sin
 from pathlib import Path
 
@@ -198,7 +199,7 @@ def make_enhanced_ct(series: Sequence[Dataset], *, legacy: bool = False) -> Data
     """
     first = series[0]
     ds = Dataset()
-    ds.update({e.tag: e for e in first if e.keyword not in _PER_FRAME})
+    ds.update({e.tag: deepcopy(e) for e in first if e.keyword not in _PER_FRAME})
     ds.SOPClassUID = LegacyConvertedEnhancedCTImageStorage if legacy else EnhancedCTImageStorage
     ds.SOPInstanceUID = derived_uid(first.SOPInstanceUID, ds.SOPClassUID)
     ds.InstanceNumber = 1
