@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 
@@ -118,6 +119,15 @@ class UnreadableFileError(Exception):
         return Outcome("", self.kind, None, str(self))
 
 
+def _undecoded_uid(meta: Dataset, keyword: str) -> str:
+    """Return a UID without pydicom's decoding, which writes a value that is not valid to the log."""
+    if keyword not in meta:
+        return ""
+    value = meta.get_item(keyword).value
+    text = value.decode("ascii", errors="replace") if isinstance(value, bytes) else str(value or "")
+    return text.rstrip("\0 ")
+
+
 @dataclass(frozen=True, slots=True)
 class ObjectFile:
     """A DICOM file (PS3.10) and what its File Meta Information says about it."""
@@ -145,10 +155,8 @@ class ObjectFile:
             raise UnreadableFileError(OutcomeKind.TRANSIENT, sentence) from error
         except (InvalidDicomError, ValueError, KeyError, EOFError) as error:
             raise UnreadableFileError(OutcomeKind.PERMANENT, "the file is not DICOM") from error
-        uids = [
-            str(meta.get(keyword) or "")
-            for keyword in ("MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID", "TransferSyntaxUID")
-        ]
+        names = ("MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID", "TransferSyntaxUID")
+        uids = [_undecoded_uid(meta, name) for name in names]
         if not all(uids):
             raise UnreadableFileError(OutcomeKind.PERMANENT, "the file has no complete meta information")
         if not all(re.fullmatch(r"[0-9.]{1,64}", uid) for uid in uids):
