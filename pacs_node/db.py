@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sqlalchemy import (
     DateTime,
     Dialect,
     Engine,
+    Enum,
     ForeignKey,
     Index,
     String,
@@ -60,6 +62,18 @@ class Base(DeclarativeBase):
     """Declarative base of all tables."""
 
     type_annotation_map = {datetime: UtcDateTime, dict[str, Any]: JSON, str: String}  # noqa: RUF012 - SQLAlchemy reads it
+
+
+def _state(kind: type[StrEnum]) -> Enum:
+    """A column that holds only the states of `kind`; the database checks it too."""
+    return Enum(
+        kind,
+        name=f"{kind.__name__.lower()}_known",
+        native_enum=False,
+        create_constraint=True,
+        validate_strings=True,
+        values_callable=lambda states: [state.value for state in states],
+    )
 
 
 class Association(Base):
@@ -106,7 +120,7 @@ class Series(Base):
     calling_ae: Mapped[str]
     n_instances: Mapped[int] = mapped_column(default=0)
     last_received_at: Mapped[datetime]
-    state: Mapped[SeriesState] = mapped_column(String, index=True)
+    state: Mapped[SeriesState] = mapped_column(_state(SeriesState), index=True)
     #: which signal closed it: settled or quiet
     closed_by: Mapped[str | None]
     reason_code: Mapped[str | None]
@@ -170,7 +184,7 @@ class Job(Base):
     kind: Mapped[str]
     input_digest: Mapped[str]
     pipeline_version: Mapped[str]
-    state: Mapped[JobState] = mapped_column(String)
+    state: Mapped[JobState] = mapped_column(_state(JobState))
     attempts: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[datetime]
     not_before: Mapped[datetime]
@@ -218,7 +232,7 @@ class Delivery(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     artifact_id: Mapped[int] = mapped_column(ForeignKey("artifact.id"), index=True)
     destination: Mapped[str]
-    state: Mapped[DeliveryState] = mapped_column(String)
+    state: Mapped[DeliveryState] = mapped_column(_state(DeliveryState))
     attempts: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[datetime]
     next_attempt_at: Mapped[datetime]

@@ -25,7 +25,7 @@ from inference.decode import DECODABLE_TRANSFER_SYNTAXES
 from pacs_node import audit, db, reception
 from pacs_node.clock import Clock, utc_now
 from pacs_node.config import Caller, ListenerSettings, Settings
-from pacs_node.errors import OutOfSpaceError, UnreadableInstanceError
+from pacs_node.errors import NodeError, OutOfSpaceError, UnreadableInstanceError
 from pacs_node.reception import Reception
 from pacs_node.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, Spool
 from pacs_node.storage import open_database, open_spool
@@ -182,7 +182,7 @@ class Listener:
             return self._refuse(event, OUT_OF_RESOURCES, str(error))
         except UnreadableInstanceError as error:
             return self._refuse(event, CANNOT_UNDERSTAND, str(error))
-        except (OSError, SQLAlchemyError) as error:
+        except (OSError, SQLAlchemyError, NodeError) as error:
             # whatever is on disk now has no row: the sender must keep the instance
             logger.exception("instance could not be stored")
             return self._refuse(event, PROCESSING_FAILURE, type(error).__name__)
