@@ -1,0 +1,294 @@
+"""The result for programs (``result.json``) and for people (``report.html``).
+
+Both come from one dictionary, so they can't disagree. Its layout is `SCHEMA_VERSION`; a field is never
+renamed or given another meaning without a new major number.
+
+::
+
+    schema_version   "1.0"
+    notice           research-use sentence
+    status           "analysed" | "not_analysed"
+    reason           null | {code, sentence}
+    patient          {id, name, birth_date, sex}                   "" where unknown
+    study            {study_uid, date, description, accession_number}
+    series           {analysed: null | {...}, refused: [{series_uid, modality, description, code, sentence}]}
+    findings         [{number, tracking_uid, tracking_id, site, attenuation, key_slice, point_lps_mm,
+                       long_axis_lps_mm, short_axis_lps_mm, measurements, detection_probability,
+                       malignancy, features, key_image}]
+    observations     [{name, value, probability}]
+    models           [{name, version, task, weights_sha256, parameters, performance, limits, ...}]
+    warnings         [sentence]
+    provenance       {software_version, pipeline_version, input_digest, created_at, device_uid, ...}
+    outputs          [{kind, file, sop_class_uid, sop_instance_uid, series_uid, sha256}]
+    timings_s        {stage: seconds}
+
+Numbers are in the unit of their name's suffix; probabilities are 0..1; LPS is the DICOM patient system.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from pydicom import Dataset
+
+from dicom_sr.codes import feature_codes, site_words
+from dicom_sr.conclusion import no_nodule_sentence
+from dicom_sr.context import NOT_REVIEWED, RESEARCH_USE, OtherSeries, ResultContext
+from dicom_sr.header import copied
+from dicom_sr.keyimages import KeyImage
+from inference.errors import ReasonCode
+from inference.types import Finding, ModelCard, Result, Volume
+
+SCHEMA_VERSION = "1.0"
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One written object: kind (SEG or SR), file name, identity and the sha256 of its bytes."""
+
+    kind: str
+    file: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_uid: str
+    sha256: str
+
+    @classmethod
+    def of(cls, dataset: Dataset, path: Path, sha256: str) -> Output:
+        """Describe `dataset` as it was written to `path`."""
+        return cls(
+            str(dataset.Modality),
+            path.name,
+            str(dataset.SOPClassUID),
+            str(dataset.SOPInstanceUID),
+            str(dataset.SeriesInstanceUID),
+            sha256,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryLine:
+    """One line of the delivery table: where to, which object, its state, and when or why."""
+
+    destination: str
+    kind: str
+    state: str
+    detail: str = ""
+
+
+def result_json(
+    volume: Volume,
+    result: Result,
+    headers: Sequence[Dataset],
+    context: ResultContext,
+    *,
+    outputs: Sequence[Output] = (),
+    key_images: Sequence[KeyImage] = (),
+    timings_s: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """Describe an analysed series; see the module for the layout.
+
+    Parameters
+    ----------
+    key_images
+        In the order of the findings, or none.
+    timings_s
+        Seconds by stage.
+    """
+    pictures = {image.tracking_id: image.path.name for image in key_images}
+    out = _base("analysed", headers, context, outputs, timings_s)
+    out["series"]["analysed"] = _analysed(volume, headers[0])
+    out["findings"] = [
+        _finding(volume, finding, number, pictures.get(finding.tracking_id))
+        for number, finding in enumerate(result.findings, start=1)
+    ]
+    out["observations"] = [asdict(observation) for observation in result.observations]
+    out["warnings"] = list(result.warnings)
+    return out
+
+
+def not_analysed_json(
+    headers: Sequence[Dataset],
+    reason_code: ReasonCode | str,
+    sentence: str,
+    context: ResultContext,
+    *,
+    outputs: Sequence[Output] = (),
+    timings_s: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """Describe a series that was not analysed; the same layout, with a reason and no findings."""
+    code = str(ReasonCode(reason_code))
+    out = _base("not_analysed", headers, context, outputs, timings_s)
+    out["reason"] = {"code": code, "sentence": sentence}
+    header = headers[0]
+    refused = OtherSeries(_text(header, "SeriesInstanceUID"), _text(header, "Modality"), code, sentence)
+    if refused.series_uid not in {other.series_uid for other in context.other_series}:
+        row = {**refused._asdict(), "description": _text(header, "SeriesDescription")}
+        out["series"]["refused"].insert(0, row)
+    return out
+
+
+def report_html(
+    summary: Mapping[str, Any],
+    *,
+    key_images: Sequence[KeyImage] = (),
+    overview: Path | None = None,
+    deliveries: Sequence[DeliveryLine] = (),
+) -> str:
+    """Render the report page: one file that asks nothing of the network.
+
+    Every text that came from DICOM is escaped. Pictures are embedded.
+
+    Parameters
+    ----------
+    summary
+        From `result_json` or `not_analysed_json`.
+    """
+    environment = Environment(
+        loader=PackageLoader("dicom_sr"),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html").render(
+        s=summary,
+        not_reviewed=NOT_REVIEWED,
+        none_found=no_nodule_sentence([ModelCard(**_card(model)) for model in summary["models"]]),
+        pictures=[(image, _data_uri(image.path)) for image in key_images],
+        overview=_data_uri(overview) if overview else None,
+        deliveries=deliveries,
+    )
+
+
+def _base(
+    status: str,
+    headers: Sequence[Dataset],
+    context: ResultContext,
+    outputs: Sequence[Output],
+    timings_s: Mapping[str, float] | None,
+) -> dict[str, Any]:
+    header = headers[0]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "notice": RESEARCH_USE,
+        "status": status,
+        "reason": None,
+        "patient": {
+            "id": _text(header, "PatientID"),
+            "name": _text(header, "PatientName"),
+            "birth_date": _date(header, "PatientBirthDate"),
+            "sex": _text(header, "PatientSex"),
+        },
+        "study": {
+            "study_uid": _text(header, "StudyInstanceUID"),
+            "date": _date(header, "StudyDate"),
+            "description": _text(header, "StudyDescription"),
+            "accession_number": _text(header, "AccessionNumber"),
+        },
+        "series": {
+            "analysed": None,
+            "refused": [{**other._asdict(), "description": ""} for other in context.other_series],
+        },
+        "findings": [],
+        "observations": [],
+        "models": [asdict(card) for card in context.cards],
+        "warnings": [],
+        "provenance": {
+            "manufacturer": context.manufacturer,
+            "algorithm": context.manufacturer_model_name,
+            "software_version": context.software_version,
+            "pipeline_version": context.pipeline_version,
+            "device_uid": context.device_uid,
+            "input_digest": context.input_digest,
+            "created_at": context.created_at.isoformat(timespec="seconds"),
+            "institution": context.institution or "",
+            "replaces": [p.sop_instance_uid for p in context.predecessors],
+        },
+        "outputs": [asdict(output) for output in outputs],
+        "timings_s": {stage: round(seconds, 2) for stage, seconds in (timings_s or {}).items()},
+    }
+
+
+def _analysed(volume: Volume, header: Dataset) -> dict[str, Any]:
+    slices, rows, columns = volume.array.shape
+    return {
+        "series_uid": volume.series_uid,
+        "modality": _text(header, "Modality"),
+        "number": _text(header, "SeriesNumber"),
+        "description": _text(header, "SeriesDescription"),
+        "scanner": " ".join(
+            filter(None, (_text(header, k) for k in ("Manufacturer", "ManufacturerModelName")))
+        ),
+        "kernel": _text(header, "ConvolutionKernel"),
+        "frame_of_reference_uid": volume.frame_of_reference_uid,
+        "shape": [slices, rows, columns],
+        "spacing_mm": [round(v, 4) for v in volume.spacing_mm],
+        "slice_thickness_mm": volume.slice_thickness_mm,
+    }
+
+
+def _finding(volume: Volume, finding: Finding, number: int, picture: str | None) -> dict[str, Any]:
+    frame = volume.frames[finding.key_slice]
+    features = [
+        {
+            "name": feature.name,
+            "value": feature.value,
+            "meaning": feature_codes(feature)[1].meaning,
+            "probability": round(feature.probability, 4),
+        }
+        for feature in finding.features
+    ]
+    return {
+        "number": number,
+        "tracking_uid": finding.tracking_uid,
+        "tracking_id": finding.tracking_id,
+        "site": {
+            "words": site_words(finding.site),
+            "laterality": finding.site.laterality and str(finding.site.laterality),
+            "lobe": finding.site.lobe and str(finding.site.lobe),
+        },
+        "attenuation": finding.attenuation and str(finding.attenuation),
+        "key_slice": {
+            "index": finding.key_slice,
+            "sop_instance_uid": frame.sop_instance_uid,
+            "frame_number": frame.frame_number,
+        },
+        "point_lps_mm": _lps(volume, finding.key_slice, finding.key_point),
+        "long_axis_lps_mm": [_lps(volume, finding.key_slice, end) for end in finding.long_axis],
+        "short_axis_lps_mm": [_lps(volume, finding.key_slice, end) for end in finding.short_axis],
+        "measurements": {name: round(value, 3) for name, value in asdict(finding.measurements).items()},
+        "detection_probability": round(finding.detection_probability, 4),
+        "malignancy": finding.malignancy and asdict(finding.malignancy),
+        "features": features,
+        "key_image": picture,
+    }
+
+
+def _lps(volume: Volume, z: int, at: tuple[float, float]) -> list[float]:
+    return [round(float(v), 2) for v in volume.index_to_lps((z, *at))]
+
+
+def _text(header: Dataset, keyword: str) -> str:
+    element = copied(header, keyword)
+    return "" if element is None else str(element.value)
+
+
+def _date(header: Dataset, keyword: str) -> str:
+    """``20200131`` as ``2020-01-31``; anything else as it is."""
+    text = _text(header, keyword)
+    return f"{text[:4]}-{text[4:6]}-{text[6:]}" if len(text) == 8 and text.isdigit() else text
+
+
+def _card(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's fields as they were, also after a way through JSON."""
+    return {**model, "performance": tuple(model["performance"])}
+
+
+def _data_uri(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
