@@ -22,7 +22,7 @@ from pacs_node import audit, lifecycle
 from pacs_node.clock import Clock
 from pacs_node.db import Artifact, Database, Delivery, Job, Series, Study
 from pacs_node.errors import StaleStateError
-from pacs_node.states import DeliveryState, JobState, SeriesState
+from pacs_node.states import DeliveryState, JobOutcome, JobState, SeriesState
 
 LEASE = timedelta(seconds=30)
 HEARTBEAT_SECONDS = 5.0
@@ -31,8 +31,8 @@ RETRY_WAIT = timedelta(seconds=5)
 ANALYSIS = "analysis"
 REFUSAL = "refusal"
 
-ANALYSED = "analysed"
-NOT_ANALYSED = "not_analysed"
+ANALYSED = JobOutcome.ANALYSED.value
+NOT_ANALYSED = JobOutcome.NOT_ANALYSED.value
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,13 @@ class DeliveryState(StrEnum):
     FAILED = "failed"
 
 
+class JobOutcome(StrEnum):
+    """What a job that succeeded says."""
+
+    ANALYSED = "analysed"
+    NOT_ANALYSED = "not_analysed"
+
+
 SERIES_CHANGES = frozenset(
     {
         (SeriesState.RECEIVING, SeriesState.COMPLETE),

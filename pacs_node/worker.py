@@ -132,25 +132,29 @@ class Worker:
             Series.state == SeriesState.INELIGIBLE,
             Series.rank > (series.rank or 0),
         )
+        first = series.instances[0]
         return CaseRequest(
-            study_uid=study.study_uid,
-            series_uid=series.series_uid,
             files=tuple(self._directory / row.path for row in series.instances if row.path is not None),
             out_dir=self._directory / "results" / f"{job.id:08d}",
             profile=self._settings.pipeline.profile,
             device=self._settings.pipeline.device,
             input_digest=job.input_digest,
             created_at=job.created_at,
+            identity={
+                "SOPClassUID": first.sop_class_uid,
+                "SOPInstanceUID": first.sop_instance_uid,
+                "StudyInstanceUID": study.study_uid,
+                "SeriesInstanceUID": series.series_uid,
+                "PatientID": study.patient_id,
+                "PatientName": study.patient_name,
+                "AccessionNumber": study.accession_number,
+                "StudyDate": study.study_date,
+                "Modality": series.modality,
+            },
             refusal=refusal,
             last_resort=not session.execute(select(alternative)).scalar_one(),
             predecessors=_predecessors(session, job),
             other_series=_other_series(study.series, series),
-            patient_id=study.patient_id,
-            patient_name=study.patient_name,
-            accession_number=study.accession_number,
-            study_date=study.study_date,
-            modality=series.modality,
-            first_instance=(series.instances[0].sop_class_uid, series.instances[0].sop_instance_uid),
         )
 
     def _analyse(self, request: CaseRequest, job_id: int, lost: Event) -> tuple[CaseOutcome, JobState]:
