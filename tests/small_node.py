@@ -1,0 +1,220 @@
+"""A node without network and without models: rows, files and a clock that tests set."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from io import BytesIO
+from pathlib import Path
+
+from pydicom import Dataset, dcmread
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    ExplicitVRLittleEndian,
+    SegmentationStorage,
+)
+from sqlalchemy import select
+
+from inference.uids import derived_uid
+from pacs_node import jobs
+from pacs_node.config import CompletenessSettings
+from pacs_node.db import Association, Database, Delivery, Job, Series
+from pacs_node.intake import Intake
+from pacs_node.jobs import NewArtifact
+from pacs_node.reception import Reception, read_identity, record_instance
+from pacs_node.spool import Spool
+from pacs_node.states import DeliveryState, JobState, SeriesState
+
+START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+VERSION = "pipeline-1"
+
+
+class TestClock:
+    """A clock that stands until it is moved."""
+
+    __test__ = False
+
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def forward(self, **span: float) -> datetime:
+        """Move by ``timedelta(**span)`` and return the new time."""
+        self.now += timedelta(**span)
+        return self.now
+
+
+def encoded(ds: Dataset) -> tuple[bytes, str]:
+    """The data set as it goes over the wire, and its transfer syntax."""
+    buffer = BytesIO()
+    ds.save_as(buffer, enforce_file_format=True)
+    buffer.seek(0)
+    meta = dcmread(buffer, stop_before_pixels=True).file_meta
+    at = 128 + 4 + 12 + int(meta.FileMetaInformationGroupLength)
+    return buffer.getvalue()[at:], str(meta.TransferSyntaxUID)
+
+
+@dataclass
+class SmallNode:
+    """Database, spool and intake of one node, with the steps that other processes would do."""
+
+    database: Database
+    spool: Spool
+    clock: TestClock
+    settle_seconds: float = 10.0
+    quiet_seconds: float = 60.0
+    intake: Intake = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.restart_intake()
+
+    def restart_intake(self) -> None:
+        """What a new process knows: nothing but rows and files."""
+        settings = CompletenessSettings(settle_seconds=self.settle_seconds, quiet_seconds=self.quiet_seconds)
+        self.intake = Intake(self.database, self.spool, settings, VERSION, self.clock)
+
+    def receive(self, *datasets: Dataset, association_id: int | None = None) -> list[Reception]:
+        """Do what the listener does with each instance."""
+        return [self._receive(ds, association_id) for ds in datasets]
+
+    def _receive(self, ds: Dataset, association_id: int | None) -> Reception:
+        data, syntax = encoded(ds)
+        identity = read_identity(data, syntax)
+        stored = self.spool.write(
+            data,
+            sop_class_uid=identity.sop_class_uid,
+            sop_instance_uid=identity.sop_instance_uid,
+            transfer_syntax_uid=syntax,
+        )
+        with self.database.write() as session:
+            return record_instance(
+                session,
+                identity,
+                stored,
+                transfer_syntax_uid=syntax,
+                association_id=association_id,
+                calling_ae="PACS",
+                at=self.clock(),
+            )
+
+    def open_association(self) -> int:
+        """Add the row of an open association."""
+        with self.database.write() as session:
+            row = Association(calling_ae="PACS", address="127.0.0.1", opened_at=self.clock())
+            session.add(row)
+            session.flush()
+            return row.id
+
+    def close_association(self, association_id: int) -> None:
+        """Release it."""
+        with self.database.write() as session:
+            session.get_one(Association, association_id).closed_at = self.clock()
+
+    def settle(self) -> None:
+        """Let the short silence pass, then tick."""
+        self.clock.forward(seconds=self.settle_seconds + 1)
+        self.intake.tick()
+
+    def quiet(self) -> None:
+        """Let the long silence pass, then tick."""
+        self.clock.forward(seconds=self.quiet_seconds + 1)
+        self.intake.tick()
+
+    def states(self) -> dict[str, tuple[SeriesState, str | None]]:
+        """State and reason code of each series, by UID."""
+        with self.database.read() as session:
+            rows = session.execute(select(Series)).scalars().all()
+            return {row.series_uid: (row.state, row.reason_code) for row in rows}
+
+    def all_jobs(self) -> list[Job]:
+        """All jobs, in order."""
+        with self.database.read() as session:
+            rows = session.execute(select(Job).order_by(Job.id)).scalars().all()
+            for row in rows:
+                assert row.series.study is not None
+            return list(rows)
+
+    def all_deliveries(self) -> list[Delivery]:
+        """All deliveries, in order."""
+        with self.database.read() as session:
+            rows = session.execute(select(Delivery).order_by(Delivery.id)).scalars().all()
+            for row in rows:
+                assert row.artifact.job is not None
+            return list(rows)
+
+    def claim(self) -> tuple[Job, str]:
+        """Claim the next job as a worker does."""
+        with self.database.write() as session:
+            claimed = jobs.claim(session, at=self.clock(), actor="worker")
+            assert claimed is not None
+            assert claimed[0].series.study is not None
+            return claimed
+
+    def finish(
+        self,
+        job: Job,
+        token: str,
+        artifacts: Iterable[NewArtifact] = (),
+        *,
+        state: JobState = JobState.SUCCEEDED,
+        outcome: str | None = jobs.ANALYSED,
+        destinations: Iterable[tuple[str, tuple[str, ...]]] = (("fake", ("seg", "sr")),),
+    ) -> None:
+        """End a job as a worker does."""
+        with self.database.write() as session:
+            jobs.finish(
+                session,
+                session.get_one(Job, job.id),
+                token,
+                at=self.clock(),
+                actor="worker",
+                state=state,
+                outcome=outcome,
+                artifacts=list(artifacts),
+                destinations=list(destinations),
+            )
+
+    def result(self, job: Job, kinds: Iterable[str] = ("seg", "sr")) -> list[NewArtifact]:
+        """Write one tiny object of each kind and describe it."""
+        return [self._object(job, kind) for kind in kinds]
+
+    def _object(self, job: Job, kind: str) -> NewArtifact:
+        study_uid = job.series.study.study_uid
+        path = self.spool.directory / "results" / f"{job.id:08d}" / f"{kind}.dcm"
+        uid = derived_uid(job.series.series_uid, job.input_digest, kind)
+        ds = write_object(path, kind, study_uid=study_uid, sop_instance_uid=uid)
+        return NewArtifact(
+            kind=kind,
+            path=str(path.relative_to(self.spool.directory)),
+            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            sop_instance_uid=uid,
+            sop_class_uid=str(ds.SOPClassUID),
+            series_uid=str(ds.SeriesInstanceUID),
+        )
+
+    def delivery_states(self) -> dict[str, DeliveryState]:
+        """State of each delivery by kind of object."""
+        return {row.artifact.kind: row.state for row in self.all_deliveries()}
+
+
+def write_object(
+    path: Path, kind: str, *, study_uid: str, sop_instance_uid: str, text: str = "Synthetic."
+) -> Dataset:
+    """Write the smallest file that a destination takes for a SEG or an SR."""
+    ds = Dataset()
+    ds.SOPClassUID = SegmentationStorage if kind == "seg" else Comprehensive3DSRStorage
+    ds.SOPInstanceUID = sop_instance_uid
+    ds.StudyInstanceUID = study_uid
+    ds.SeriesInstanceUID = derived_uid(sop_instance_uid, "series")
+    ds.Modality = kind.upper()
+    ds.ContentDescription = text
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ds.save_as(path, enforce_file_format=True)
+    return ds

@@ -1,0 +1,52 @@
+"""The small node for unit tests of the core."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pacs_node.db import Database, sqlite_url
+from pacs_node.spool import Spool
+from tests.small_node import SmallNode, TestClock
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database file of the newest schema."""
+    directory = tmp_path_factory.mktemp("schema")
+    database = Database(sqlite_url(directory))
+    database.upgrade()
+    database.dispose()
+    return directory / "node.db"
+
+
+@pytest.fixture
+def clock() -> TestClock:
+    """A clock that stands still."""
+    return TestClock()
+
+
+@pytest.fixture
+def database(migrated: Path, tmp_path: Path) -> Iterator[Database]:
+    """An empty database in a file of its own."""
+    directory = tmp_path / "storage"
+    directory.mkdir()
+    shutil.copyfile(migrated, directory / "node.db")
+    opened = Database(sqlite_url(directory))
+    yield opened
+    opened.dispose()
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    """A spool beside the database."""
+    return Spool(tmp_path / "storage", reserve_bytes=1)
+
+
+@pytest.fixture
+def node(database: Database, spool: Spool, clock: TestClock) -> SmallNode:
+    """Rows, files, intake."""
+    return SmallNode(database, spool, clock)
