@@ -66,6 +66,8 @@ class ResultContext:
         SEG and SR of the result that this one replaces.
     other_series
         The study's series that were not analysed.
+    uid_salt
+        Part of the UIDs, for a caller whose repetition isn't the same result (other dates).
 
     Raises
     ------
@@ -85,6 +87,7 @@ class ResultContext:
     predecessors: tuple[Predecessor, ...] = ()
     series_numbers: SeriesNumbers = DEFAULT_SERIES_NUMBERS
     other_series: tuple[OtherSeries, ...] = ()
+    uid_salt: str = ""
 
     def __post_init__(self) -> None:
         if self.created_at.tzinfo is None:
@@ -114,7 +117,8 @@ class ResultContext:
 
     def uid(self, source_series_uid: str, role: str) -> str:
         """UID of an object of this result: of source series, input, pipeline version and `role`."""
-        return derived_uid(source_series_uid, self.input_digest, self.pipeline_version, role)
+        salt = [self.uid_salt] if self.uid_salt else []
+        return derived_uid(source_series_uid, self.input_digest, self.pipeline_version, role, *salt)
 
 
 def card_device_uid(card: ModelCard) -> str:

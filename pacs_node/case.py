@@ -75,6 +75,8 @@ class CaseRequest:
     identity: dict[str, str]
     refusal: Refusal | None = None
     last_resort: bool = True
+    #: part of the UIDs where a repetition isn't the same result
+    uid_salt: str = ""
     predecessors: tuple[Predecessor, ...] = ()
     other_series: tuple[OtherSeries, ...] = ()
 
@@ -166,6 +168,7 @@ def _context(request: CaseRequest, pipeline: Pipeline) -> ResultContext:
         input_digest=request.input_digest,
         created_at=request.created_at,
         cards=pipeline.cards,
+        uid_salt=request.uid_salt,
         predecessors=request.predecessors,
         other_series=request.other_series,
     )

@@ -1,0 +1,149 @@
+"""``pacs-node analyze``: the same stack on a folder of files, without network and database."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydicom import Dataset
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from dicom_sr.context import OtherSeries
+from inference.errors import InferenceError, ReasonCode, UnsuitableSeriesError
+from inference.load import read_header
+from inference.select import judge_study
+from pacs_node.case import CaseOutcome, CaseRequest, Refusal, run_case
+from pacs_node.present import show_result
+from pacs_node.states import JobOutcome
+
+ANALYSED, NOT_SUITABLE, NO_IMAGES, FAILED = 0, 3, 4, 5
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    out: Path
+    profile: str
+    device: str
+
+
+_Study = dict[str, list[tuple[Path, Dataset]]]
+"""Series UID -> files and headers."""
+
+
+def analyze_directory(directory: Path, out: Path, *, profile: str, device: str, console: Console) -> int:
+    """Analyse every study below a folder.
+
+    Parameters
+    ----------
+    directory
+        Searched through all its folders; files that aren't DICOM are passed over.
+    out
+        Gets the results; with several studies one folder for each.
+
+    Returns
+    -------
+    int
+        0 analysed, 3 not suitable, 4 no readable DICOM objects, 5 failed; the highest of all studies.
+    """
+    studies, unreadable = _read(directory)
+    if not studies:
+        console.print(f"no readable DICOM object in {directory} ({unreadable} other files)")
+        return NO_IMAGES
+    status = ANALYSED
+    for number, study_uid in enumerate(sorted(studies), 1):
+        place = out if len(studies) == 1 else out / f"study-{number}"
+        console.rule(f"study {study_uid}")
+        try:
+            outcome = _analyze_study(studies[study_uid], _Options(place, profile, device), console)
+        except (InferenceError, MemoryError, OSError, ValueError, RuntimeError) as error:
+            console.print(f"the analysis failed: {type(error).__name__}: {error}")
+            status = max(status, FAILED)
+            continue
+        show_result(json.loads((place / "result.json").read_text(encoding="utf-8")), console)
+        console.print(f"results: {place}")
+        if outcome.status == JobOutcome.NOT_ANALYSED:
+            status = max(status, NOT_SUITABLE)
+    return status
+
+
+def _read(directory: Path) -> tuple[dict[str, _Study], int]:
+    """Group the DICOM files by study and series; count the others."""
+    studies: dict[str, _Study] = {}
+    unreadable = 0
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        try:
+            header = read_header(path)
+            uids = str(header.StudyInstanceUID), str(header.SeriesInstanceUID)
+        except (UnsuitableSeriesError, AttributeError):
+            unreadable += 1
+            continue
+        studies.setdefault(uids[0], {}).setdefault(uids[1], []).append((path, header))
+    return studies, unreadable
+
+
+def _analyze_study(study: _Study, options: _Options, console: Console) -> CaseOutcome:
+    """Take the best series; where its pixels are unsuitable, the next; report if none is left."""
+    verdicts = judge_study({uid: [header for _, header in files] for uid, files in study.items()})
+    suitable = [verdict for verdict in verdicts if verdict.suitable]
+    refused = {
+        verdict.series_uid: _other(study, verdict.series_uid, verdict.code, verdict.sentence)
+        for verdict in verdicts
+        if verdict.code is not None
+    }
+    for verdict in suitable:
+        last = verdict is suitable[-1]
+        request = replace(_request(study, verdict.series_uid, options, refused), last_resort=last)
+        outcome = _run(request, console)
+        if outcome.status == JobOutcome.ANALYSED or last:
+            return outcome
+        code = ReasonCode(outcome.reason_code or ReasonCode.NOT_CHEST)
+        refused[verdict.series_uid] = _other(study, verdict.series_uid, code, outcome.reason or "")
+    first = min(verdicts, key=lambda v: (study[v.series_uid][0][1].get("Modality") != "CT", v.series_uid))
+    refusal = Refusal(first.code or ReasonCode.NO_SUITABLE_SERIES, first.sentence)
+    return run_case(_request(study, first.series_uid, options, refused).with_refusal(refusal))
+
+
+def _run(request: CaseRequest, console: Console) -> CaseOutcome:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        return run_case(request, lambda stage, _share: progress.update(task, description=stage))
+
+
+def _other(study: _Study, series_uid: str, code: ReasonCode | None, sentence: str) -> OtherSeries:
+    header = study[series_uid][0][1]
+    return OtherSeries(series_uid, str(header.get("Modality") or ""), str(code or ""), sentence)
+
+
+def _request(
+    study: _Study, series_uid: str, options: _Options, refused: Mapping[str, OtherSeries]
+) -> CaseRequest:
+    files = study[series_uid]
+    first = files[0][1]
+    created_at = datetime.now(UTC).replace(microsecond=0)
+    return CaseRequest(
+        files=tuple(path for path, _ in files),
+        out_dir=options.out,
+        profile=options.profile,
+        device=options.device,
+        input_digest=_digest([path for path, _ in files]),
+        created_at=created_at,
+        # a later run on the same files has another time in its objects, so it needs other UIDs
+        uid_salt=created_at.isoformat(),
+        identity={
+            keyword: str(first.get(keyword) or "")
+            for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+        },
+        other_series=tuple(row for uid, row in refused.items() if uid != series_uid),
+    )
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """SHA-256 over the files' digests; their names and order don't matter."""
+    digests = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in files)
+    return hashlib.sha256("\n".join(digests).encode("ascii")).hexdigest()

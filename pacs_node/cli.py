@@ -1,0 +1,287 @@
+"""The command ``pacs-node``. Only here everything is wired together."""
+
+from __future__ import annotations
+
+import getpass
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from pacs_node import __version__, delivery, jobs, logs, queries, serve
+from pacs_node.clock import utc_now
+from pacs_node.config import (
+    Caller,
+    DicomDestination,
+    DicomWebDestination,
+    Settings,
+    load_settings,
+    parse_destination,
+)
+from pacs_node.config_template import render_settings
+from pacs_node.db import Database, Study
+from pacs_node.destinations import EchoResult
+from pacs_node.errors import ConfigurationError, StaleStateError
+from pacs_node.storage import open_database
+
+NOTICE = "Research use only, not for primary diagnosis."
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_DIRECTORY = click.Path(path_type=Path, file_okay=False)
+
+_config = click.option(
+    "--config",
+    "config_path",
+    type=_FILE,
+    default=Path("pacs-node.toml"),
+    show_default=True,
+    help="Configuration file.",
+)
+
+
+def _settings(config_path: Path) -> Settings:
+    try:
+        return load_settings(config_path)
+    except ConfigurationError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _actor() -> str:
+    return f"cli:{getpass.getuser()}"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=NOTICE)
+@click.version_option(__version__, prog_name="pacs-node")
+def main() -> None:
+    """A chest-CT AI node for a hospital PACS: CT in by C-STORE, nodule SEG and SR back."""
+
+
+@main.command()
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("pacs-node.toml"),
+    show_default=True,
+)
+@click.option(
+    "--caller",
+    "callers",
+    multiple=True,
+    metavar="AE@ADDRESS",
+    help="A sender to admit, e.g. PACS@10.1.2.3; repeatable.",
+)
+@click.option(
+    "--destination",
+    "destinations",
+    multiple=True,
+    metavar="URL",
+    help="Where results go: dicom://AE@host:port or https://host/dicom-web; repeatable.",
+)
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
+def init(output: Path, callers: tuple[str, ...], destinations: tuple[str, ...], *, force: bool) -> None:
+    """Write a commented configuration file."""
+    if output.exists() and not force:
+        raise click.ClickException(f"{output} exists; --force overwrites it")
+    try:
+        admitted = [_caller(text) for text in callers]
+        places = [parse_destination(text, number) for number, text in enumerate(destinations, 1)]
+    except ConfigurationError as error:
+        raise click.ClickException(str(error)) from None
+    output.write_text(render_settings(callers=admitted, destinations=places), encoding="utf-8")
+    click.echo(f"wrote {output}")
+    if not admitted:
+        click.echo("nobody may send yet: add a [[callers]] table, or see --caller")
+    if not places:
+        click.echo("results go nowhere yet: add a [[destinations]] table, or see --destination")
+
+
+def _caller(text: str) -> Caller:
+    ae_title, _, address = text.partition("@")
+    try:
+        return Caller(ae_title=ae_title, address=address)
+    except ValueError:
+        raise ConfigurationError(
+            f"--caller {text}: write AE@ADDRESS, e.g. PACS@10.1.2.3 or PACS@10.1.2.0/24"
+        ) from None
+
+
+@main.command("serve")
+@_config
+def serve_command(config_path: Path) -> None:
+    """Run the whole node: listener, worker, delivery, scheduler and page."""
+    settings = _settings(config_path)
+    logs.configure()
+    serve.serve(settings)
+
+
+def _part_command(verb: str, part: str, help_text: str) -> None:
+    @main.command(verb, help=help_text)
+    @_config
+    def run(config_path: Path) -> None:
+        settings = _settings(config_path)
+        logs.configure()
+        serve.run_part(part, settings)
+
+
+for _verb, _part, _help in (
+    ("listen", "listener", "Run only the listener; loads no torch."),
+    ("work", "worker", "Run only a worker; may be started several times."),
+    ("deliver", "delivery", "Run only delivery."),
+    ("schedule", "schedule", "Run only the scheduler (closing series, leases, retention)."),
+    ("web", "web", "Run only the page."),
+):
+    _part_command(_verb, _part, _help)
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Where results go."
+)
+@click.option("--profile", default="classical", show_default=True, help="Model cards to use.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+def analyze(directory: Path, out: Path, profile: str, device: str) -> None:
+    """Analyse a folder of DICOM files without any network.
+
+    Exit status: 0 analysed; 2 wrong usage; 3 not suitable (reason and a "not analysed" report); 4 no
+    readable DICOM images; 5 the analysis failed. With several studies, the highest.
+    """
+    from pacs_node.analyze import analyze_directory  # noqa: PLC0415 - loads torch; the other verbs don't need it
+
+    sys.exit(analyze_directory(directory, out, profile=profile, device=device, console=Console()))
+
+
+@main.command()
+@click.option(
+    "--ct",
+    "source",
+    default="phantom",
+    show_default=True,
+    metavar="phantom|DIR|tcia:SERIES_UID",
+    help="What to send.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("demo-output"), show_default=True
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the phantom.")
+@click.option("--tcia-url", default=None, help="Base URL of the TCIA (NBIA) REST interface.")
+def demo(source: str, out: Path, seed: int, tcia_url: str | None) -> None:
+    """Send a chest CT through a node on this machine and show what comes back."""
+    from pacs_node.demo import run_demo  # noqa: PLC0415 - see analyze
+
+    sys.exit(run_demo(source, out, seed=seed, tcia_url=tcia_url, console=Console()))
+
+
+def _find(database: Database, key: str) -> list[Study]:
+    with database.read() as session:
+        studies = queries.find_studies(session, key)
+    if not studies:
+        raise click.ClickException(f"no study with this UID, accession number or patient ID: {key}")
+    return studies
+
+
+@main.command()
+@_config
+@click.argument("study", required=False)
+def status(config_path: Path, study: str | None) -> None:
+    """Show the latest studies, or every step of one (study UID, accession number or patient ID)."""
+    database = open_database(_settings(config_path))
+    console = Console(highlight=False, soft_wrap=True)
+    if study is None:
+        _show_latest(database, console)
+        return
+    for row in _find(database, study):
+        with database.read() as session:
+            state = queries.study_state(session, session.get_one(Study, row.id))
+            console.print(f"study {row.study_uid}: {state.word}: {state.detail}")
+            for step in queries.timeline(session, row.study_uid):
+                console.print(f"{step.at:%Y-%m-%d %H:%M:%S}  {step.step}: {step.detail}")
+
+
+def _show_latest(database: Database, console: Console) -> None:
+    table = Table("received (UTC)", "study", "accession", "state", box=None)
+    with database.read() as session:
+        for line in queries.study_list(session, search="", before_id=None, limit=30):
+            state = f"{line.state.word}: {line.state.detail}"
+            table.add_row(
+                f"{line.received_at:%Y-%m-%d %H:%M:%S}", line.study_uid, line.accession_number, state
+            )
+    console.print(table)
+
+
+@main.command()
+@_config
+@click.argument("study")
+def requeue(config_path: Path, study: str) -> None:
+    """Analyse a failed or cancelled study again."""
+    database = open_database(_settings(config_path))
+    count = 0
+    for row in _find(database, study):
+        with database.write() as session:
+            for job in jobs.requeueable(session, row.study_uid):
+                jobs.requeue(session, job, at=utc_now(), actor=_actor())
+                count += 1
+    if not count:
+        raise click.ClickException("no failed or cancelled job: nothing to do")
+    click.echo(f"requeued {count} job(s)")
+
+
+@main.command()
+@_config
+@click.argument("study")
+@click.option("--to", "destination", default=None, help="Only this destination; by default all.")
+def send(config_path: Path, study: str, destination: str | None) -> None:
+    """Send the results of a study again: the same bytes, no new analysis."""
+    settings = _settings(config_path)
+    names = [item.name for item in settings.destinations]
+    if destination is not None and destination not in names:
+        raise click.ClickException(f"no destination {destination!r}; known: {', '.join(names) or 'none'}")
+    wanted = [item for item in settings.destinations if destination in {None, item.name}]
+    database = open_database(settings)
+    count = 0
+    for row in _find(database, study):
+        try:
+            with database.write() as session:
+                count += delivery.resend_study(
+                    session,
+                    row.study_uid,
+                    [(item.name, item.send) for item in wanted],
+                    at=utc_now(),
+                    actor=_actor(),
+                )
+        except StaleStateError as error:
+            raise click.ClickException(str(error)) from None
+    if not count:
+        raise click.ClickException("the study has no result to send yet")
+    click.echo(f"{count} object(s) will be sent")
+
+
+@main.command()
+@_config
+@click.argument("destination", required=False)
+def echo(config_path: Path, destination: str | None) -> None:
+    """Ask a destination, or all, whether it answers (C-ECHO; QIDO-RS for DICOMweb)."""
+    settings = _settings(config_path)
+    items = [item for item in settings.destinations if destination in {None, item.name}]
+    if not items:
+        raise click.ClickException("no such destination in the configuration")
+    failed = 0
+    for item in items:
+        answer = _echo(item, settings)
+        failed += not answer.ok
+        word = "ok" if answer.ok else "FAILED"
+        click.echo(f"{item.name}: {word} ({answer.seconds * 1000:.0f} ms) {answer.detail}")
+    sys.exit(1 if failed else 0)
+
+
+def _echo(item: DicomDestination | DicomWebDestination, settings: Settings) -> EchoResult:
+    try:
+        return delivery.make_destination(item, settings).echo()
+    except ConfigurationError as error:
+        raise click.ClickException(str(error)) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Tables of a result for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+def show_result(summary: Mapping[str, Any], console: Console) -> None:
+    """Print what was analysed, the findings or the reason, and which models said so.
+
+    Parameters
+    ----------
+    summary
+        The content of ``result.json``.
+    """
+    if summary["status"] == "analysed":
+        _show_series(summary, console)
+        _show_findings(summary, console)
+    else:
+        reason = summary["reason"]
+        console.print(f"[bold]Not analysed[/] ({reason['code']}): {escape(reason['sentence'])}")
+    for refused in summary["series"]["refused"]:
+        console.print(f"  series {refused['series_uid']}: {refused['code']}: {escape(refused['sentence'])}")
+    for warning in summary["warnings"]:
+        console.print(f"  warning: {escape(warning)}")
+    for model in summary["models"]:
+        console.print(f"Model {escape(model['name'])} {model['version']}: {escape(model['summary'])}")
+        for sentence in model["performance"]:
+            console.print(f"  measured: {escape(sentence)}")
+    console.print(f"[bold]{escape(summary['notice'])}[/] Not reviewed by a physician.")
+
+
+def _show_series(summary: Mapping[str, Any], console: Console) -> None:
+    series = summary["series"]["analysed"]
+    slices, rows, columns = series["shape"]
+    dz, dy, dx = series["spacing_mm"]
+    console.print(
+        f"Analysed: {escape(series['description'] or series['series_uid'])}, "
+        f"{slices} slices of {rows} x {columns}, {dz:g} x {dy:g} x {dx:g} mm"
+    )
+
+
+def _show_findings(summary: Mapping[str, Any], console: Console) -> None:
+    if not summary["findings"]:
+        console.print("[bold]No nodule found.[/] That doesn't prove that there is none.")
+        return
+    table = Table(title="Findings")
+    for heading in ("nodule", "site", "type"):
+        table.add_column(heading)
+    for heading in ("long x short mm", "volume mm3", "mean HU", "slice", "certainty"):
+        table.add_column(heading, justify="right")
+    for finding in summary["findings"]:
+        size = finding["measurements"]
+        table.add_row(
+            escape(finding["tracking_id"]),
+            escape(finding["site"]["words"]),
+            finding["attenuation"] or "",
+            f"{size['long_axis_mm']:.1f} x {size['short_axis_mm']:.1f}",
+            f"{size['volume_mm3']:.0f}",
+            f"{size['mean_hu']:.0f}",
+            str(finding["key_slice"]["index"] + 1),
+            f"{100 * finding['detection_probability']:.0f} %",
+        )
+    console.print(table)
