@@ -41,7 +41,10 @@ def _ae_title(value: str) -> str:
 
 AETitle = Annotated[str, AfterValidator(_ae_title)]
 Port = Annotated[int, Field(ge=1, le=65535)]
-Seconds = Annotated[float, Field(gt=0)]
+# the upper limits keep every time that is computed from a setting within what a datetime can hold
+Seconds = Annotated[float, Field(gt=0, le=31_536_000)]
+Hours = Annotated[float, Field(gt=0, le=8_760)]
+Days = Annotated[float, Field(ge=0, le=36_500)]
 
 
 class _Section(BaseModel):
@@ -152,13 +155,24 @@ class PipelineSettings(_Section):
     threads: int = Field(0, ge=0, le=256, description="Threads for computation; 0 lets the libraries choose.")
 
 
+_SQLITE_FILE = "sqlite:///"
+
+
+def _sqlite_file_url(value: str) -> str:
+    if value and (not value.startswith(_SQLITE_FILE) or value[len(_SQLITE_FILE) :] in {"", ":memory:"}):
+        raise ValueError("this version keeps its rows in a SQLite file: write sqlite:///path/node.db")
+    return value
+
+
 class StorageSettings(_Section):
     """Where images, results and the database live."""
 
     directory: str = Field(
         "pacs-node-data", description="Directory; relative to this file. Made on first start, mode 0700."
     )
-    database_url: str = Field("", description="SQLAlchemy URL; empty means SQLite in the directory.")
+    database_url: Annotated[str, AfterValidator(_sqlite_file_url)] = Field(
+        "", description="SQLAlchemy URL of a SQLite file; empty means node.db in the directory."
+    )
     reserve_mb: int = Field(
         5120, ge=1, description="Below this free space the listener answers A700 (out of resources)."
     )
@@ -211,7 +225,7 @@ class DeliverySettings(_Section):
         30.0, description="Longest wait before the first repetition; doubles each time, with jitter."
     )
     retry_longest_seconds: Seconds = Field(3600.0, description="Longest wait between repetitions.")
-    give_up_hours: Seconds = Field(
+    give_up_hours: Hours = Field(
         72.0, description="After this time a delivery ends as failed and waits for an operator."
     )
     timeout_seconds: Seconds = Field(
@@ -239,10 +253,8 @@ class WebSettings(_Section):
 class RetentionSettings(_Section):
     """What is removed when. Nothing undelivered or unverified is ever removed."""
 
-    images_days: float = Field(
-        30.0, ge=0, description="Received images of finished studies; 0 keeps them for ever."
-    )
-    results_days: float = Field(0.0, ge=0, description="Delivered results; 0 keeps them for ever.")
+    images_days: Days = Field(30.0, description="Received images of finished studies; 0 keeps them for ever.")
+    results_days: Days = Field(0.0, description="Delivered results; 0 keeps them for ever.")
 
 
 class Settings(_Section):
@@ -298,9 +310,26 @@ def parse_settings(raw: dict[str, Any], *, base: Path, source: str = "configurat
     except ValidationError as error:
         lines = [f"{source}: {_explain(detail)}" for detail in error.errors()]
         raise ConfigurationError("\n".join(lines)) from None
-    directory = (base / settings.storage.directory).absolute()
-    storage = settings.storage.model_copy(update={"directory": str(directory)})
-    return settings.model_copy(update={"storage": storage})
+    return _with_absolute_paths(settings, base)
+
+
+def _with_absolute_paths(settings: Settings, base: Path) -> Settings:
+    def absolute(path: str | None) -> str | None:
+        return None if path is None else str((base / path).absolute())
+
+    storage = settings.storage.model_copy(update={"directory": absolute(settings.storage.directory)})
+    if storage.database_url:
+        file = absolute(storage.database_url.removeprefix(_SQLITE_FILE))
+        storage = storage.model_copy(update={"database_url": f"{_SQLITE_FILE}{file}"})
+    destinations = tuple(
+        item.model_copy(
+            update={"password_file": absolute(item.password_file), "ca_file": absolute(item.ca_file)}
+        )
+        if isinstance(item, DicomWebDestination)
+        else item
+        for item in settings.destinations
+    )
+    return settings.model_copy(update={"storage": storage, "destinations": destinations})
 
 
 def _explain(detail: ErrorDetails) -> str:

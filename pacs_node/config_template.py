@@ -100,4 +100,5 @@ def _toml(value: Any) -> str:
         return f"{value}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(_toml(item) for item in value)}]"
-    return _STRING.dump_json(str(value)).decode()
+    # JSON leaves DEL as it is, TOML does not allow it
+    return _STRING.dump_json(str(value)).decode().replace("\x7f", "\\u007f")
