@@ -1,0 +1,301 @@
+"""Which module may import which: the contract of docs/architecture.md.
+
+The tables say it; the tests read the imports of all modules, those inside functions too. A new module
+must be put into a layer. A module imports from the layers above its own in the table only.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+#: Packages and what each may import of the other two.
+PACKAGES: dict[str, tuple[str, ...]] = {
+    "inference": (),
+    "dicom_sr": ("inference.types", "inference.uids", "inference.errors"),
+    "pacs_node": ("inference", "dicom_sr"),
+}
+
+#: Layers from the ground up. Modules of one layer don't import each other, but those of one row
+#: with ``*`` (a package of its own) do.
+LAYERS: dict[str, tuple[str, ...]] = {
+    "inference": (
+        "errors types uids headers decode_probes",
+        "decode geometry lungs segment phantom phantom.*",
+        "compare select cade measure",
+        "load registry sam2_model openclip_model",
+        "analyse",
+    ),
+    "dicom_sr": (
+        "codes context part10",
+        "header keyimages",
+        "content",
+        "conclusion seg verify",
+        "report summary",
+    ),
+    "pacs_node": (
+        "errors clock states logs destinations engines peer present tcia",
+        "config db spool association dicomweb",
+        "audit storage case dimse config_template config_docs migrations migrations.*",
+        "lifecycle retention",
+        "jobs reception",
+        "listener intake worker delivery timeline",
+        "schedule queries",
+        "overview",
+        "web web.*",
+        "serve analyze demo",
+        "cli",
+    ),
+}
+
+#: Narrower than the layers: all that these modules may import of this repository.
+ONLY: dict[str, str] = {
+    "inference.phantom*": "inference.phantom* inference.types inference.uids inference.errors",
+    "pacs_node.states": "",
+    "pacs_node.db": "pacs_node.states",
+    "pacs_node.audit": "pacs_node.db",
+    "pacs_node.lifecycle": "pacs_node.audit pacs_node.db pacs_node.errors pacs_node.states",
+    "pacs_node.reception": "pacs_node.audit pacs_node.db pacs_node.errors pacs_node.lifecycle "
+    "pacs_node.spool pacs_node.states",
+    "pacs_node.listener": "inference.decode pacs_node.audit pacs_node.clock pacs_node.config pacs_node.db "
+    "pacs_node.errors pacs_node.reception pacs_node.spool pacs_node.storage",
+    "pacs_node.case": "inference.* dicom_sr.* pacs_node pacs_node.spool pacs_node.states",
+    "pacs_node.delivery": "pacs_node.association pacs_node.clock pacs_node.config pacs_node.db "
+    "pacs_node.destinations pacs_node.dicomweb pacs_node.dimse pacs_node.errors pacs_node.jobs "
+    "pacs_node.lifecycle pacs_node.states pacs_node.storage",
+    "pacs_node.web*": "pacs_node pacs_node.web* pacs_node.audit pacs_node.clock pacs_node.config "
+    "pacs_node.db pacs_node.errors pacs_node.jobs pacs_node.logs pacs_node.overview pacs_node.present pacs_node.queries "
+    "pacs_node.states pacs_node.storage pacs_node.timeline",
+}
+
+#: Who alone imports these, inside the repository and outside.
+IMPORTERS: dict[str, str] = {
+    "inference.analyse": "pacs_node.case",
+    "inference.phantom": "inference.phantom* pacs_node.demo",
+    "inference.sam2_model": "inference.registry inference.analyse",
+    "inference.openclip_model": "inference.registry inference.analyse",
+    "dicom_sr.report": "pacs_node.case",
+    "dicom_sr.seg": "pacs_node.case",
+    "dicom_sr.verify": "pacs_node.case",
+    "pacs_node.case": "pacs_node.worker pacs_node.analyze",
+    "pacs_node.cli": "",
+    "sam2": "inference.sam2_model",
+    "open_clip": "inference.openclip_model",
+    "sqlalchemy": "pacs_node.*",
+    "pynetdicom": "pacs_node.*",
+    "starlette": "pacs_node.web*",
+    "uvicorn": "pacs_node.web*",
+    "torch": "inference.* pacs_node.engines",
+}
+
+#: Importing these must not load torch: they run in processes that compute nothing.
+LIGHT = (
+    "dicom_sr.*",
+    "inference.registry",
+    "inference.load",
+    "pacs_node.listener",
+    "pacs_node.intake",
+    "pacs_node.schedule",
+    "pacs_node.delivery",
+    "pacs_node.serve",
+    "pacs_node.cli",
+    "pacs_node.web.app",
+)
+
+
+def _name(path: Path, root: Path) -> str:
+    return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _sources(root: Path = REPOSITORY) -> dict[str, Path]:
+    return {
+        _name(path, root): path for package in PACKAGES for path in sorted((root / package).rglob("*.py"))
+    }
+
+
+def _imported(source: str, module: str, known: set[str]) -> Iterator[str]:
+    """Full names of what a source text imports; a submodule counts as itself."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative imports are not used here"
+            base = node.module or ""
+            for alias in node.names:
+                full = f"{base}.{alias.name}"
+                yield full if full in known else base
+
+
+SOURCES = _sources()
+GRAPH = {
+    name: set(_imported(path.read_text(), name, set(SOURCES))) - {name} for name, path in SOURCES.items()
+}
+
+
+def _inside(name: str) -> bool:
+    return name.partition(".")[0] in PACKAGES
+
+
+def _matches(name: str, patterns: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns.split())
+
+
+def _is_or_is_in(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def _layer(name: str) -> int | None:
+    """Layer of a module; -1 for a package's own ``__init__``, None where the table doesn't know it."""
+    package, _, rest = name.partition(".")
+    if not rest:
+        return -1
+    return next((number for number, row in enumerate(LAYERS[package]) if _matches(rest, row)), None)
+
+
+def _unit(name: str) -> str:
+    """The subpackage that a module belongs to, such as ``pacs_node.web``, or the module itself."""
+    package, _, rest = name.partition(".")
+    folder = f"{package}.{rest.split('.')[0]}"
+    return folder if rest and f"{rest.split('.')[0]}.*" in " ".join(LAYERS[package]).split() else name
+
+
+def broken_layers(graph: dict[str, set[str]]) -> list[str]:
+    """Imports that the layers don't allow."""
+    broken = []
+    for name, imports in sorted(graph.items()):
+        for other in sorted(filter(_inside, imports)):
+            mine, theirs = name.split(".")[0], other.split(".")[0]
+            if mine != theirs:
+                allowed = any(_is_or_is_in(other, package) for package in PACKAGES[mine])
+            else:
+                own, its = _layer(name), _layer(other)
+                allowed = own is not None and its is not None and (its < own or _unit(name) == _unit(other))
+            if not allowed:
+                broken.append(f"{name} imports {other}")
+    return broken
+
+
+def broken_limits(graph: dict[str, set[str]]) -> list[str]:
+    """Imports against `ONLY` and `IMPORTERS`."""
+    broken = []
+    for name, imports in sorted(graph.items()):
+        for other in sorted(imports):
+            limits = [allowed for pattern, allowed in ONLY.items() if fnmatchcase(name, pattern)]
+            if _inside(other) and any(not _matches(other, allowed) for allowed in limits):
+                broken.append(f"{name} imports {other}")
+            for package, importers in IMPORTERS.items():
+                if _is_or_is_in(other, package) and not _matches(name, importers):
+                    broken.append(f"{name} imports {other}, which only {importers or 'nobody'} may")
+    return broken
+
+
+def test_every_module_has_its_layer() -> None:
+    unknown = [name for name in SOURCES if _layer(name) is None]
+    assert unknown == [], "put it into LAYERS"
+
+
+def test_every_name_in_the_layers_exists() -> None:
+    planned = {"inference.sam2_model", "inference.openclip_model"}
+    named = {
+        f"{package}.{name.removesuffix('.*')}"
+        for package, rows in LAYERS.items()
+        for row in rows
+        for name in row.split()
+    }
+    assert named - set(SOURCES) <= planned
+
+
+def test_modules_import_from_the_layers_above_them_in_the_table_only() -> None:
+    assert broken_layers(GRAPH) == []
+
+
+def test_modules_import_no_more_than_they_may() -> None:
+    assert broken_limits(GRAPH) == []
+
+
+def test_no_cycle() -> None:
+    inside = {name: set(filter(_inside, imports)) for name, imports in GRAPH.items()}
+    # a module needs the packages that it lies in, they must not need it
+    try:
+        TopologicalSorter(inside).prepare()
+    except CycleError as error:
+        pytest.fail(" <- ".join(error.args[1]))
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("inference.load", "pacs_node.config"),
+        ("dicom_sr.seg", "pacs_node.states"),
+        ("dicom_sr.seg", "inference.load"),
+        ("pacs_node.db", "pacs_node.jobs"),
+        ("pacs_node.intake", "pacs_node.worker"),
+        ("pacs_node.states", "pacs_node.cli"),
+    ],
+)
+def test_the_layers_would_notice(name: str, other: str) -> None:
+    assert broken_layers({name: {other}}) == [f"{name} imports {other}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("pacs_node.listener", "pacs_node.jobs"),
+        ("pacs_node.web.app", "pacs_node.delivery"),
+        ("pacs_node.intake", "dicom_sr.report"),
+        ("inference.cade", "inference.phantom.build"),
+        ("inference.cade", "sam2.build_sam"),
+        ("inference.cade", "open_clip"),
+        ("dicom_sr.seg", "torch"),
+        ("pacs_node.serve", "pacs_node.cli"),
+    ],
+)
+def test_the_limits_would_notice(name: str, other: str) -> None:
+    assert broken_limits({name: {other}}) != []
+
+
+def test_imports_are_seen_wherever_they_stand() -> None:
+    source = "import a.b as c\nfrom dicom_sr import seg\nfrom x import y\n"
+    source += "def f():\n    from inference.types import Z\n"
+    assert set(_imported(source, "m", set(SOURCES))) == {"a.b", "dicom_sr.seg", "x", "inference.types"}
+
+
+_PROBE = """
+import importlib, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+    if "torch" in sys.modules:
+        sys.exit(f"{name} loads torch")
+"""
+
+
+def _import_in_a_fresh_process(names: list[str]) -> str:
+    answer = subprocess.run(
+        [sys.executable, "-c", _PROBE, *names],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return answer.stderr.strip()
+
+
+def test_what_computes_nothing_loads_no_torch() -> None:
+    names = [name for pattern in LIGHT for name in SOURCES if fnmatchcase(name, pattern)]
+    assert [pattern for pattern in LIGHT if not any(fnmatchcase(name, pattern) for name in SOURCES)] == []
+    assert _import_in_a_fresh_process(names) == ""
+
+
+def test_what_computes_does_load_torch() -> None:
+    """The control: the probe sees torch where it is loaded."""
+    assert _import_in_a_fresh_process(["inference.analyse"]) == "inference.analyse loads torch"
