@@ -187,8 +187,8 @@ def self_test() -> dict[str, str]:
 
     Compressed frames come from `inference.decode_probes`, made by other software; native and deflated ones
     are written here by pydicom. Lossless syntaxes must give exactly the known values, lossy ones within 16 of
-    2300 (8 bit: within 2 of 144). Not proved: every selection value of JPEG Lossless other than 1 and 6, and
-    progression orders of HTJ2K other than RPCL.
+    2300 (8 bit: within 2 of 144). Not proved here: selection values of JPEG Lossless other than 1 and 6 (a
+    test proves all seven with DCMTK), and progression orders of HTJ2K other than RPCL.
 
     Returns
     -------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import subprocess
 import zlib
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,20 @@ def test_mutated_files_end_in_frames_or_a_refusal(syntax: str, tmp_path: Path) -
         except UnsuitableSeriesError as reason:
             codes.add(reason.code)
     assert ReasonCode.DECODE in codes
+
+
+@pytest.mark.peer("dcmcjpeg")
+@pytest.mark.parametrize("predictor", range(1, 8))
+@pytest.mark.parametrize(("signed", "bits"), [(False, 12), (True, 16)])
+def test_every_predictor_of_jpeg_lossless_by_dcmtk(
+    predictor: int, signed: bool, bits: int, tmp_path: Path
+) -> None:
+    plain = write_one(make_ct_series(1, signed=signed, bits_stored=bits)[0], tmp_path)
+    packed = tmp_path / "packed.dcm"
+    command = ["dcmcjpeg", "+el", "+sv", str(predictor), str(plain), str(packed)]
+    subprocess.run(command, check=True, timeout=60)
+    assert read_file(packed, pixels=False).file_meta.TransferSyntaxUID == JPEGLossless
+    np.testing.assert_array_equal(stored(packed), stored(plain))
 
 
 @pytest.mark.shared_data

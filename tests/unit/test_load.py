@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from highdicom.legacy import LegacyConvertedEnhancedCTImage
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset, dcmread
@@ -119,6 +120,22 @@ def test_multiframe_is_the_volume_of_its_single_frames(legacy: bool, tmp_path: P
         np.testing.assert_allclose(
             loaded.volume.index_to_lps((z, 0, 0)), list(map(float, position)), atol=0.01
         )
+
+
+def test_legacy_conversion_by_highdicom_loads_identically(tmp_path: Path) -> None:
+    """An independent writer of functional groups (frames in the order that it chooses)."""
+    singles = random.Random(6).sample(make(), 64)
+    converted = LegacyConvertedEnhancedCTImage(
+        legacy_datasets=singles,
+        series_instance_uid="2.25.11",
+        series_number=2,
+        sop_instance_uid="2.25.12",
+        instance_number=1,
+    )
+    loaded = load([converted], tmp_path)
+    np.testing.assert_array_equal(loaded.volume.array, TRUTH)
+    np.testing.assert_allclose(loaded.volume.spacing_mm, (2.5, 10.0, 10.0))
+    np.testing.assert_allclose(loaded.volume.index_to_lps((0, 0, 0)), (-157.5, -150.0, -90.0))
 
 
 def test_multiframe_rescale_of_each_frame(tmp_path: Path) -> None:
