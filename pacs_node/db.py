@@ -338,6 +338,8 @@ def _make_engine(url: str) -> Engine:
         connection.execute(f"PRAGMA journal_mode={mode}")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
+        # without it INSERT OR REPLACE removes a row and no trigger sees it
+        connection.execute("PRAGMA recursive_triggers=ON")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
