@@ -40,7 +40,16 @@ def configure(level: int = logging.INFO) -> None:
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # these write what peers send into their messages, patient names included
-    for name in ("pynetdicom", "pydicom", "highdicom", "dicomweb_client", "urllib3"):
+    logging.captureWarnings(capture=True)
+    for name in (
+        "py.warnings",
+        "pynetdicom",
+        "pydicom",
+        "pydicom.pixels.decoders.base",
+        "highdicom",
+        "dicomweb_client",
+        "urllib3",
+    ):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.getLogger("apscheduler").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
