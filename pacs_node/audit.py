@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
@@ -87,7 +87,7 @@ def row_hash(row: AuditEvent) -> str:
     """SHA-256 over the row's content and the hash of the row before it."""
     content = [
         row.seq,
-        row.at.isoformat(),
+        row.at.astimezone(UTC).isoformat(),
         row.actor,
         row.event,
         row.code,
