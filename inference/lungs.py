@@ -185,7 +185,9 @@ def _airways(air: Mask, coarse: Floats, grid: _Grid) -> Mask:
             previous = None if missed > 2 else previous if section is None else section
         if previous is not None and not missed:
             found[z] = previous
-            limit = min(max(limit, 1.5 * float(previous.sum()) + 20), 800 / (grid.spacing[1] * grid.spacing[2]))
+            limit = min(
+                max(limit, 1.5 * float(previous.sum()) + 20), 800 / (grid.spacing[1] * grid.spacing[2])
+            )
     return ndimage.binary_dilation(found, ndimage.generate_binary_structure(3, 1)) & air
 
 
@@ -304,7 +306,9 @@ def _require_chest(sides: NDArray[np.uint8], aerated: tuple[float, float], grid:
             f"The {side} side shows {smaller:.0f} ml of aerated lung and the other {larger:.0f} ml; two lungs, "
             f"or one of at least {MIN_ONE_SIDED_ML:.0f} ml, are needed.",
         )
-    return (f"Only {smaller:.0f} ml of aerated lung on the {side} side: that side may not have been searched.",)
+    return (
+        f"Only {smaller:.0f} ml of aerated lung on the {side} side: that side may not have been searched.",
+    )
 
 
 def _repair(sides: NDArray[np.uint8], coarse: Floats, inside: Mask, grid: _Grid) -> NDArray[np.uint8]:

@@ -1,0 +1,219 @@
+"""Measurements on a mask, in patient millimetres, and what follows from them: type and side.
+
+Diameters run between the middles of outer pixel edges, as a reader places a caliper on the outline: a row
+of n pixels measures n pixel pitches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial import ConvexHull
+from scipy.spatial.distance import pdist
+
+from inference.lungs import LEFT, RIGHT
+from inference.types import Attenuation, Index, Laterality, Measurements, Site, Volume
+
+SOLID_HU = -350.0
+SOLID_SHARE = 0.80
+GROUND_GLASS_SHARE = 0.08
+MIN_SOLID_CORE_MM3 = 8.0
+
+Mask = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Line = tuple[tuple[float, float], tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Everything that is read off one mask.
+
+    Parameters
+    ----------
+    measurements
+        Sizes and HU.
+    key_slice
+        First-axis index in the volume of the slice of largest area.
+    key_point
+        (y, x) of a voxel centre deep inside the mask on that slice, volume index units.
+    long_axis, short_axis
+        End points (y, x) on the key slice, volume index units.
+    """
+
+    measurements: Measurements
+    key_slice: int
+    key_point: tuple[float, float]
+    long_axis: Line
+    short_axis: Line
+
+
+def measure(volume: Volume, mask: Mask, origin: Index) -> Measured:
+    """Measure one mask.
+
+    Parameters
+    ----------
+    volume
+        The source.
+    mask
+        bool, shape (z, y, x), cropped.
+    origin
+        Index in the volume of ``mask[0, 0, 0]``.
+
+    Raises
+    ------
+    ValueError
+        The mask is empty or reaches outside the volume.
+    """
+    where = tuple(slice(o, o + n) for o, n in zip(origin, mask.shape, strict=True))
+    if not mask.any():
+        raise ValueError("an empty mask can't be measured")
+    if any(s.start < 0 or s.stop > size for s, size in zip(where, volume.array.shape, strict=True)):
+        raise ValueError("the mask reaches outside the volume")
+    hu = volume.array[where][mask].astype(np.float64)
+    row = int(mask.sum(axis=(1, 2)).argmax())
+    plane = mask[row]
+    key = origin[0] + row
+    long_axis, short_axis = _axes(plane, volume)
+    shift = np.array(origin[1:], float)
+    long_mm, short_mm = (_length_mm(line, volume) for line in (long_axis, short_axis))
+    measurements = Measurements(
+        volume_mm3=float(mask.sum() * volume.voxel_volume_mm3),
+        long_axis_mm=long_mm,
+        short_axis_mm=short_mm,
+        mean_diameter_mm=(long_mm + short_mm) / 2,
+        max_3d_diameter_mm=max(_max_3d_mm(mask, volume), long_mm),
+        mean_hu=float(hu.mean()),
+        sd_hu=float(hu.std()),
+        min_hu=float(hu.min()),
+        max_hu=float(hu.max()),
+    )
+    return Measured(
+        measurements,
+        key,
+        _deepest(plane, volume, shift),
+        _as_line(long_axis + shift),
+        _as_line(short_axis + shift),
+    )
+
+
+def _in_plane(volume: Volume) -> Floats:
+    """Columns: mm (x, y, z LPS) of one step along y and along x of the array, shape (3, 2)."""
+    return np.asarray(volume.affine_index_to_lps[:3, 1:3])
+
+
+def _length_mm(line: Floats, volume: Volume) -> float:
+    return float(np.linalg.norm(_in_plane(volume) @ (line[1] - line[0])))
+
+
+def _axes(plane: Mask, volume: Volume) -> tuple[Floats, Floats]:
+    """Long and short axis of a 2D mask, each two (y, x) points in index units of `plane`, shape (2, 2)."""
+    hull = _outline(plane)
+    steps = _in_plane(volume)
+    points = hull @ steps.T  # (n, 3) mm
+    gaps = np.linalg.norm(points[:, None] - points[None], axis=2)
+    first, second = np.unravel_index(int(gaps.argmax()), gaps.shape)
+    along = (points[second] - points[first]) / gaps[first, second]
+    normal = np.cross(steps[:, 0], steps[:, 1])
+    across = np.cross(normal / np.linalg.norm(normal), along)
+    flat = np.column_stack([points @ along, points @ across])  # (n, 2) mm
+    low, high = _widest_chord(flat)
+    # back to (y, x) indices: the chord lies in the plane, so least squares is exact
+    ends = np.array([low, high])
+    offset = points[0] - flat[0, 0] * along - flat[0, 1] * across
+    lps = ends[:, :1] * along + ends[:, 1:] * across + offset
+    short_axis = np.linalg.lstsq(steps, lps.T, rcond=None)[0].T
+    return hull[[first, second]], np.asarray(short_axis)
+
+
+def _outline(plane: Mask) -> Floats:
+    """Middles of the outer pixel edges that lie on the convex hull, in order, (n, 2) (y, x).
+
+    Pixel corners would add up to a pixel diagonal to every diameter, pixel centres would lose a pixel.
+    """
+    padded = np.pad(plane, 1)
+    middles = []
+    for dy, dx in ((-1, 0), (1, 0), (0, -1), (0, 1)):
+        neighbour = padded[1 + dy : 1 + dy + plane.shape[0], 1 + dx : 1 + dx + plane.shape[1]]
+        middles.append(np.argwhere(plane & ~neighbour) + np.array([dy, dx]) * 0.5)
+    joined = np.concatenate(middles)
+    return np.asarray(joined[ConvexHull(joined).vertices])
+
+
+def _widest_chord(polygon: Floats) -> tuple[Floats, Floats]:
+    """The longest chord of a convex polygon (n, 2) parallel to its second axis."""
+    start, end = polygon, np.roll(polygon, -1, axis=0)
+    best: tuple[float, Floats, Floats] | None = None
+    for at in np.linspace(polygon[:, 0].min(), polygon[:, 0].max(), 129)[1:-1]:
+        run = end[:, 0] - start[:, 0]
+        crossing = (start[:, 0] - at) * (end[:, 0] - at) <= 0
+        crossing &= np.abs(run) > 1e-12
+        share = (at - start[crossing, 0]) / run[crossing]
+        height = start[crossing, 1] + share * (end[crossing, 1] - start[crossing, 1])
+        length = float(height.max() - height.min())
+        if best is None or length > best[0]:
+            best = (length, np.array([at, height.min()]), np.array([at, height.max()]))
+    if best is None:
+        raise ValueError("the outline has no extent")
+    return best[1], best[2]
+
+
+def _max_3d_mm(mask: Mask, volume: Volume) -> float:
+    """Greatest distance between the outer voxel faces, mm."""
+    padded = np.pad(mask, 1)
+    inner = tuple(slice(1, -1) for _ in range(3))
+    middles = []
+    for axis in range(3):
+        for step in (-1, 1):
+            neighbour = np.roll(padded, -step, axis)[inner]
+            half = np.zeros(3)
+            half[axis] = step / 2
+            middles.append(np.argwhere(mask & ~neighbour) + half)
+    points = np.concatenate(middles) @ volume.affine_index_to_lps[:3, :3].T
+    return float(pdist(points[ConvexHull(points).vertices]).max())
+
+
+def _deepest(plane: Mask, volume: Volume, shift: Floats) -> tuple[float, float]:
+    """The pixel farthest from the outline, nearest to the centre of mass among equals."""
+    pitch = volume.spacing_mm[1:]
+    depth = ndimage.distance_transform_edt(np.pad(plane, 1), sampling=pitch)[1:-1, 1:-1]
+    options = np.argwhere(depth > depth.max() - 0.25 * min(pitch))
+    centre = np.argwhere(plane).mean(axis=0)
+    nearest = options[np.linalg.norm((options - centre) * np.array(pitch), axis=1).argmin()]
+    return float(nearest[0] + shift[0]), float(nearest[1] + shift[1])
+
+
+def _as_line(points: Floats) -> Line:
+    (y0, x0), (y1, x1) = points.tolist()
+    return (y0, x0), (y1, x1)
+
+
+def attenuation(volume: Volume, mask: Mask, origin: Index) -> Attenuation:
+    """Solid, part-solid or ground-glass by the share of the interior above `SOLID_HU`.
+
+    The interior is the mask less its outermost pixels, which partial volume makes darker; HU are
+    averaged over 3 x 3 pixels against noise.
+    """
+    where = tuple(slice(o, o + n) for o, n in zip(origin, mask.shape, strict=True))
+    hu = ndimage.uniform_filter(volume.array[where].astype(np.float32), (1, 3, 3), mode="nearest")
+    interior = ndimage.binary_erosion(mask, ndimage.generate_binary_structure(2, 1)[None])
+    if interior.sum() < 0.15 * mask.sum():
+        interior = mask
+    share = float((hu[interior] > SOLID_HU).mean())
+    core_mm3 = float((hu[interior] > SOLID_HU).sum() * volume.voxel_volume_mm3)
+    if share >= SOLID_SHARE:
+        return Attenuation.SOLID
+    if share < GROUND_GLASS_SHARE or core_mm3 < MIN_SOLID_CORE_MM3:
+        return Attenuation.GROUND_GLASS
+    return Attenuation.PART_SOLID
+
+
+def site(labels: NDArray[np.uint8], mask: Mask, origin: Index) -> Site:
+    """The side of the lung label under most of the mask. The lobe needs a model: it stays None."""
+    where = tuple(slice(o, o + n) for o, n in zip(origin, mask.shape, strict=True))
+    counts = np.bincount(labels[where][mask], minlength=3)
+    if counts[RIGHT] == counts[LEFT] == 0:
+        return Site()
+    return Site(Laterality.RIGHT if counts[RIGHT] >= counts[LEFT] else Laterality.LEFT)

@@ -1,0 +1,173 @@
+"""Model cards and pipelines: what runs, in which version, with which weights.
+
+A card is a TOML file in ``inference/cards``. Weights that a card names are safetensors files whose sha256
+must match; a missing or different file is an error, never a reason for random weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from inference import cade, lungs, measure, segment
+from inference.errors import ModelUnavailableError
+from inference.types import ModelCard
+
+PIPELINE_VERSION = "1.0.0"
+"""Raise it with every change of code that could give another result for the same input."""
+
+DETECTION = "nodule-detection"
+
+_TEXTS = ("name", "version", "task", "summary", "intended_use", "limits", "licence", "training_data")
+_OPTIONAL = ("weights", "weights_sha256")
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """What `inference.analyse` runs.
+
+    Parameters
+    ----------
+    profile
+        Name of the set of cards.
+    cards
+        One for each stage that has parameters or weights.
+    version
+        Changes whenever the same input could give another result; at most 64 characters.
+    """
+
+    profile: str
+    cards: tuple[ModelCard, ...]
+    version: str
+
+    def card(self, task: str) -> ModelCard:
+        """The card of one task.
+
+        Raises
+        ------
+        ModelUnavailableError
+            The profile has none.
+        """
+        for card in self.cards:
+            if card.task == task:
+                return card
+        raise ModelUnavailableError(f"profile {self.profile} has no model for {task}")
+
+
+def load_pipeline(profile: str = "classical", *, folder: Path | None = None) -> Pipeline:
+    """Read and check the cards of a profile.
+
+    Parameters
+    ----------
+    profile
+        Which one; the cards that name it are taken.
+    folder
+        Where cards and weights are; None for those of the package.
+
+    Raises
+    ------
+    ModelUnavailableError
+        No card names the profile, a card is incomplete, or its weights are missing or differ.
+    """
+    root: Traversable = resources.files("inference") / "cards" if folder is None else folder
+    cards: list[ModelCard] = []
+    contents: list[str] = []
+    for entry in sorted(root.iterdir(), key=lambda item: item.name):
+        if not entry.name.endswith(".toml"):
+            continue
+        content = entry.read_text(encoding="utf-8")
+        table = _parse(content, entry.name)
+        if table.get("profile") == profile:
+            cards.append(read_card(table, entry.name, root))
+            contents.append(content)
+    if not cards:
+        raise ModelUnavailableError(f"no model card names the profile {profile!r}")
+    return Pipeline(profile, tuple(cards), f"{profile}-{PIPELINE_VERSION}+{_digest(contents)}")
+
+
+def _parse(content: str, name: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(content)
+    except tomllib.TOMLDecodeError as error:
+        raise ModelUnavailableError(f"model card {name} is not valid TOML: {error}") from error
+
+
+def read_card(table: Mapping[str, Any], name: str, root: Traversable) -> ModelCard:
+    """Turn one parsed card into a `ModelCard` and check it and its weights.
+
+    Raises
+    ------
+    ModelUnavailableError
+        With the field that is missing or wrong, or the file that is missing or differs.
+    """
+    body = table.get("card")
+    if not isinstance(body, dict):
+        raise ModelUnavailableError(f"model card {name} has no [card] table")
+    known = {*_TEXTS, *_OPTIONAL, "performance", "parameters"}
+    wrong = sorted(set(body) - known) + [
+        key for key in _TEXTS if not isinstance(body.get(key), str) or not body[key].strip()
+    ]
+    performance, parameters = body.get("performance"), body.get("parameters", {})
+    if not isinstance(performance, list) or not all(isinstance(line, str) for line in performance):
+        wrong.append("performance")
+    if not isinstance(parameters, dict) or not all(_is_number(value) for value in parameters.values()):
+        wrong.append("parameters")
+    if wrong:
+        raise ModelUnavailableError(f"model card {name}: missing, unknown or wrong: {', '.join(wrong)}")
+    _check_weights(body, name, root)
+    return ModelCard(
+        **{key: body[key].strip() for key in _TEXTS},
+        performance=tuple(line.strip() for line in performance or ()),
+        weights_sha256=body.get("weights_sha256"),
+        parameters={key: float(value) for key, value in parameters.items()},
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _check_weights(body: Mapping[str, Any], name: str, root: Traversable) -> None:
+    """Hold the named weights against their recorded sha256."""
+    weights, expected = body.get("weights"), body.get("weights_sha256")
+    if weights is None and expected is None:
+        return
+    if not isinstance(weights, str) or not isinstance(expected, str):
+        raise ModelUnavailableError(f"model card {name}: weights and weights_sha256 belong together")
+    if not weights.endswith(".safetensors") or Path(weights).name != weights:
+        raise ModelUnavailableError(f"model card {name}: {weights} is not the name of a safetensors file")
+    file = root / weights
+    if not file.is_file():
+        raise ModelUnavailableError(f"model card {name}: the weights {weights} are missing")
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != expected.lower():
+        raise ModelUnavailableError(
+            f"model card {name}: the weights {weights} have sha256 {digest.hexdigest()}, not {expected}"
+        )
+
+
+def _digest(contents: list[str]) -> str:
+    """Short digest of the cards and of the constants of the stages."""
+    constants = {module.__name__: _constants(module) for module in (cade, lungs, measure, segment)}
+    text = json.dumps([contents, constants], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _constants(module: ModuleType) -> dict[str, str]:
+    """The numbers of a module that are written in capitals."""
+    return {
+        name: repr(value)
+        for name, value in vars(module).items()
+        if name.isupper() and isinstance(value, (int, float, tuple))
+    }
