@@ -25,8 +25,8 @@ _HEAD = """\
 
 `pacs-node init` writes a commented `pacs-node.toml` with every setting; every command takes
 `--config FILE`. A wrong file is refused at start with one line for each problem: the key, its value and
-what would be right. An unknown key is a problem too. A relative `storage.directory` is taken relative to the
-file's own folder. An example that a test loads is
+what would be right. An unknown key is a problem too. Relative paths are taken relative to the file's own
+folder. An example that a test loads is
 [deploy/pacs-node.example.toml](../deploy/pacs-node.example.toml).
 
 Research software, not a medical device: results are not for primary diagnosis.

@@ -73,8 +73,8 @@ ONLY: dict[str, str] = {
     "pacs_node.destinations pacs_node.dicomweb pacs_node.dimse pacs_node.errors pacs_node.jobs "
     "pacs_node.lifecycle pacs_node.states pacs_node.storage",
     "pacs_node.web*": "pacs_node pacs_node.web* pacs_node.audit pacs_node.clock pacs_node.config "
-    "pacs_node.db pacs_node.errors pacs_node.jobs pacs_node.logs pacs_node.overview pacs_node.present pacs_node.queries "
-    "pacs_node.states pacs_node.storage pacs_node.timeline",
+    "pacs_node.db pacs_node.errors pacs_node.jobs pacs_node.logs pacs_node.overview pacs_node.present "
+    "pacs_node.queries pacs_node.states pacs_node.storage pacs_node.timeline",
 }
 
 #: Who alone imports these, inside the repository and outside.
