@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -49,11 +50,11 @@ def _show_findings(summary: Mapping[str, Any], console: Console) -> None:
     if not summary["findings"]:
         console.print("[bold]No nodule found.[/] That doesn't prove that there is none.")
         return
-    table = Table(title="Findings")
+    table = Table(title="Findings", box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("nodule", "site", "type"):
-        table.add_column(heading)
-    for heading in ("long x short mm", "volume mm3", "mean HU", "slice", "certainty"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, no_wrap=True)
+    for heading in ("axes, mm", "mm3", "HU", "slice", "certainty"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for finding in summary["findings"]:
         size = finding["measurements"]
         table.add_row(
