@@ -29,11 +29,12 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 #: with ``*`` (a package of its own) do.
 LAYERS: dict[str, tuple[str, ...]] = {
     "inference": (
-        "errors types uids headers decode_probes",
+        "errors types uids headers decode_probes cards",
         "decode geometry lungs segment phantom phantom.*",
         "compare select cade measure",
         "load registry sam2_model openclip_model",
         "analyse",
+        "evaluate evaluate.*",
     ),
     "dicom_sr": (
         "codes context part10",
@@ -50,7 +51,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "jobs reception",
         "listener intake worker delivery timeline",
         "schedule queries",
-        "overview",
+        "overview study_detail",
         "web web.*",
         "serve analyze demo",
         "cli",
@@ -74,13 +75,14 @@ ONLY: dict[str, str] = {
     "pacs_node.lifecycle pacs_node.states pacs_node.storage",
     "pacs_node.web*": "pacs_node pacs_node.web* pacs_node.audit pacs_node.clock pacs_node.config "
     "pacs_node.db pacs_node.errors pacs_node.jobs pacs_node.logs pacs_node.overview pacs_node.present "
-    "pacs_node.queries pacs_node.states pacs_node.storage pacs_node.timeline",
+    "pacs_node.queries pacs_node.states pacs_node.storage pacs_node.study_detail pacs_node.timeline "
+    "dicom_sr.context",
 }
 
 #: Who alone imports these, inside the repository and outside.
 IMPORTERS: dict[str, str] = {
-    "inference.analyse": "pacs_node.case",
-    "inference.phantom": "inference.phantom* pacs_node.demo",
+    "inference.analyse": "pacs_node.case inference.evaluate*",
+    "inference.phantom": "inference.phantom* inference.evaluate* pacs_node.demo",
     "inference.sam2_model": "inference.registry inference.analyse",
     "inference.openclip_model": "inference.registry inference.analyse",
     "dicom_sr.report": "pacs_node.case",
