@@ -231,9 +231,7 @@ def _descriptors(images: Sequence[Dataset]) -> list[Any]:
 
 
 def _number(concept: Code, value: Any, unit: Code) -> Any:
-    rounded = round(float(value), 6)
-    exact = int(rounded) if rounded.is_integer() else rounded
-    return NumContentItem(concept, exact, unit, relationship_type=Relation.HAS_ACQ_CONTEXT)
+    return NumContentItem(concept, round(float(value), 6), unit, relationship_type=Relation.HAS_ACQ_CONTEXT)
 
 
 def _shared(images: Sequence[Dataset], keyword: str) -> Any:

@@ -77,8 +77,10 @@ def copied(source: Dataset, keyword: str) -> DataElement | None:
         if element is not None and element.VR == "SQ":
             for item in element.value:
                 list(item.iterall())  # decodes with the source's character set; raw bytes would keep it
-    except (ValueError, TypeError, LookupError, AttributeError, NotImplementedError, OverflowError):
-        return None  # a broken value in an optional text field must not cost the patient the report
+    except (OSError, NotImplementedError, ValueError, TypeError):
+        # What pydicom raises for damaged sequences (OSError, NotImplementedError were met with random bytes).
+        # A broken attribute of the source must not cost the patient the report.
+        return None
     return element if element is not None and not element.is_empty else None
 
 

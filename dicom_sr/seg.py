@@ -9,6 +9,7 @@ A destination that wants all frames gets them with ``omit_empty_frames=False``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from math import cos, radians, sin
 from typing import Any
 
@@ -263,12 +264,15 @@ def _finish(
     for index in out.DimensionIndexSequence:
         index.DimensionOrganizationUID = organization
     for group in out.PerFrameFunctionalGroupsSequence:
-        item = group.DerivationImageSequence[0].SourceImageSequence[0]
+        # A new item for each frame: highdicom lets the frames of one slice share theirs.
+        derivation = deepcopy(group.DerivationImageSequence[0])
+        item = derivation.SourceImageSequence[0]
         frame = frames[item.ReferencedSOPInstanceUID]
         item.ReferencedSOPClassUID = frame.sop_class_uid
         item.ReferencedSOPInstanceUID = frame.sop_instance_uid
         if frame.frame_number is not None:
             item.ReferencedFrameNumber = frame.frame_number
+        group.DerivationImageSequence = [derivation]
     instances = list(dict.fromkeys((f.sop_class_uid, f.sop_instance_uid) for f in volume.frames))
     out.SourceImageSequence = [reference(*instance) for instance in instances]
     series = Dataset()
