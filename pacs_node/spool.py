@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -59,7 +60,13 @@ class Spool:
         self._reserve_bytes = reserve_bytes
         self._incoming = directory / "incoming"
         self._incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (directory / "instances").mkdir(exist_ok=True, mode=0o700)
+        instances = directory / "instances"
+        instances.mkdir(exist_ok=True, mode=0o700)
+        # made beforehand, so that no file is acknowledged in a folder whose own name isn't durable yet
+        for byte in range(256):
+            (instances / f"{byte:02x}").mkdir(exist_ok=True, mode=0o700)
+        for made in (instances, directory, directory.parent):
+            sync_directory(made)
 
     def check_space(self, size: int) -> None:
         """Raise `OutOfSpaceError` if `size` more bytes would touch the reserve."""
@@ -80,15 +87,24 @@ class Spool:
         Raises
         ------
         OutOfSpaceError
-            Before anything is written.
+            The reserve is reached, or the disk is full; nothing is left behind.
+        OSError
+            The disk failed; nothing that was not there before is to be trusted.
         """
         self.check_space(len(dataset))
         digest = hashlib.sha256(transfer_syntax_uid.encode("ascii") + b"\n" + dataset).hexdigest()
         relative = f"instances/{digest[:2]}/{digest}.dcm"
         target = self.directory / relative
-        if not target.exists():
-            meta = _file_meta(sop_class_uid, sop_instance_uid, transfer_syntax_uid)
-            self._write_durably(target, (_PREAMBLE, meta, dataset))
+        try:
+            if not target.exists():
+                meta = _file_meta(sop_class_uid, sop_instance_uid, transfer_syntax_uid)
+                self._write_durably(target, (_PREAMBLE, meta, dataset))
+            # also for a file that was there: its writer may have been killed before this
+            sync_directory(target.parent)
+        except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise OutOfSpaceError("the disk is full") from error
+            raise
         return StoredFile(relative, digest, len(dataset))
 
     def _write_durably(self, target: Path, parts: Iterable[bytes]) -> None:
@@ -99,14 +115,10 @@ class Spool:
                     file.write(part)
                 file.flush()
                 os.fsync(file.fileno())
-            if not target.parent.exists():
-                target.parent.mkdir(mode=0o700, exist_ok=True)
-                sync_directory(target.parent.parent)
             temporary.rename(target)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        sync_directory(target.parent)
 
     def sweep(self) -> int:
         """Remove what an interrupted write left behind; return how many files."""

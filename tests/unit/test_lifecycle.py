@@ -87,7 +87,7 @@ def events(session: Session) -> int:
 
 
 def state_of(session: Session, table: type[Row]) -> object:
-    row: Row = session.get_one(table, 1)
+    row: Any = session.get_one(table, 1)
     return row.state
 
 
