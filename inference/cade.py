@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from inference.lungs import Lungs
 from inference.segment import Segment, grow
@@ -32,6 +31,7 @@ LEVELS: tuple[tuple[float, tuple[float, ...]], ...] = (
 MIN_RESPONSE_HU = 55.0
 MIN_ROUNDNESS = 0.12
 MAX_PEAKS = 160  # of each scale
+SAME_PLACE = 0.9  # of the larger sigma
 SETTLED_SOLIDITY = 0.75  # a candidate as compact as this answers for every weaker peak inside it
 
 Mask = NDArray[np.bool_]
@@ -69,7 +69,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class _Peaks:
-    """Blob maxima: index in source voxels (n, 3), sigma (n,), response (n,), ball-likeness (n,)."""
+    """Blob maxima, strongest first: index in source voxels (n, 3), sigma (n,), response (n,), ball-likeness (n,)."""
 
     index: NDArray[np.float64]
     sigma: NDArray[np.float64]
@@ -97,10 +97,9 @@ def candidates(volume: Volume, lungs: Lungs, *, device: str | torch.device = "cp
     field = lungs.labels > 0
     peaks = _find_peaks(volume, lungs, torch.device(device))
     spacing = volume.spacing_mm
-    strength = peaks.response * peaks.roundness
     taken = np.zeros(field.shape, np.bool_)
     found: list[Candidate] = []
-    for number in np.argsort(-strength, kind="stable"):
+    for number in range(len(peaks.sigma)):
         nearest = tuple(np.round(peaks.index[number]).astype(int))
         if taken[nearest]:
             continue
@@ -228,7 +227,22 @@ def _find_peaks(volume: Volume, lungs: Lungs, device: torch.device) -> _Peaks:
                 in_source = (index + 0.5) * (pitch / np.array(volume.spacing_mm)) - 0.5 + corner
                 parts.append((in_source, np.full(len(index), sigma), response, roundness))
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    return _Peaks(*columns)
+    return _strongest(_Peaks(*columns), volume.spacing_mm)
+
+
+def _strongest(peaks: _Peaks, spacing_mm: tuple[float, float, float]) -> _Peaks:
+    """Sort by strength and drop what a stronger peak of a similar scale at nearly the same place covers."""
+    order = np.argsort(-peaks.response * peaks.roundness, kind="stable")
+    points, sigma = peaks.index[order] * np.array(spacing_mm), peaks.sigma[order]
+    gap = np.linalg.norm(points[:, None] - points[None], axis=2)
+    larger = np.maximum(sigma[:, None], sigma[None])
+    covered = (gap < SAME_PLACE * larger) & (larger < 2.1 * np.minimum(sigma[:, None], sigma[None]))
+    keep = np.ones(len(order), bool)
+    for number in range(len(order)):
+        if keep[number]:
+            keep[number + 1 :] &= ~covered[number, number + 1 :]
+    order = order[keep]
+    return _Peaks(peaks.index[order], peaks.sigma[order], peaks.response[order], peaks.roundness[order])
 
 
 def _shrink(grid: torch.Tensor, shape: list[int]) -> torch.Tensor:

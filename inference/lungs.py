@@ -321,7 +321,10 @@ def _repair(sides: NDArray[np.uint8], coarse: Floats, inside: Mask, grid: _Grid)
         place = _box(sides == side)
         lung = np.zeros_like(inside)
         lung[place] = sides[place] == side
-        added = _closing_gain(lung, COSTAL_CLOSING_MM, grid, every=3) & costal & (coarse < 250)  # no rib
+        # no rib, and nothing without lung below it: that would be heart or liver
+        above_lung = np.logical_or.accumulate(lung, axis=0)
+        wide = _closing_gain(lung, COSTAL_CLOSING_MM, grid, every=3)
+        added = wide & costal & above_lung & (coarse < 250)
         added |= _closing_gain(lung, MEDIASTINAL_CLOSING_MM, grid, every=1)
         field = ndimage.binary_fill_holes(lung | (added & inside))
         repaired[field & (repaired == 0)] = side

@@ -195,8 +195,15 @@ def _open(
         return None, 0.0
     cut = OPENING_SHARE * inscribed
     labels, _ = ndimage.label(depth > cut)
-    core = labels == labels[peak]
-    return tissue & (ndimage.distance_transform_edt(~core, sampling=spacing) <= 1.1 * cut), inscribed
+    label = int(labels[peak])
+    place = tuple(
+        slice(max(p.start - int(1.1 * cut / d) - 1, 0), p.stop + int(1.1 * cut / d) + 1)
+        for p, d in zip(ndimage.find_objects(labels, max_label=label)[label - 1], spacing, strict=True)
+    )
+    near = ndimage.distance_transform_edt(labels[place] != label, sampling=spacing) <= 1.1 * cut
+    opened = np.zeros_like(tissue)
+    opened[place] = tissue[place] & near
+    return opened, inscribed
 
 
 def _hazy_rim(firm: _Region, box: _Box) -> bool:
@@ -217,24 +224,25 @@ def _has_halo(firm: _Region, soft: _Region, box: _Box) -> bool:
 
 
 def _describe(region: _Region, box: _Box, corner: Index) -> Segment | None:
-    opened = region.opened
-    if not opened.any():
+    if not region.opened.any():
         return None
+    (tight,) = ndimage.find_objects(region.opened.astype(np.uint8))
+    wide = tuple(slice(max(s.start - 5, 0), s.stop + 5) for s in tight)
+    opened, tissue, field, hu = (part[wide] for part in (region.opened, region.tissue, box.field, box.hu))
     surface = opened & ~ndimage.binary_erosion(opened, border_value=1)
     area = max(int(surface.sum()), 1)
-    other = ndimage.binary_dilation(region.tissue & ~opened)
-    outside = ndimage.binary_dilation(~box.field)
-    ring = ndimage.binary_dilation(opened, iterations=3) & ~ndimage.binary_dilation(opened)
-    ring &= box.field & ~region.tissue
-    around = float(box.hu[ring].mean()) if ring.any() else PARENCHYMA_HU
-    (place,) = ndimage.find_objects(opened.astype(np.uint8))
-    z, y, x = (int(s.start) + c for s, c in zip(place, corner, strict=True))
+    once = ndimage.binary_dilation(opened)
+    ring = ndimage.binary_dilation(once, iterations=2) & ~once & field & ~tissue
+    around = float(hu[ring].mean()) if ring.any() else PARENCHYMA_HU
+    other = ndimage.binary_dilation(tissue & ~opened)
+    outside = ndimage.binary_dilation(~field)
+    z, y, x = (int(s.start) + c for s, c in zip(tight, corner, strict=True))
     return Segment(
-        mask=np.ascontiguousarray(opened[place]),
+        mask=np.ascontiguousarray(region.opened[tight]),
         origin=(z, y, x),
         inscribed_mm=region.inscribed_mm,
         attached=float((surface & other).sum() / area),
         border=float((surface & outside).sum() / area),
-        contrast_hu=float(box.hu[opened].mean()) - around,
+        contrast_hu=float(hu[opened].mean()) - around,
         leaked=region.leaked,
     )
