@@ -197,7 +197,7 @@ def _base(
         },
         "findings": [],
         "observations": [],
-        "models": [asdict(card) for card in context.cards],
+        "models": [{**asdict(card), "performance": list(card.performance)} for card in context.cards],
         "warnings": [],
         "provenance": {
             "manufacturer": context.manufacturer,
