@@ -17,11 +17,12 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from inference.decode import MALFORMED_FILE
 from pacs_node import audit, lifecycle
-from pacs_node.db import Artifact, Conflict, Instance, Series, Study
+from pacs_node.db import Artifact, Conflict, Instance, Job, Series, Study
 from pacs_node.errors import UnreadableInstanceError
 from pacs_node.spool import StoredFile
-from pacs_node.states import SeriesState
+from pacs_node.states import JobState, SeriesState
 
 _ACTOR = "listener"
 _UID = re.compile(r"[0-9.]{1,64}")
@@ -79,15 +80,7 @@ def read_identity(dataset: bytes, transfer_syntax_uid: str) -> Identity:
         head = _parse_head(dataset, syntax)
         texts = {name: str(head.get(keyword) or "")[:1024] for name, keyword in _TEXTS.items()}
         uids = [str(head.get(keyword) or "") for keyword in _TAGS[1:]]
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        NotImplementedError,
-        OSError,
-        zlib.error,
-    ) as error:
+    except MALFORMED_FILE as error:
         raise UnreadableInstanceError(f"the data set can't be parsed ({type(error).__name__})") from error
     for keyword, uid in zip(_TAGS[1:], uids, strict=True):
         if not _UID.fullmatch(uid):
@@ -125,13 +118,16 @@ def record_instance(
     """Write the rows of a received instance.
 
     A new instance (re-)opens its series. The same bytes again change nothing. Other bytes under a
-    known SOP Instance UID are kept beside the first and judged when the series closes.
+    known SOP Instance UID are kept beside the first and judged when the series closes; a series that waits
+    for its analysis is opened again for that.
     """
     known = session.execute(
         select(Instance).where(Instance.sop_instance_uid == identity.sop_instance_uid)
     ).scalar_one_or_none()
     if known is not None:
         if known.sha256 == stored.sha256:
+            # the file is back where retention had removed it
+            known.path = stored.path
             return Reception.DUPLICATE
         return _record_conflict(session, known, stored, transfer_syntax_uid, at)
     own = select(Artifact.id).where(Artifact.sop_instance_uid == identity.sop_instance_uid)
@@ -155,16 +151,14 @@ def record_instance(
     series.last_received_at = at
     session.flush()
     if series.state is not SeriesState.RECEIVING:
-        lifecycle.move_series(
-            session,
-            series,
-            SeriesState.RECEIVING,
-            at=at,
-            actor=_ACTOR,
-            reason_code=None,
-            reason="late instance",
-        )
+        _reopen(session, series, at=at, reason="late instance")
     return Reception.NEW
+
+
+def _reopen(session: Session, series: Series, *, at: datetime, reason: str) -> None:
+    lifecycle.move_series(
+        session, series, SeriesState.RECEIVING, at=at, actor=_ACTOR, reason_code=None, reason=reason
+    )
 
 
 def _record_conflict(
@@ -192,7 +186,20 @@ def _record_conflict(
             sop_instance_uid=known.sop_instance_uid,
             reason="other bytes under a known SOP Instance UID; both are kept",
         )
+        if _is_to_be_analysed(session, known.series):
+            known.series.last_received_at = at
+            _reopen(session, known.series, at=at, reason="conflicting instance")
     return Reception.CONFLICT
+
+
+def _is_to_be_analysed(session: Session, series: Series) -> bool:
+    """Whether the series was closed but has no result yet: then a doubt still comes in time."""
+    unfinished = select(Job.id).where(
+        Job.series_id == series.id, Job.state.in_([JobState.QUEUED, JobState.RUNNING])
+    )
+    return series.state is SeriesState.COMPLETE or (
+        series.state is SeriesState.QUEUED and session.execute(unfinished).first() is not None
+    )
 
 
 def _series(session: Session, identity: Identity, calling_ae: str, at: datetime) -> Series:

@@ -17,6 +17,7 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from inference.uids import derived_uid
 from pacs_node import jobs
@@ -80,9 +81,10 @@ class SmallNode:
 
     def receive(self, *datasets: Dataset, association_id: int | None = None) -> list[Reception]:
         """Do what the listener does with each instance."""
-        return [self._receive(ds, association_id) for ds in datasets]
+        with self.database.write() as session:
+            return [self._receive(session, ds, association_id) for ds in datasets]
 
-    def _receive(self, ds: Dataset, association_id: int | None) -> Reception:
+    def _receive(self, session: Session, ds: Dataset, association_id: int | None) -> Reception:
         data, syntax = encoded(ds)
         identity = read_identity(data, syntax)
         stored = self.spool.write(
@@ -91,16 +93,15 @@ class SmallNode:
             sop_instance_uid=identity.sop_instance_uid,
             transfer_syntax_uid=syntax,
         )
-        with self.database.write() as session:
-            return record_instance(
-                session,
-                identity,
-                stored,
-                transfer_syntax_uid=syntax,
-                association_id=association_id,
-                calling_ae="PACS",
-                at=self.clock(),
-            )
+        return record_instance(
+            session,
+            identity,
+            stored,
+            transfer_syntax_uid=syntax,
+            association_id=association_id,
+            calling_ae="PACS",
+            at=self.clock(),
+        )
 
     def open_association(self) -> int:
         """Add the row of an open association."""

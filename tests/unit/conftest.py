@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,7 @@ def spool(tmp_path: Path) -> Spool:
 
 
 @pytest.fixture
-def node(database: Database, spool: Spool, clock: TestClock) -> SmallNode:
-    """Rows, files, intake."""
+def node(database: Database, spool: Spool, clock: TestClock, monkeypatch: pytest.MonkeyPatch) -> SmallNode:
+    """Rows, files, intake. Syncing files is proved in test_spool; here it would only take time."""
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
     return SmallNode(database, spool, clock)
