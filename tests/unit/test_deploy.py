@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 import yaml
+from starlette.routing import Route
 
 from pacs_node import cli, serve
 from pacs_node.config import DicomDestination, DicomWebDestination, Settings, load_settings
 from pacs_node.db import Database, sqlite_url
 from pacs_node.listener import Listener
 from pacs_node.spool import Spool
+from pacs_node.web.app import make_app
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEPLOY = REPOSITORY / "deploy"
@@ -293,3 +295,14 @@ def test_settings_in_the_runbook_exist() -> None:
     assert len(named) > 5
     defaults = Settings()
     assert [pair for pair in named if not hasattr(getattr(defaults, pair[0]), pair[1])] == []
+
+
+def test_addresses_of_the_page_in_the_runbook_exist(tmp_path: Path) -> None:
+    database = Database(sqlite_url(tmp_path))
+    settings = Settings()
+    routes = {route.path for route in make_app(database, settings).routes if isinstance(route, Route)}
+    database.dispose()
+    named = re.findall(r"http://127\.0\.0\.1:(\d+)(/[a-z/]*)?", (DEPLOY / "RUNBOOK.md").read_text())
+    assert len(named) > 1
+    assert {int(port) for port, _ in named} == {settings.web.port}
+    assert {path or "/" for _, path in named} <= routes

@@ -65,8 +65,8 @@ ONLY: dict[str, str] = {
     "pacs_node.db": "pacs_node.states",
     "pacs_node.audit": "pacs_node.db",
     "pacs_node.lifecycle": "pacs_node.audit pacs_node.db pacs_node.errors pacs_node.states",
-    "pacs_node.reception": "pacs_node.audit pacs_node.db pacs_node.errors pacs_node.lifecycle "
-    "pacs_node.spool pacs_node.states",
+    "pacs_node.reception": "inference.decode pacs_node.audit pacs_node.db pacs_node.errors "
+    "pacs_node.lifecycle pacs_node.spool pacs_node.states",
     "pacs_node.listener": "inference.decode pacs_node.audit pacs_node.clock pacs_node.config pacs_node.db "
     "pacs_node.errors pacs_node.reception pacs_node.spool pacs_node.storage",
     "pacs_node.case": "inference.* dicom_sr.* pacs_node pacs_node.spool pacs_node.states",
