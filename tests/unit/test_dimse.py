@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.uid import UID
+from pynetdicom.transport import AssociationSocket
 
 from pacs_node.association import Peer, Timeouts
 from pacs_node.destinations import OutcomeKind
@@ -190,10 +192,36 @@ def test_unknown_calling_ae_title_is_a_permanent_rejection(tmp_path: Path) -> No
     path = write_sr(tmp_path)
     with ReceivingPeer(tmp_path / "peer") as peer:
         peer._entity.require_calling_aet = ["OTHER"]
-        for _ in range(10):  # a fast rejection can overtake pynetdicom's own bookkeeping
-            (outcome,) = to(peer.port).send([path])
-            assert outcome.kind is OutcomeKind.PERMANENT
-            assert "rejected (permanent)" in outcome.detail
+        (outcome,) = to(peer.port).send([path])
+    assert outcome.kind is OutcomeKind.PERMANENT
+    assert "rejected (permanent)" in outcome.detail
+
+
+def reject_at_once(connection: socket.socket) -> None:
+    connection.sendall(bytes.fromhex("03 00 00000004 00 01 01 07"))  # A-ASSOCIATE-RJ: permanent, called AE
+    read_to_end(connection)
+
+
+class SlowEvent(threading.Event):
+    def wait(self, timeout: float | None = None) -> bool:
+        happened = super().wait(timeout)
+        time.sleep(0.2)
+        return happened
+
+
+def test_fast_rejection_is_still_a_rejection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer overtakes the thread that asked: seen with dcmqrscp in about one of three rejections."""
+    original = AssociationSocket.__init__
+
+    def with_slow_event(self: AssociationSocket, *args: Any, **options: Any) -> None:
+        original(self, *args, **options)
+        self._ready = SlowEvent()
+
+    monkeypatch.setattr(AssociationSocket, "__init__", with_slow_event)
+    with raw_peer(reject_at_once) as port:
+        (outcome,) = to(port).send([write_sr(tmp_path)])
+    assert outcome.kind is OutcomeKind.PERMANENT
+    assert "rejected (permanent)" in outcome.detail
 
 
 def test_more_contexts_than_an_association_has(tmp_path: Path) -> None:
