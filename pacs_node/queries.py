@@ -18,21 +18,8 @@ from sqlalchemy.orm import Session
 from pacs_node.db import Artifact, Delivery, Job, Series, Study
 from pacs_node.jobs import NOT_ANALYSED, REFUSAL
 from pacs_node.states import DeliveryState, JobState, SeriesState
-from pacs_node.timeline import TimelineLine, timeline
-
-__all__ = [
-    "DeliveryWord",
-    "StudyLine",
-    "StudyState",
-    "StudyWord",
-    "TimelineLine",
-    "Tone",
-    "find_studies",
-    "study_list",
-    "study_state",
-    "study_states",
-    "timeline",
-]
+from pacs_node.timeline import TimelineLine as TimelineLine  # noqa: PLC0414 - asked for here too
+from pacs_node.timeline import timeline as timeline  # noqa: PLC0414
 
 _CHUNK = 500
 LARGEST_ID = 2**63 - 1
@@ -109,7 +96,7 @@ class DeliverySummary:
     @property
     def tone(self) -> Tone:
         """How much attention it needs."""
-        return _DELIVERY_TONES.get(self.word, Tone.BUSY)
+        return delivery_tone(self.word)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +134,7 @@ class StudyState:
     @property
     def tone(self) -> Tone:
         """How much attention it needs."""
-        return _STUDY_TONES.get(self.word, Tone.BUSY)
+        return study_tone(self.word)
 
     @property
     def finished(self) -> bool:
@@ -202,7 +189,7 @@ def study_list(
     if before_id is not None:
         query = query.where(Study.id < min(before_id, LARGEST_ID))
     studies = session.execute(query.order_by(Study.id.desc()).limit(limit)).scalars().all()
-    return _lines(session, studies)
+    return study_lines(session, studies)
 
 
 def _mentions(word: str) -> ColumnElement[bool]:
@@ -210,7 +197,8 @@ def _mentions(word: str) -> ColumnElement[bool]:
     return or_(*[text.icontains(word, autoescape=True) for text in texts])
 
 
-def _lines(session: Session, studies: Sequence[Study]) -> tuple[StudyLine, ...]:
+def study_lines(session: Session, studies: Sequence[Study]) -> tuple[StudyLine, ...]:
+    """Rows of the list for these studies, in their order."""
     states = study_states(session, studies)
     series = _series_by_study(session, [study.id for study in studies])
     return tuple(
@@ -383,6 +371,16 @@ def delivery_word(delivery: Delivery) -> DeliveryWord:
         DeliveryState.COMMITTED: DeliveryWord.VISIBLE,
         DeliveryState.FAILED: DeliveryWord.FAILED,
     }[delivery.state]
+
+
+def study_tone(word: StudyWord) -> Tone:
+    """How much attention a study needs."""
+    return _STUDY_TONES.get(word, Tone.BUSY)
+
+
+def delivery_tone(word: DeliveryWord) -> Tone:
+    """How much attention a delivery needs."""
+    return _DELIVERY_TONES.get(word, Tone.BUSY)
 
 
 def _reason(code: str | None, sentence: str | None) -> str:

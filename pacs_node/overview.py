@@ -1,0 +1,364 @@
+"""What the whole node is doing now, for the first page and for health checks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from pacs_node.audit import Event
+from pacs_node.config import Caller
+from pacs_node.db import Artifact, AuditEvent, Delivery, Job, Series, Study
+from pacs_node.queries import StudyWord, study_states
+from pacs_node.states import DeliveryState, JobState
+from pacs_node.timeline import words
+
+_RECENT_EVENTS = 20_000
+"""How far back in the audit record to look for refusals: the record has no index on the event."""
+_MOST = 20
+_STUCK = timedelta(minutes=10)
+_LATE = timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningJob:
+    """What is being analysed."""
+
+    job_id: int
+    study_uid: str
+    attempt: int
+    started_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationLine:
+    """The outbox of one destination.
+
+    Parameters
+    ----------
+    pending, unverified, failed
+        Objects that wait or are being sent; that were sent but not yet found there; that need an operator.
+    oldest_pending
+        When the oldest of the pending was made.
+    last_sent, last_verified
+        When an object last arrived, and last was found there.
+    last_error, last_failure
+        Status of the pending object that was tried last, and of the last that failed for good.
+    """
+
+    name: str
+    pending: int = 0
+    unverified: int = 0
+    failed: int = 0
+    oldest_pending: datetime | None = None
+    last_sent: datetime | None = None
+    last_verified: datetime | None = None
+    last_error: str | None = None
+    last_failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FailedStudy:
+    """A study whose analysis or delivery failed for good."""
+
+    study_uid: str
+    what: str
+    reason: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedAssociation:
+    """A peer that was turned away, with how often of late."""
+
+    calling_ae: str
+    called_ae: str
+    address: str
+    last_at: datetime
+    count: int
+
+    def toml(self) -> str:
+        """Lines for the configuration file that would admit this peer."""
+        # a JSON string of these characters is a TOML basic string too
+        return f"[[callers]]\nae_title = {json.dumps(self.calling_ae)}\naddress = {json.dumps(self.address)}"
+
+    def admitted_by(self, callers: Sequence[Caller]) -> bool:
+        """Whether the present configuration would let the peer in."""
+        try:
+            return any(caller.admits(self.calling_ae, self.address) for caller in callers)
+        except ValueError:
+            return False
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedInstance:
+    """An object that the listener didn't take."""
+
+    calling_ae: str
+    status: str
+    reason: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class DiskSpace:
+    """Free space where images are kept, bytes."""
+
+    free: int
+    total: int
+    reserve: int
+
+    @property
+    def low(self) -> bool:
+        """Whether the listener refuses images."""
+        return self.free < self.reserve
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """The state of the node.
+
+    Parameters
+    ----------
+    today
+        Studies since midnight of the asked day by state; every state has a count.
+    queued, oldest_queued
+        Jobs that wait, and when the oldest was made.
+    failures
+        Failed jobs and deliveries, the newest first, at most 20.
+    last_pipeline
+        Version of the pipeline of the newest job.
+    """
+
+    now: datetime
+    today: dict[StudyWord, int]
+    queued: int
+    oldest_queued: datetime | None
+    running: tuple[RunningJob, ...]
+    destinations: tuple[DestinationLine, ...]
+    failures: tuple[FailedStudy, ...]
+    refused_associations: tuple[RefusedAssociation, ...]
+    refused_instances: tuple[RefusedInstance, ...]
+    last_pipeline: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Something that somebody should look at."""
+
+    sentence: str
+    study_uid: str | None = None
+    urgent: bool = True
+
+
+def overview(
+    session: Session, now: datetime, midnight: datetime, destinations: Sequence[str] = ()
+) -> Overview:
+    """Ask for all of it.
+
+    Parameters
+    ----------
+    now, midnight
+        The present time, and the beginning of the day where the node stands.
+    destinations
+        Names from the configuration; others are listed where something is on its way to them.
+    """
+    queued, oldest = session.execute(
+        select(func.count(), func.min(Job.created_at)).where(Job.state == JobState.QUEUED)
+    ).one()
+    newest = select(Job.pipeline_version).order_by(Job.id.desc()).limit(1)
+    return Overview(
+        now=now,
+        today=_today(session, midnight),
+        queued=queued,
+        oldest_queued=oldest,
+        running=_running(session),
+        destinations=_destinations(session, destinations),
+        failures=_failures(session),
+        refused_associations=_refused_associations(session),
+        refused_instances=_refused_instances(session),
+        last_pipeline=session.execute(newest).scalar_one_or_none(),
+    )
+
+
+def alarms(seen: Overview, disk: DiskSpace) -> tuple[Alarm, ...]:
+    """What somebody should look at, the urgent first."""
+    found: list[Alarm] = []
+    if disk.low:
+        found.append(
+            Alarm(
+                f"The disk has {disk.free >> 20} MiB left, less than the reserve of "
+                f"{disk.reserve >> 20} MiB: images are refused."
+            )
+        )
+    found += [Alarm(f"{row.what}: {row.reason}", row.study_uid) for row in seen.failures]
+    if seen.oldest_queued is not None and not seen.running and seen.now - seen.oldest_queued > _STUCK:
+        waited = words(seen.now - seen.oldest_queued)
+        found.append(Alarm(f"A job has waited for {waited} and none is running: is a worker up?"))
+    for row in seen.destinations:
+        if row.oldest_pending is not None and seen.now - row.oldest_pending > _LATE:
+            waited = words(seen.now - row.oldest_pending)
+            because = f" ({row.last_error})" if row.last_error else ""
+            found.append(Alarm(f"Results for {row.name} have waited for {waited}{because}.", urgent=False))
+    return tuple(found)
+
+
+def disk_space(directory: Path, reserve_bytes: int) -> DiskSpace:
+    """Measure the file system of the storage directory."""
+    usage = shutil.disk_usage(directory)
+    return DiskSpace(usage.free, usage.total, reserve_bytes)
+
+
+def _today(session: Session, midnight: datetime) -> dict[StudyWord, int]:
+    studies = session.execute(select(Study).where(Study.first_received_at >= midnight)).scalars().all()
+    counts = Counter(state.word for state in study_states(session, studies).values())
+    return {word: counts[word] for word in StudyWord}
+
+
+def _running(session: Session) -> tuple[RunningJob, ...]:
+    query = (
+        select(Job, Study.study_uid)
+        .join(Series, Job.series_id == Series.id)
+        .join(Study, Series.study_id == Study.id)
+        .where(Job.state == JobState.RUNNING)
+        .order_by(Job.id)
+    )
+    return tuple(
+        RunningJob(job.id, study_uid, job.attempts, job.started_at or job.created_at)
+        for job, study_uid in session.execute(query)
+    )
+
+
+def _destinations(session: Session, names: Sequence[str]) -> tuple[DestinationLine, ...]:
+    waiting = (DeliveryState.PENDING, DeliveryState.SENDING)
+    counts = session.execute(
+        select(Delivery.destination, Delivery.state, func.count(), func.min(Delivery.created_at)).group_by(
+            Delivery.destination, Delivery.state
+        )
+    ).all()
+    times = {
+        name: (sent, verified)
+        for name, sent, verified in session.execute(
+            select(Delivery.destination, func.max(Delivery.sent_at), func.max(Delivery.verified_at)).group_by(
+                Delivery.destination
+            )
+        )
+    }
+    errors = _last_errors(session, *waiting)
+    failures = _last_errors(session, DeliveryState.FAILED)
+    lines = []
+    open_states = {state for state in DeliveryState if state is not DeliveryState.COMMITTED}
+    known = dict.fromkeys([*names, *(row[0] for row in counts if row[1] in open_states)])
+    for name in known:
+        by_state = {state: (count, oldest) for place, state, count, oldest in counts if place == name}
+        ages = [by_state[state][1] for state in waiting if state in by_state]
+        sent, verified = times.get(name, (None, None))
+        lines.append(
+            DestinationLine(
+                name=name,
+                pending=sum(by_state.get(state, (0,))[0] for state in waiting),
+                unverified=by_state.get(DeliveryState.SENT, (0,))[0],
+                failed=by_state.get(DeliveryState.FAILED, (0,))[0],
+                oldest_pending=min(ages, default=None),
+                last_sent=sent,
+                last_verified=verified,
+                last_error=errors.get(name),
+                last_failure=failures.get(name),
+            )
+        )
+    return tuple(lines)
+
+
+def _last_errors(session: Session, *states: DeliveryState) -> dict[str, str]:
+    """Status of the object in one of the states that was tried last, by destination."""
+    query = (
+        select(Delivery.destination, Delivery.status)
+        .where(Delivery.state.in_(states), Delivery.attempts > 0, Delivery.status.is_not(None))
+        .order_by(Delivery.next_attempt_at)
+    )
+    return {name: status for name, status in session.execute(query) if status}
+
+
+def _failures(session: Session) -> tuple[FailedStudy, ...]:
+    failed_jobs = (
+        select(Job, Study.study_uid)
+        .join(Series, Job.series_id == Series.id)
+        .join(Study, Series.study_id == Study.id)
+        .where(Job.state == JobState.FAILED)
+        .order_by(Job.id.desc())
+        .limit(_MOST)
+    )
+    failed_deliveries = (
+        select(Delivery, Artifact.kind, Study.study_uid)
+        .join(Artifact, Delivery.artifact_id == Artifact.id)
+        .join(Job, Artifact.job_id == Job.id)
+        .join(Series, Job.series_id == Series.id)
+        .join(Study, Series.study_id == Study.id)
+        .where(Delivery.state == DeliveryState.FAILED)
+        .order_by(Delivery.id.desc())
+        .limit(_MOST)
+    )
+    found = [
+        FailedStudy(
+            uid, "Analysis failed", job.reason or job.last_error or "", job.finished_at or job.created_at
+        )
+        for job, uid in session.execute(failed_jobs)
+    ]
+    together: dict[tuple[str, str, str], list[tuple[str, datetime]]] = {}
+    for delivery, kind, uid in session.execute(failed_deliveries):
+        key = (uid, delivery.destination, delivery.status or "no status")
+        together.setdefault(key, []).append((kind.upper(), delivery.next_attempt_at))
+    found += [
+        FailedStudy(
+            uid,
+            f"Delivery of {' and '.join(sorted({kind for kind, _ in rows}))} to {destination} failed",
+            status,
+            max(at for _, at in rows),
+        )
+        for (uid, destination, status), rows in together.items()
+    ]
+    return tuple(sorted(found, key=lambda row: row.at, reverse=True)[:_MOST])
+
+
+def _recent(session: Session, event: Event) -> Sequence[AuditEvent]:
+    last = session.execute(select(func.max(AuditEvent.seq))).scalar_one() or 0
+    query = (
+        select(AuditEvent)
+        .where(AuditEvent.seq > last - _RECENT_EVENTS, AuditEvent.event == event.value[0])
+        .order_by(AuditEvent.seq.desc())
+        .limit(1000)
+    )
+    return session.execute(query).scalars().all()
+
+
+def _refused_associations(session: Session) -> tuple[RefusedAssociation, ...]:
+    """Newest first, equal ones once."""
+    found: dict[tuple[str, str, str], RefusedAssociation] = {}
+    for row in _recent(session, Event.ASSOCIATION_REFUSED):
+        calling, called, address = (
+            str(row.objects.get(name, "")) for name in ("calling_ae", "called_ae", "address")
+        )
+        key = (calling, called, address)
+        count = found[key].count + 1 if key in found else 1
+        last = found[key].last_at if key in found else row.at
+        found[key] = RefusedAssociation(calling, called, address, last, count)
+    return tuple(found.values())[:5]
+
+
+def _refused_instances(session: Session) -> tuple[RefusedInstance, ...]:
+    return tuple(
+        RefusedInstance(
+            calling_ae=str(row.objects.get("calling_ae", "")),
+            status=str(row.objects.get("status", "")),
+            reason=str(row.objects.get("reason", "")),
+            at=row.at,
+        )
+        for row in _recent(session, Event.INSTANCE_REFUSED)[:5]
+    )

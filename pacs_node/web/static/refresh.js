@@ -1,0 +1,25 @@
+"use strict";
+// Loads the page again every few seconds while somebody looks at it and does nothing else with it.
+(() => {
+  const seconds = Number(document.body.dataset.refresh);
+  const button = document.getElementById("updates");
+  if (!seconds || !button) return;
+  const key = "updates-paused";
+  const paused = () => sessionStorage.getItem(key) === "yes";
+  const show = () => {
+    button.hidden = false;
+    button.setAttribute("aria-pressed", String(paused()));
+    button.textContent = paused() ? "Updates paused" : `Updates every ${seconds} s`;
+  };
+  button.addEventListener("click", () => {
+    sessionStorage.setItem(key, paused() ? "no" : "yes");
+    show();
+  });
+  const busy = () =>
+    paused() ||
+    document.hidden ||
+    document.querySelector("input:focus, details[open]") !== null ||
+    String(document.getSelection()) !== "";
+  setInterval(() => { if (!busy()) location.reload(); }, seconds * 1000);
+  show();
+})();

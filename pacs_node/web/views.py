@@ -1,0 +1,239 @@
+"""The pages: ask the database in one short transaction, read files after it, render."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+
+from dicom_sr.context import NOT_REVIEWED, RESEARCH_USE
+from pacs_node import __version__
+from pacs_node.clock import Clock, utc_now
+from pacs_node.config import Settings
+from pacs_node.db import Artifact, Database, Study
+from pacs_node.overview import alarms, disk_space, overview
+from pacs_node.queries import LARGEST_ID, StudyLine, StudyWord, study_list, study_tone
+from pacs_node.study_detail import JobLine, study_detail
+from pacs_node.web.protection import HEADERS, REPORT_POLICY
+from pacs_node.web.results import ResultSummary, read_result
+from pacs_node.web.text import make_environment
+
+logger = logging.getLogger(__name__)
+
+_PAGE_LENGTH = 50
+_LONGEST_SEARCH = 200
+_REFRESH_SECONDS = 10
+_MEDIA_TYPES = {
+    "seg": "application/dicom",
+    "sr": "application/dicom",
+    "json": "application/json",
+    "html": "text/html; charset=utf-8",
+    "png": "image/png",
+}
+
+
+class Pages:
+    """The views and what they need.
+
+    Parameters
+    ----------
+    database
+        Only read.
+    settings
+        The whole configuration; nothing secret stands in it.
+    clock
+        Source of the time in "waiting for 3 min".
+    """
+
+    def __init__(self, database: Database, settings: Settings, clock: Clock = utc_now) -> None:
+        self._database = database
+        self._settings = settings
+        self._directory = Path(settings.storage.directory)
+        self._clock = clock
+        self._templates = make_environment()
+
+    def overview(self, request: Request) -> Response:  # noqa: ARG002 - a view gets it
+        """What the node is doing and what needs a person."""
+        now = self._clock()
+        midnight = now.astimezone().replace(hour=0, minute=0, second=0, microsecond=0)
+        names = [item.name for item in self._settings.destinations]
+        with self._database.read() as session:
+            seen = overview(session, now, midnight, names)
+        disk = disk_space(self._directory, self._reserve)
+        return self._page(
+            "overview.html",
+            now,
+            seen=seen,
+            disk=disk,
+            alarms=alarms(seen, disk),
+            settings=self._settings,
+            tones={word: study_tone(word) for word in StudyWord},
+            refresh=_REFRESH_SECONDS,
+        )
+
+    def studies(self, request: Request) -> Response:
+        """The list of studies, the newest first, or those that a search finds."""
+        search = request.query_params.get("q", "")[:_LONGEST_SEARCH]
+        before = _row_id(request.query_params.get("before"))
+        with self._database.read() as session:
+            found = study_list(session, search, before, _PAGE_LENGTH + 1)
+        lines = found[:_PAGE_LENGTH]
+        return self._page(
+            "studies.html",
+            self._clock(),
+            lines=[(line, self._findings(line)) for line in lines],
+            search=search,
+            first_page=before is None,
+            older=lines[-1].id if len(found) > _PAGE_LENGTH else None,
+        )
+
+    def study(self, request: Request) -> Response:
+        """Everything about one study."""
+        with self._database.read() as session:
+            detail = study_detail(session, request.path_params["study_uid"])
+        if detail is None:
+            raise HTTPException(404, "No study with this UID has arrived here.")
+        job = detail.shown_job
+        return self._page(
+            "study.html",
+            self._clock(),
+            detail=detail,
+            line=detail.line,
+            findings=self._findings(detail.line),
+            job=job,
+            result=self._result(job),
+            pictures={} if job is None else {file.name: file for file in job.kept("png")},
+            not_reviewed=NOT_REVIEWED,
+            refresh=None if detail.line.state.finished else _REFRESH_SECONDS,
+        )
+
+    def artifact(self, request: Request) -> Response:
+        """A file that a job made."""
+        number = request.path_params["artifact_id"]
+        with self._database.read() as session:
+            row = session.get(Artifact, number) if number <= LARGEST_ID else None
+        if row is None:
+            raise HTTPException(404, "There is no such file.")
+        if row.path is None:
+            raise HTTPException(404, "This file was removed, as the retention settings say.")
+        path = self._inside(row.path)
+        if path is None:
+            logger.error("artifact is missing", extra={"artifact": row.id})
+            raise HTTPException(404, "This file is missing on disk.")
+        headers = {}
+        if row.kind in {"seg", "sr"}:
+            if hashlib.sha256(path.read_bytes()).hexdigest() != row.sha256:
+                logger.error("artifact differs from its record", extra={"artifact": row.id})
+                raise HTTPException(409, "This file on disk differs from what the node has recorded.")
+            headers["Content-Disposition"] = f'attachment; filename="{row.kind}-{row.id}.dcm"'
+        elif row.kind == "html":
+            headers["Content-Security-Policy"] = REPORT_POLICY
+        elif row.kind not in _MEDIA_TYPES:
+            headers["Content-Disposition"] = "attachment"
+        return FileResponse(
+            path,
+            media_type=_MEDIA_TYPES.get(row.kind, "application/octet-stream"),
+            headers=headers,
+            stat_result=path.stat(),
+        )
+
+    def live(self, request: Request) -> Response:  # noqa: ARG002 - a view gets it
+        """Whether this process answers."""
+        return JSONResponse({"status": "live"})
+
+    def ready(self, request: Request) -> Response:  # noqa: ARG002 - a view gets it
+        """Whether the node can take images: the database answers and the disk has room."""
+        checks: dict[str, dict[str, Any]] = {}
+        try:
+            with self._database.read() as session:
+                session.execute(select(Study.id).limit(1)).first()
+            checks["database"] = {"ok": True}
+        except SQLAlchemyError as error:
+            checks["database"] = {"ok": False, "error": type(error).__name__}
+        try:
+            disk = disk_space(self._directory, self._reserve)
+            checks["disk"] = {
+                "ok": not disk.low,
+                "free_mb": disk.free >> 20,
+                "reserve_mb": disk.reserve >> 20,
+            }
+        except OSError as error:
+            checks["disk"] = {"ok": False, "error": type(error).__name__}
+        ready = all(check["ok"] for check in checks.values())
+        return JSONResponse(
+            {"status": "ready" if ready else "not ready", "checks": checks}, 200 if ready else 503
+        )
+
+    def refused(self, request: Request, error: Exception) -> Response:  # noqa: ARG002 - a handler gets it
+        """The page for a wrong address or request."""
+        if not isinstance(error, HTTPException):
+            raise error
+        sentence = error.detail if error.status_code != 405 else "This version of the page only shows."
+        return self._error(error.status_code, sentence, error.headers)
+
+    def unavailable(self, request: Request, error: Exception) -> Response:  # noqa: ARG002 - a handler gets it
+        """The page for a database that doesn't answer."""
+        logger.error("database doesn't answer", exc_info=error)
+        return self._error(503, "The database doesn't answer. The node's log says why.")
+
+    def failed(self, request: Request, error: Exception) -> Response:  # noqa: ARG002 - a handler gets it
+        """The page for a fault of ours; it stands outside of the middleware, so it brings its headers."""
+        return self._error(500, "This page failed. The node's log says why.", HEADERS)
+
+    def _error(self, status: int, sentence: str, headers: Mapping[str, str] | None = None) -> Response:
+        response = self._page("error.html", self._clock(), status=status, sentence=sentence)
+        response.status_code = status
+        response.headers.update(headers or {})
+        return response
+
+    def _page(self, template: str, now: datetime, **values: Any) -> Response:
+        values = {"refresh": None} | values
+        text = self._templates.get_template(template).render(
+            now=now,
+            zone=now.astimezone().tzname(),
+            research_use=RESEARCH_USE,
+            version=__version__,
+            ae_title=self._settings.listener.ae_title,
+            **values,
+        )
+        return HTMLResponse(text)
+
+    @property
+    def _reserve(self) -> int:
+        return self._settings.storage.reserve_mb << 20
+
+    def _inside(self, relative: str) -> Path | None:
+        """Where an existing file of the storage directory is; None for any other path."""
+        root = self._directory.resolve()
+        path = (root / relative).resolve()
+        return path if path.is_relative_to(root) and path.is_file() else None
+
+    def _result(self, job: JobLine | None) -> ResultSummary | None:
+        kept = () if job is None else job.kept("json")
+        path = self._inside(kept[-1].path or "") if kept else None
+        return None if path is None else read_result(path)
+
+    def _findings(self, line: StudyLine) -> str:
+        """How many findings, in words; empty where it isn't known."""
+        if line.state.word is not StudyWord.ANALYSED or line.state.result_path is None:
+            return ""
+        path = self._inside(line.state.result_path)
+        result = None if path is None else read_result(path)
+        return "" if result is None else result.count
+
+
+def _row_id(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit()) or len(text) > 19:
+        raise HTTPException(400, "The number in this address is no number of a row.")
+    return int(text)
