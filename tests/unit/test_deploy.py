@@ -6,9 +6,11 @@ import configparser
 import json
 import re
 import shlex
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,9 @@ import pytest
 import yaml
 from starlette.routing import Route
 
-from pacs_node import cli, serve
+from pacs_node import audit, cli, serve
 from pacs_node.config import DicomDestination, DicomWebDestination, Settings, load_settings
-from pacs_node.db import Database, sqlite_url
+from pacs_node.db import AuditEvent, Database, sqlite_url
 from pacs_node.listener import Listener
 from pacs_node.spool import Spool
 from pacs_node.web.app import make_app
@@ -306,3 +308,28 @@ def test_addresses_of_the_page_in_the_runbook_exist(tmp_path: Path) -> None:
     assert len(named) > 1
     assert {int(port) for port, _ in named} == {settings.web.port}
     assert {path or "/" for _, path in named} <= routes
+
+
+def test_backup_of_a_node_that_writes_can_be_restored(tmp_path: Path) -> None:
+    """The runbook's ``.backup`` in the middle of a write transaction: everything committed, nothing else."""
+    database = Database(sqlite_url(tmp_path))
+    database.upgrade()
+    copy = tmp_path / "restored" / "node.db"
+    copy.parent.mkdir()
+    with database.write() as session:
+        audit.record(session, audit.Event.NODE_STARTED, at=datetime.now(UTC), actor="test")
+    with database.write() as session:
+        audit.record(session, audit.Event.NODE_STOPPED, at=datetime.now(UTC), actor="test")
+        source, target = sqlite3.connect(tmp_path / "node.db"), sqlite3.connect(copy)
+        source.backup(target)
+        source.close()
+        target.close()
+    database.dispose()
+    restored = Database(sqlite_url(copy.parent))
+    restored.upgrade()
+    assert restored.check() == "ok"
+    with restored.read() as session:
+        events = [row.event for row in session.query(AuditEvent).order_by(AuditEvent.seq)]
+        assert audit.first_bad_row(session) is None
+    restored.dispose()
+    assert events == [audit.Event.NODE_STARTED.value[0]]
