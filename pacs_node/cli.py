@@ -113,7 +113,10 @@ def serve_command(config_path: Path) -> None:
     """Run the whole node: listener, worker, delivery, scheduler and page."""
     settings = _settings(config_path)
     logs.configure()
-    serve.serve(settings)
+    try:
+        serve.serve(settings)
+    except ConfigurationError as error:
+        raise click.ClickException(str(error)) from None
 
 
 def _part_command(verb: str, part: str, help_text: str) -> None:

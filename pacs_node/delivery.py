@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import uuid
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -139,7 +138,7 @@ class Outbox:
         with self._database.read() as session:
             if session.execute(self._due(now).limit(1)).first() is None:
                 return None
-        token = uuid.uuid4().hex
+        token = jobs.new_token()
         with self._database.write() as session:
             due = session.execute(self._due(now)).scalars().all()
             batch = [

@@ -7,6 +7,7 @@ Whoever holds a job's lease token may change it; a worker that stood still and l
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,6 +46,23 @@ class NewArtifact:
     sop_instance_uid: str | None = None
     sop_class_uid: str | None = None
     series_uid: str | None = None
+
+
+def new_token() -> str:
+    """Return a lease token; its first word says whether a part of ``serve`` or a part alone holds it."""
+    holder = "serve" if multiprocessing.parent_process() is not None else "alone"
+    return f"{holder}:{uuid.uuid4().hex}"
+
+
+def expire_leases_of_serve(session: Session, at: datetime) -> None:
+    """Let every lease that a part of ``serve`` holds run out now.
+
+    For the start of ``serve``, which has made sure that no other is alive on the same storage.
+    """
+    for table in (Job, Delivery):
+        session.execute(
+            update(table).where(table.lease_token.startswith("serve:")).values(lease_expires_at=at)
+        )
 
 
 def input_digest(series: Series) -> str:
@@ -113,7 +131,7 @@ def claim(session: Session, *, at: datetime, actor: str) -> tuple[Job, str] | No
     job = session.execute(due).scalar_one_or_none()
     if job is None:
         return None
-    token = uuid.uuid4().hex
+    token = new_token()
     lifecycle.move_job(
         session,
         job,

@@ -13,11 +13,11 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from threading import Event
 
-from pacs_node import audit, logs
+from pacs_node import audit, jobs, logs
 from pacs_node.clock import utc_now
 from pacs_node.config import Settings
 from pacs_node.engines import exit_with_parent
-from pacs_node.storage import open_database
+from pacs_node.storage import only_one, open_database
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,14 @@ class Supervisor:
 
     def run(self, stop: Event) -> None:
         """Start the parts, restart those that die, and stop them all when `stop` is set."""
-        open_database(self._settings).dispose()
+        with only_one(self._settings):
+            self._run(stop)
+
+    def _run(self, stop: Event) -> None:
+        database = open_database(self._settings)
+        with database.write() as session:
+            jobs.expire_leases_of_serve(session, utc_now())
+        database.dispose()
         names = [name for name in PARTS if name != "web" or self._settings.web.enabled]
         self._parts = [_Part(name, self._start(name), time.monotonic()) for name in names]
         while not stop.is_set():

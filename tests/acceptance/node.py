@@ -16,6 +16,7 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from inference.phantom import Phantom, make_phantom
 from pacs_node.config import Caller, DicomDestination, DicomWebDestination
 from pacs_node.config_template import render_settings
 from pacs_node.db import Artifact, Database, Delivery, Job, Series, Study, sqlite_url
@@ -181,6 +182,11 @@ def _finished(session: Session, n_studies: int) -> bool:
     return len(with_report) == len(studies) and not any(
         session.execute(query.limit(1)).first() for query in (open_series, open_jobs, undelivered)
     )
+
+
+def small_phantom(seed: int) -> Phantom:
+    """A chest phantom that is analysed in a few seconds."""
+    return make_phantom(seed, shape=(75, 160, 160), spacing_mm=(4.0, 2.2, 2.2))
 
 
 def running(node: Node) -> Iterator[Node]:

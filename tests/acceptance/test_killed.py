@@ -12,20 +12,20 @@ from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from inference.phantom import make_phantom, write_phantom
+from inference.phantom import write_phantom
 from pacs_node.config import DicomDestination
 from pacs_node.db import Artifact, Instance, Job
 from pacs_node.dimse import send_files
 from pacs_node.peer import ReceivingPeer
 from pacs_node.states import JobState
-from tests.acceptance.node import Node, running
+from tests.acceptance.node import Node, running, small_phantom
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return write_phantom(make_phantom(seed=4), tmp_path_factory.mktemp("phantom"))
+    return write_phantom(small_phantom(4), tmp_path_factory.mktemp("phantom"))
 
 
 class Gate:

@@ -13,10 +13,10 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
 
-from inference.phantom import make_phantom, write_phantom
+from inference.phantom import write_phantom
 from pacs_node.config import DicomDestination, DicomWebDestination
 from tests import peers
-from tests.acceptance.node import Node, running
+from tests.acceptance.node import Node, running, small_phantom
 
 pytestmark = [pytest.mark.peer("storescu", "orthanc", "orthanc-dicomweb", "dciodvfy"), pytest.mark.slow]
 
@@ -46,7 +46,7 @@ def node(request: pytest.FixtureRequest, tmp_path: Path, pacs: peers.Orthanc) ->
 
 @pytest.fixture(scope="module")
 def phantom_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return write_phantom(make_phantom(seed=1), tmp_path_factory.mktemp("phantom"))
+    return write_phantom(small_phantom(1), tmp_path_factory.mktemp("phantom"))
 
 
 def results(pacs: peers.Orthanc, study_uid: str) -> list[dict[str, str]]:
@@ -93,7 +93,7 @@ def test_phantom_comes_back_once_whatever_the_order(
 def test_two_studies_at_once_do_not_mix(
     node: Node, pacs: peers.Orthanc, phantom_files: list[Path], tmp_path: Path
 ) -> None:
-    other = write_phantom(make_phantom(seed=2), tmp_path / "other", patient_id="PHANTOM-0002")
+    other = write_phantom(small_phantom(2), tmp_path / "other", patient_id="PHANTOM-0002")
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda files: send(node, *files), [phantom_files, other]))
     node.wait_finished(2)
