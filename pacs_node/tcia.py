@@ -117,7 +117,8 @@ def _ask_size(session: requests.Session, base_url: str, series_uid: str) -> tupl
         return None
     try:
         rows: Any = json.loads(text)
-        size = (int(float(rows[0]["TotalSizeInBytes"])), int(rows[0]["ObjectCount"])) if rows else (0, 0)
+        row = {"TotalSizeInBytes": 0, "ObjectCount": 0} if rows == [] else rows[0]
+        size = int(float(row["TotalSizeInBytes"])), int(row["ObjectCount"])
     except (KeyError, IndexError, TypeError, ValueError):
         return None
     if size[1] == 0:
