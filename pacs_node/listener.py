@@ -20,6 +20,7 @@ from pynetdicom.events import Event
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from sqlalchemy import update
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from inference.decode import DECODABLE_TRANSFER_SYNTAXES
 from pacs_node import audit, db, reception
@@ -27,7 +28,7 @@ from pacs_node.clock import Clock, utc_now
 from pacs_node.config import Caller, ListenerSettings, Settings
 from pacs_node.errors import NodeError, OutOfSpaceError, UnreadableInstanceError
 from pacs_node.reception import Reception
-from pacs_node.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, Spool
+from pacs_node.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, Spool, StoredFile
 from pacs_node.storage import open_database, open_spool
 
 logger = logging.getLogger(__name__)
@@ -146,15 +147,17 @@ class Listener:
 
     def on_request(self, event: Event) -> None:
         """Decide whether the peer may open an association."""
+        # first of all closed: pynetdicom goes on to accept when an error leaves this function
+        event.assoc.acse = _AdmittingACSE(event.assoc, _CALLING_AE_UNKNOWN)
         sender = _sender(event.assoc)
         refusal = None
         if sender.called_ae != self._settings.ae_title:
             refusal = _CALLED_AE_UNKNOWN
         elif not any(caller.admits(sender.calling_ae, sender.address) for caller in self._callers):
             refusal = _CALLING_AE_UNKNOWN
+        event.assoc.acse = _AdmittingACSE(event.assoc, refusal)
         if refusal is not None:
             self._record_refusal(sender)
-        event.assoc.acse = _AdmittingACSE(event.assoc, refusal)
 
     def on_store(self, event: Event) -> int:
         """Answer one C-STORE request; the status tells the truth about what is on disk."""
@@ -189,21 +192,29 @@ class Listener:
         return SUCCESS
 
     def _record(
-        self, event: Event, identity: reception.Identity, stored: Any, transfer_syntax_uid: str
-    ) -> Reception:
+        self, event: Event, identity: reception.Identity, stored: StoredFile, transfer_syntax_uid: str
+    ) -> None:
         now = self._clock()
         with self._database.write() as session:
-            return reception.record_instance(
+            association_id = self._association_row(session, event.assoc)
+            answer = reception.record_instance(
                 session,
                 identity,
                 stored,
                 transfer_syntax_uid=transfer_syntax_uid,
-                association_id=self._association_row(session, event.assoc),
+                association_id=association_id,
                 calling_ae=_sender(event.assoc).calling_ae,
                 at=now,
             )
+            if not self._spool.absolute(stored.path).exists():
+                # an old copy that retention removed just now: the sender has to send it again
+                raise FileNotFoundError(stored.path)
+        with self._rows_lock:
+            self._rows[event.assoc] = association_id
+        if answer is Reception.OWN_RESULT:
+            self._spool.remove(stored.path)
 
-    def _association_row(self, session: Any, peer: Peer) -> int:
+    def _association_row(self, session: Session, peer: Peer) -> int:
         with self._rows_lock:
             known = self._rows.get(peer)
         if known is not None:
@@ -212,8 +223,6 @@ class Listener:
         row = db.Association(calling_ae=sender.calling_ae, address=sender.address, opened_at=self._clock())
         session.add(row)
         session.flush()
-        with self._rows_lock:
-            self._rows[peer] = row.id
         return row.id
 
     def _refuse(self, event: Event, status: int, reason: str) -> int:
@@ -237,15 +246,18 @@ class Listener:
 
     def _record_refusal(self, sender: _Sender) -> None:
         logger.warning("association refused", extra=sender._asdict())
-        with self._database.write() as session:
-            audit.record(
-                session,
-                audit.Event.ASSOCIATION_REFUSED,
-                at=self._clock(),
-                actor="listener",
-                outcome=audit.Outcome.MINOR_FAILURE,
-                **sender._asdict(),
-            )
+        try:
+            with self._database.write() as session:
+                audit.record(
+                    session,
+                    audit.Event.ASSOCIATION_REFUSED,
+                    at=self._clock(),
+                    actor="listener",
+                    outcome=audit.Outcome.MINOR_FAILURE,
+                    **sender._asdict(),
+                )
+        except SQLAlchemyError:
+            logger.exception("refusal could not be recorded")
 
     def _close(self, peer: Peer, ending: str) -> None:
         with self._rows_lock:

@@ -1,0 +1,404 @@
+"""The listener against a real SCU on loopback: who may enter, and what each status promises."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import socketserver
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom import Dataset
+from pydicom.uid import (
+    MPEG2MPML,
+    UID,
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+)
+from pynetdicom import AE
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined] # made at run time
+from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
+
+from inference.decode import DECODABLE_TRANSFER_SYNTAXES
+from pacs_node import audit, reception
+from pacs_node.config import Caller, ListenerSettings
+from pacs_node.db import Artifact, Association, AuditEvent, Database, Instance, Job, Series
+from pacs_node.listener import Listener
+from pacs_node.spool import Spool
+from pacs_node.states import JobState, SeriesState
+from tests.conftest import find_free_port
+from tests.ct_factory import make_ct_series
+from tests.small_node import START, TestClock, encoded
+
+CALLERS = (Caller(ae_title="PACS", address="127.0.0.0/8"),)
+
+
+@pytest.fixture(autouse=True)
+def _short_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server looks every 0.5 s whether it is to stop; that would be most of the time of these tests."""
+    monkeypatch.setattr(socketserver.BaseServer.serve_forever, "__defaults__", (0.02,))
+
+
+@pytest.fixture
+def port(database: Database, spool: Spool, clock: TestClock) -> Iterator[int]:
+    """A running listener's port."""
+    settings = ListenerSettings(port=find_free_port(), acse_timeout_seconds=5, network_timeout_seconds=5)
+    listener = Listener(settings, CALLERS, database, spool, clock)
+    yield listener.start()
+    listener.stop()
+    deadline = time.monotonic() + 5
+    while [t for t in threading.enumerate() if "Acceptor" in t.name] and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def associate(port: int, *, calling: str = "PACS", called: str = "CTNODE", syntaxes: Any = None) -> Any:
+    entity = AE(ae_title=calling)
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 10
+    entity.add_requested_context(Verification)
+    entity.add_requested_context(CTImageStorage, syntaxes or [ExplicitVRLittleEndian])
+    return entity.associate("127.0.0.1", port, ae_title=called)
+
+
+def store(port: int, *datasets: Dataset, syntaxes: Any = None) -> list[int]:
+    """Send and release; the statuses."""
+    association = associate(port, syntaxes=syntaxes)
+    assert association.is_established
+    statuses = [int(association.send_c_store(ds).Status) for ds in datasets]
+    association.release()
+    return statuses
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.01)
+
+
+def events(database: Database, name: str) -> list[dict[str, Any]]:
+    with database.read() as session:
+        rows = session.execute(select(AuditEvent).where(AuditEvent.event == name)).scalars().all()
+        return [row.objects for row in rows]
+
+
+def instances(database: Database) -> list[Instance]:
+    with database.read() as session:
+        return list(session.execute(select(Instance)).scalars())
+
+
+def files(spool: Spool) -> list[Path]:
+    return [path for path in spool.directory.rglob("*") if path.suffix in {".dcm", ".part"}]
+
+
+def test_echo(port: int) -> None:
+    association = associate(port)
+    assert association.send_c_echo().Status == 0x0000
+    association.release()
+
+
+@pytest.mark.parametrize(
+    ("calling", "called", "diagnostic"),
+    [("STRANGER", "CTNODE", 3), ("PACS", "OTHER", 7), ("pacs", "CTNODE", 3)],
+)
+def test_strangers_are_refused_and_recorded(
+    port: int, database: Database, calling: str, called: str, diagnostic: int
+) -> None:
+    association = associate(port, calling=calling, called=called)
+    assert association.is_rejected
+    answer = association.acceptor.primitive
+    assert (answer.result, answer.result_source, answer.diagnostic) == (1, 1, diagnostic)
+    assert events(database, "association refused") == [
+        {"calling_ae": calling, "called_ae": called, "address": "127.0.0.1"}
+    ]
+
+
+def test_a_known_title_from_elsewhere_is_refused(database: Database, spool: Spool, clock: TestClock) -> None:
+    elsewhere = (Caller(ae_title="PACS", address="10.0.0.1"),)
+    listener = Listener(ListenerSettings(port=find_free_port()), elsewhere, database, spool, clock)
+    port = listener.start()
+    assert associate(port).is_rejected
+    listener.stop()
+
+
+def test_a_stranger_stays_outside_when_the_record_cannot_be_written(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_args: Any, **_values: Any) -> None:
+        raise OperationalError("INSERT", {}, Exception("disk I/O error"))
+
+    monkeypatch.setattr(audit, "record", broken)
+    assert associate(port, calling="STRANGER").is_rejected
+
+
+def test_too_many_associations_are_a_transient_refusal(
+    database: Database, spool: Spool, clock: TestClock
+) -> None:
+    settings = ListenerSettings(port=find_free_port(), max_associations=1)
+    listener = Listener(settings, CALLERS, database, spool, clock)
+    port = listener.start()
+    first = associate(port)
+    second = associate(port)
+    assert second.is_rejected
+    assert (second.acceptor.primitive.result, second.acceptor.primitive.result_source) == (2, 3)
+    first.release()
+    listener.stop()
+
+
+def test_success_means_row_and_file(port: int, database: Database, spool: Spool) -> None:
+    slices = make_ct_series(3, matrix=8)
+    assert store(port, *slices) == [0, 0, 0]
+    rows = instances(database)
+    assert {row.sop_instance_uid for row in rows} == {ds.SOPInstanceUID for ds in slices}
+    for row in rows:
+        assert row.path is not None
+        assert spool.absolute(row.path).exists()
+    assert len(files(spool)) == 3
+
+
+@pytest.mark.parametrize("syntax", DECODABLE_TRANSFER_SYNTAXES)
+def test_every_transfer_syntax_is_kept_as_it_came(port: int, database: Database, syntax: str) -> None:
+    """The bytes aren't looked at: the header is that of the native slice, whatever stands as pixels."""
+    native = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"}
+    (ds,) = make_ct_series(1, matrix=64, transfer_syntax=syntax if syntax in native else JPEG2000Lossless)
+    ds.file_meta.TransferSyntaxUID = UID(syntax)
+    assert store(port, ds, syntaxes=[syntax]) == [0]
+    assert [row.transfer_syntax_uid for row in instances(database)] == [syntax]
+
+
+def test_a_syntax_that_cannot_be_decoded_is_not_accepted(port: int) -> None:
+    association = associate(port, syntaxes=[MPEG2MPML])
+    assert [context.abstract_syntax for context in association.accepted_contexts] == [Verification]
+    association.release()
+
+
+def test_the_same_again_is_success_and_changes_nothing(port: int, database: Database, spool: Spool) -> None:
+    slices = make_ct_series(2, matrix=8)
+    assert store(port, *slices, *slices) == [0] * 4
+    assert store(port, *slices) == [0] * 2
+    assert len(instances(database)) == 2
+    assert len(files(spool)) == 2
+
+
+def test_a_conflict_is_success_kept_and_recorded(port: int, database: Database, spool: Spool) -> None:
+    (first,), (second,) = make_ct_series(1, matrix=8), make_ct_series(1, matrix=8)
+    second.PatientID = "OTHER"
+    assert store(port, first, second) == [0, 0]
+    assert len(files(spool)) == 2
+    assert len(events(database, "instance conflict")) == 1
+
+
+def test_out_of_room_is_a700_and_nothing_is_written(
+    port: int, database: Database, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "_reserve_bytes", 1 << 60)
+    assert store(port, *make_ct_series(1, matrix=8)) == [0xA700]
+    assert files(spool) == []
+    assert instances(database) == []
+    assert [event["status"] for event in events(database, "instance refused")] == ["A700"]
+    monkeypatch.setattr(spool, "_reserve_bytes", 1)
+    assert store(port, *make_ct_series(1, matrix=8)) == [0]
+
+
+@pytest.mark.parametrize(("error", "status"), [(errno.ENOSPC, 0xA700), (errno.EIO, 0x0110)])
+def test_a_failing_disk_is_never_success(
+    port: int, database: Database, spool: Spool, monkeypatch: pytest.MonkeyPatch, error: int, status: int
+) -> None:
+    def fail(_descriptor: int) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    assert store(port, *make_ct_series(1, matrix=8)) == [status]
+    assert files(spool) == []
+    assert instances(database) == []
+
+
+def test_a_failing_database_is_never_success_and_the_association_goes_on(
+    port: int, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row of the association is rolled back with the instance: the next one must not rely on it."""
+    real = reception.record_instance
+    failures = [True, False]
+
+    def sometimes(*args: Any, **values: Any) -> Any:
+        if failures.pop(0):
+            raise OperationalError("INSERT", {}, Exception("database or disk is full"))
+        return real(*args, **values)
+
+    monkeypatch.setattr(reception, "record_instance", sometimes)
+    first, second = make_ct_series(2, matrix=8)
+    assert store(port, first, second) == [0x0110, 0]
+    assert [row.sop_instance_uid for row in instances(database)] == [second.SOPInstanceUID]
+
+
+def store_bytes(port: int, data: bytes, *, sop_class: str, sop_instance: str) -> int:
+    """Send a request whose command set and data set need not agree; the status."""
+    association = associate(port)
+    request = C_STORE()
+    request.MessageID, request.Priority = 1, 2
+    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = UID(sop_class), UID(sop_instance)
+    request.DataSet = BytesIO(data)
+    (context,) = (c for c in association.accepted_contexts if c.abstract_syntax == CTImageStorage)
+    association._reactor_checkpoint.clear()
+    eventually(lambda: association._is_paused)
+    association.dimse.send_msg(request, context.context_id)
+    _, response = association.dimse.get_msg(block=True)
+    association._reactor_checkpoint.set()
+    association.release()
+    return int(response.Status)
+
+
+@pytest.mark.parametrize("which", ["sop_class", "sop_instance"])
+def test_another_object_than_the_request_names_is_a900(
+    port: int, database: Database, spool: Spool, which: str
+) -> None:
+    (ds,) = make_ct_series(1, matrix=8)
+    names = {"sop_class": CTImageStorage, "sop_instance": ds.SOPInstanceUID} | {which: EnhancedCTImageStorage}
+    assert store_bytes(port, encoded(ds)[0], **names) == 0xA900
+    assert instances(database) == []
+    assert files(spool) == []
+    (event,) = events(database, "instance refused")
+    assert (event["status"], event["calling_ae"], event["sop_instance_uid"]) == (
+        "A900",
+        "PACS",
+        names["sop_instance"],
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Expected explicit VR")
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"\x00\x01", id="two bytes"),
+        pytest.param(bytes(500), id="zeros"),
+        pytest.param(b"<html>" * 40, id="text"),
+        pytest.param(struct.pack("<HH2sHL", 8, 5, b"SQ", 0, 0xFFFFFFFF) * 3000, id="deep"),
+    ],
+)
+def test_what_cannot_be_understood_is_c000(port: int, database: Database, spool: Spool, data: bytes) -> None:
+    assert store_bytes(port, data, sop_class=CTImageStorage, sop_instance="1.2.3") == 0xC000
+    assert instances(database) == []
+    assert files(spool) == []
+    assert [event["status"] for event in events(database, "instance refused")] == ["C000"]
+
+
+def test_a_file_that_retention_removes_meanwhile_is_no_success(
+    port: int, database: Database, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = reception.record_instance
+
+    def remove_first(session: Any, identity: Any, stored: Any, **values: Any) -> Any:
+        spool.remove(stored.path)
+        return real(session, identity, stored, **values)
+
+    monkeypatch.setattr(reception, "record_instance", remove_first)
+    assert store(port, *make_ct_series(1, matrix=8)) == [0x0110]
+    assert instances(database) == []
+
+
+def test_our_own_result_is_welcome_and_leaves_no_file(port: int, database: Database, spool: Spool) -> None:
+    (first, second) = make_ct_series(2, matrix=8)
+    store(port, first)
+    with database.write() as session:
+        series = session.execute(select(Series)).scalar_one()
+        job = Job(
+            series=series,
+            kind="analysis",
+            input_digest="d",
+            pipeline_version="v",
+            state=JobState.SUCCEEDED,
+            created_at=START,
+            not_before=START,
+        )
+        session.add(Artifact(job=job, kind="sr", sha256="", sop_instance_uid=second.SOPInstanceUID))
+    assert store(port, second) == [0]
+    assert len(instances(database)) == 1
+    assert len(files(spool)) == 1
+
+
+def associations(database: Database) -> list[Association]:
+    with database.read() as session:
+        return list(session.execute(select(Association)).scalars())
+
+
+def test_an_association_is_open_until_it_is_released(port: int, database: Database) -> None:
+    association = associate(port)
+    assert association.send_c_store(make_ct_series(1, matrix=8)[0]).Status == 0
+    (row,) = associations(database)
+    assert (row.calling_ae, row.address, row.closed_at) == ("PACS", "127.0.0.1", None)
+    assert [instance.association_id for instance in instances(database)] == [row.id]
+    association.release()
+    eventually(lambda: associations(database)[0].closed_at is not None)
+    assert associations(database)[0].ending == "released"
+
+
+def test_an_aborted_association_is_closed(port: int, database: Database) -> None:
+    association = associate(port)
+    association.send_c_store(make_ct_series(1, matrix=8)[0])
+    association.abort()
+    eventually(lambda: associations(database)[0].closed_at is not None)
+    assert associations(database)[0].ending == "aborted"
+
+
+def test_a_connection_that_breaks_while_storing_is_closed(
+    port: int, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, reached, go_on = reception.record_instance, threading.Event(), threading.Event()
+
+    def slow(*args: Any, **values: Any) -> Any:
+        reached.set()
+        go_on.wait(5)
+        return real(*args, **values)
+
+    monkeypatch.setattr(reception, "record_instance", slow)
+    association = associate(port)
+    sender = threading.Thread(target=association.send_c_store, args=(make_ct_series(1, matrix=8)[0],))
+    sender.start()
+    assert reached.wait(5)
+    connection = association.dul.socket.socket
+    connection.shutdown(socket.SHUT_RDWR)
+    time.sleep(0.2)
+    go_on.set()
+    sender.join()
+    connection.close()
+    eventually(lambda: len(associations(database)) == 1 and associations(database)[0].closed_at is not None)
+    assert len(instances(database)) == 1
+
+
+def test_what_was_open_when_the_node_was_killed_is_lost_at_the_next_start(
+    database: Database, spool: Spool, clock: TestClock
+) -> None:
+    with database.write() as session:
+        session.add(Association(calling_ae="PACS", address="::1", opened_at=START))
+    (spool.directory / "incoming" / "0.part").write_bytes(b"half")
+    clock.forward(minutes=1)
+    listener = Listener(ListenerSettings(port=find_free_port()), CALLERS, database, spool, clock)
+    listener.start()
+    listener.stop()
+    (row,) = associations(database)
+    assert (row.closed_at, row.ending) == (clock.now, "lost")
+    assert files(spool) == []
+
+
+def test_many_associations_at_once(port: int, database: Database, spool: Spool) -> None:
+    slices = make_ct_series(24, matrix=8)
+    with ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(lambda part: store(port, *slices[part::8]), range(8)))
+    assert statuses == [[0] * 3] * 8
+    with database.read() as session:
+        series = session.execute(select(Series)).scalar_one()
+        assert (series.n_instances, series.state) == (24, SeriesState.RECEIVING)
+    assert len(instances(database)) == len(files(spool)) == 24
+    eventually(lambda: all(row.closed_at is not None for row in associations(database)))
+    assert len(associations(database)) == 8
