@@ -69,7 +69,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class _Peaks:
-    """Blob maxima, strongest first: index in source voxels (n, 3), sigma (n,), response (n,), ball-likeness (n,)."""
+    """Blob maxima, strongest first: index in source voxels (n, 3); the others are of shape (n,)."""
 
     index: NDArray[np.float64]
     sigma: NDArray[np.float64]
@@ -218,7 +218,7 @@ def _find_peaks(volume: Volume, lungs: Lungs, device: torch.device) -> _Peaks:
     parts = []
     with torch.inference_mode():
         for step, sigmas in LEVELS:
-            shape = [max(int(round(n * d / max(step, d))), 1) for n, d in zip(grid.shape, pitch, strict=True)]
+            shape = [max(round(n * d / max(step, d)), 1) for n, d in zip(grid.shape, pitch, strict=True)]
             ratio = np.array(grid.shape) / np.array(shape)
             grid, inside = _shrink(grid, shape), _shrink(inside, shape)
             pitch = pitch * ratio

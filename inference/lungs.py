@@ -157,7 +157,7 @@ def _inside_body(coarse: Floats) -> Mask:
 
 def _lung_on_edge(body: Mask, hu: Floats) -> Mask:
     """Gaps in the body along an image edge that hold lung: a field of view smaller than the chest."""
-    gaps, count = ndimage.label(~body)
+    gaps, _ = ndimage.label(~body)
     lung = np.zeros_like(body)
     for gap, (place,) in enumerate(ndimage.find_objects(gaps), start=1):
         enclosed = place.start > 0 and place.stop < len(body)
@@ -248,7 +248,7 @@ def _split_sides(lungs: Mask, inside: Mask, grid: _Grid) -> NDArray[np.uint8]:
     if not lungs.any():
         return sides
     middle = float(np.nonzero(inside[lungs.any(axis=(1, 2))])[2].mean())
-    labels, count = ndimage.label(lungs)
+    labels, _ = ndimage.label(lungs)
     for label, place in enumerate(ndimage.find_objects(labels), start=1):
         part = labels[place] == label
         x = np.arange(place[2].start, place[2].stop)
@@ -288,14 +288,15 @@ def _require_chest(sides: NDArray[np.uint8], aerated: tuple[float, float], grid:
     if total < MIN_VOLUME_ML:
         raise UnsuitableSeriesError(
             ReasonCode.NOT_CHEST,
-            f"The series shows {total:.0f} ml of aerated lung; a chest CT needs at least {MIN_VOLUME_ML:.0f} ml.",
+            f"The series shows {total:.0f} ml of aerated lung; at least {MIN_VOLUME_ML:.0f} ml are needed.",
         )
     used = np.flatnonzero((sides > 0).sum(axis=(1, 2)) * grid.spacing[1] * grid.spacing[2] > 200)
     extent = 0.0 if len(used) == 0 else float(used[-1] - used[0] + 1) * grid.spacing[0]
     if extent < MIN_EXTENT_MM:
         raise UnsuitableSeriesError(
             ReasonCode.NOT_CHEST,
-            f"The series shows {extent:.0f} mm of lung from foot to head; at least {MIN_EXTENT_MM:.0f} mm are needed.",
+            f"The series shows {extent:.0f} mm of lung from foot to head; "
+            f"at least {MIN_EXTENT_MM:.0f} mm are needed.",
         )
     if smaller >= MIN_SMALLER_SIDE_ML:
         return ()
@@ -303,8 +304,8 @@ def _require_chest(sides: NDArray[np.uint8], aerated: tuple[float, float], grid:
     if larger < MIN_ONE_SIDED_ML:
         raise UnsuitableSeriesError(
             ReasonCode.NOT_CHEST,
-            f"The {side} side shows {smaller:.0f} ml of aerated lung and the other {larger:.0f} ml; two lungs, "
-            f"or one of at least {MIN_ONE_SIDED_ML:.0f} ml, are needed.",
+            f"The {side} side shows {smaller:.0f} ml of aerated lung and the other {larger:.0f} ml; "
+            f"two lungs, or one of at least {MIN_ONE_SIDED_ML:.0f} ml, are needed.",
         )
     return (
         f"Only {smaller:.0f} ml of aerated lung on the {side} side: that side may not have been searched.",

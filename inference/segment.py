@@ -132,7 +132,7 @@ def _window(
     shape: tuple[int, ...], seed: NDArray[np.float64], half_mm: float, spacing: tuple[float, float, float]
 ) -> tuple[slice, slice, slice]:
     z, y, x = (
-        slice(max(int(round(at - half_mm / d)), 0), min(int(round(at + half_mm / d)) + 1, size))
+        slice(max(round(float(at - half_mm / d)), 0), min(round(float(at + half_mm / d)) + 1, size))
         for at, d, size in zip(seed, spacing, shape, strict=True)
     )
     return z, y, x
@@ -186,7 +186,7 @@ def _region(box: _Box, threshold: float, radius_mm: float) -> _Region | None:
 def _open(
     tissue: Mask, distance: Floats, radius_mm: float, spacing: tuple[float, float, float]
 ) -> tuple[Mask | None, float]:
-    """Open with a ball of a share of the thickness near the seed; returns the part there and that thickness."""
+    """Open with a ball of a share of the thickness near the seed; that part, and the thickness."""
     depth = ndimage.distance_transform_edt(np.pad(tissue, 1), sampling=spacing)[1:-1, 1:-1, 1:-1]
     central = np.where(distance <= max(0.8 * radius_mm, 1.2 * max(spacing)), depth, 0)
     peak = np.unravel_index(int(central.argmax()), central.shape)
