@@ -7,6 +7,7 @@ Whoever holds a job's lease token may change it; a worker that stood still and l
 from __future__ import annotations
 
 import hashlib
+import logging
 import multiprocessing
 import uuid
 from collections.abc import Iterator, Sequence
@@ -15,15 +16,18 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from threading import Event, Thread
 
-from sqlalchemy import select, update
+from sqlalchemy import exists, select, update
 from sqlalchemy.engine import CursorResult
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from pacs_node import audit, lifecycle
 from pacs_node.clock import Clock
-from pacs_node.db import Artifact, Database, Delivery, Job, Series, Study
-from pacs_node.errors import StaleStateError
+from pacs_node.db import Artifact, Database, Delivery, Instance, Job, Series, Study
+from pacs_node.errors import AnalysisFailedError, StaleStateError
 from pacs_node.states import DeliveryState, JobOutcome, JobState, SeriesState
+
+logger = logging.getLogger(__name__)
 
 LEASE = timedelta(seconds=30)
 HEARTBEAT_SECONDS = 5.0
@@ -85,15 +89,16 @@ def enqueue(
     reason_code: str | None = None,
     reason: str | None = None,
 ) -> Job | None:
-    """Add a job, or return None if the same work was queued before: a re-send changes nothing."""
-    same = select(Job).where(
-        Job.series_id == series.id,
-        Job.kind == kind,
-        Job.input_digest == input_digest,
-        Job.pipeline_version == pipeline_version,
-    )
-    if session.execute(same).first() is not None:
-        return None
+    """Add a job, or return None if the same work was queued before: a re-send changes nothing.
+
+    Work that was cancelled is taken up again: what had made it needless (a better series) has gone.
+    """
+    same = _find(session, series, kind, input_digest, pipeline_version)
+    if same is not None:
+        if same.state is not JobState.CANCELLED:
+            return None
+        _restart(session, same, at=at, actor=actor, reason_code=reason_code, reason=reason)
+        return same
     job = Job(
         series=series,
         kind=kind,
@@ -123,6 +128,33 @@ def enqueue(
         reason=reason,
     )
     return job
+
+
+def _find(
+    session: Session, series: Series, kind: str, input_digest: str, pipeline_version: str
+) -> Job | None:
+    same = select(Job).where(
+        Job.series_id == series.id,
+        Job.kind == kind,
+        Job.input_digest == input_digest,
+        Job.pipeline_version == pipeline_version,
+    )
+    return session.execute(same).scalar_one_or_none()
+
+
+def _restart(session: Session, job: Job, *, at: datetime, actor: str, **values: str | None) -> None:
+    lifecycle.move_job(
+        session,
+        job,
+        JobState.QUEUED,
+        at=at,
+        actor=actor,
+        attempts=0,
+        not_before=at,
+        finished_at=None,
+        outcome=None,
+        **values,
+    )
 
 
 def claim(session: Session, *, at: datetime, actor: str) -> tuple[Job, str] | None:
@@ -175,6 +207,9 @@ def heartbeat(
             except StaleStateError:
                 lost.set()
                 return
+            except SQLAlchemyError:
+                # a busy or full disk; the lease lasts for several beats
+                logger.exception("heartbeat failed")
 
     thread = Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()
@@ -212,11 +247,13 @@ def finish(
     ------
     StaleStateError
         The lease was lost; nothing of this result may be kept.
+    AnalysisFailedError
+        An object exists with other bytes under the same UID; nothing may be kept either.
     """
     session.refresh(job.series)
-    late = job.series.state is SeriesState.RECEIVING
+    late = job.series.state in {SeriesState.RECEIVING, SeriesState.COMPLETE}
     if late:
-        # more slices are arriving: the job that sees all of them will speak
+        # more slices have arrived: the job that sees all of them will speak
         state, outcome, reason_code, reason = (
             JobState.CANCELLED,
             None,
@@ -247,14 +284,18 @@ def finish(
 
 
 def _artifact(session: Session, job: Job, new: NewArtifact) -> Artifact:
-    """Add the row, or find it: a repeated attempt makes the same bytes under the same UID."""
-    if new.sop_instance_uid is not None:
-        same = select(Artifact).where(Artifact.sop_instance_uid == new.sop_instance_uid)
-        known = session.execute(same).scalar_one_or_none()
-        if known is not None:
-            if known.sha256 != new.sha256:
-                raise StaleStateError(f"{new.sop_instance_uid} exists with other bytes")
-            return known
+    """Add the row, or find it: a repeated result has the same bytes under the same UID."""
+    same = select(Artifact).where(
+        Artifact.sop_instance_uid == new.sop_instance_uid
+        if new.sop_instance_uid is not None
+        else (Artifact.job_id == job.id) & (Artifact.path == new.path)
+    )
+    known = session.execute(same).scalar_one_or_none()
+    if known is not None:
+        if known.sha256 != new.sha256 and new.sop_instance_uid is not None:
+            raise AnalysisFailedError(f"{new.sop_instance_uid} exists with other bytes")
+        known.sha256 = new.sha256
+        return known
     artifact = Artifact(
         job=job,
         kind=new.kind,
@@ -306,28 +347,32 @@ def pass_on(session: Session, job: Job, *, pipeline_version: str, at: datetime, 
     Returns
     -------
     Job or None
-        None if no suitable series is left: then the study ends with the report that says why.
+        That of the next best series, perhaps one that was analysed before. None if no suitable series is
+        left: then the study ends with the report that says why.
     """
+    removed = exists().where(Instance.series_id == Series.id, Instance.path.is_(None))
     alternatives = (
         select(Series)
         .where(
             Series.study_id == job.series.study_id,
             Series.state == SeriesState.INELIGIBLE,
             Series.rank > (job.series.rank or 0),
+            ~removed,
         )
         .order_by(Series.rank)
     )
-    for series in session.execute(alternatives).scalars():
+    for series in session.execute(alternatives).scalars().all():
+        digest = input_digest(series)
         following = enqueue(
             session,
             series,
             kind=ANALYSIS,
-            input_digest=input_digest(series),
+            input_digest=digest,
             pipeline_version=pipeline_version,
             at=at,
             actor=actor,
-        )
-        if following is not None:
+        ) or _find(session, series, ANALYSIS, digest, pipeline_version)
+        if following is not None and (following.state is JobState.QUEUED or following.outcome == ANALYSED):
             lifecycle.move_series(
                 session, series, SeriesState.QUEUED, at=at, actor=actor, reason_code=None, reason=None
             )
@@ -361,10 +406,30 @@ def retry(
     )
 
 
-def cancel_unfinished(session: Session, series: Series, *, at: datetime, actor: str, reason: str) -> None:
-    """Cancel what is queued or running for a series whose instances have changed."""
+def cancel_unfinished(
+    session: Session,
+    series: Series,
+    *,
+    at: datetime,
+    actor: str,
+    reason: str,
+    kinds: Sequence[str] = (ANALYSIS, REFUSAL),
+    but: str | None = None,
+) -> None:
+    """Cancel what is queued or running for a series whose instances have changed.
+
+    Parameters
+    ----------
+    kinds
+        Of the jobs to cancel.
+    but
+        Input digest of the work that is still wanted.
+    """
     unfinished = select(Job).where(
-        Job.series_id == series.id, Job.state.in_([JobState.QUEUED, JobState.RUNNING])
+        Job.series_id == series.id,
+        Job.state.in_([JobState.QUEUED, JobState.RUNNING]),
+        Job.kind.in_(kinds),
+        Job.input_digest != (but or ""),
     )
     for job in session.execute(unfinished).scalars().all():
         lifecycle.move_job(
@@ -417,15 +482,4 @@ def requeueable(session: Session, study_uid: str) -> Sequence[Job]:
 
 def requeue(session: Session, job: Job, *, at: datetime, actor: str) -> None:
     """Give a failed or cancelled job a fresh set of attempts, at an operator's word."""
-    lifecycle.move_job(
-        session,
-        job,
-        JobState.QUEUED,
-        at=at,
-        actor=actor,
-        attempts=0,
-        not_before=at,
-        finished_at=None,
-        outcome=None,
-        last_error="requeued by an operator",
-    )
+    _restart(session, job, at=at, actor=actor, last_error="requeued by an operator")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
@@ -28,6 +29,7 @@ from pacs_node.jobs import NewArtifact
 from pacs_node.reception import Reception, read_identity, record_instance
 from pacs_node.spool import Spool
 from pacs_node.states import DeliveryState, JobState, SeriesState
+from tests.ct_factory import make_ct_series
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 VERSION = "pipeline-1"
@@ -48,6 +50,12 @@ class TestClock:
         """Move by ``timedelta(**span)`` and return the new time."""
         self.now += timedelta(**span)
         return self.now
+
+
+def chest(n_slices: int = 50, **options: Any) -> list[Dataset]:
+    """The smallest series that is suitable for analysis: 150 mm in 50 slices of 8 x 8."""
+    smallest: dict[str, Any] = {"matrix": 8, "pixel_spacing_mm": (40.0, 40.0), "spacing_mm": 3.0}
+    return make_ct_series(n_slices, **smallest | options)
 
 
 def encoded(ds: Dataset) -> tuple[bytes, str]:
