@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import event, select
 
 from inference.uids import derived_uid
 from pacs_node import audit, jobs, lifecycle
@@ -40,6 +40,11 @@ class Story:
     modality: str = "CT"
     calling_ae: str = "PACS"
     _tokens: dict[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # durability is proved elsewhere; here it would only take time
+        event.listen(self.database.engine, "connect", lambda c, _: c.execute("PRAGMA synchronous=OFF"))
+        self.database.dispose()
 
     @property
     def study_uid(self) -> str:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -25,14 +24,6 @@ from pacs_node.queries import (
 from pacs_node.states import DeliveryState
 from pacs_node.timeline import words
 from tests.node_story import START, Story, analysed
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    made = Database(f"sqlite:///{tmp_path / 'node.db'}")
-    made.upgrade()
-    yield made
-    made.dispose()
 
 
 @pytest.fixture
