@@ -111,6 +111,25 @@ class SmallNode:
             at=self.clock(),
         )
 
+    def queue(self, seed: str = "a") -> None:
+        """Put one job into the queue for a series of one slice: what intake does, without its judgement."""
+        (ds,) = make_ct_series(1, matrix=8, seed=seed)
+        self.receive(ds)
+        with self.database.write() as session:
+            series = session.execute(
+                select(Series).where(Series.series_uid == str(ds.SeriesInstanceUID))
+            ).scalar_one()
+            series.state, series.rank = SeriesState.QUEUED, 0
+            jobs.enqueue(
+                session,
+                series,
+                kind=jobs.ANALYSIS,
+                input_digest=jobs.input_digest(series),
+                pipeline_version=VERSION,
+                at=self.clock(),
+                actor="intake",
+            )
+
     def open_association(self) -> int:
         """Add the row of an open association."""
         with self.database.write() as session:

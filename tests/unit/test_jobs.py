@@ -18,14 +18,14 @@ from pacs_node import jobs
 from pacs_node.db import Artifact, AuditEvent, Database, Delivery, Job, Series
 from pacs_node.errors import AnalysisFailedError, StaleStateError
 from pacs_node.states import DeliveryState, JobState, SeriesState
+from tests.ct_factory import make_ct_series
 from tests.small_node import START, VERSION, SmallNode, chest
 
 
 @pytest.fixture
 def queued(node: SmallNode) -> SmallNode:
     """A node with one queued job."""
-    node.receive(*chest())
-    node.settle()
+    node.queue()
     return node
 
 
@@ -47,7 +47,7 @@ def reclaim(node: SmallNode) -> int:
 
 
 def test_the_digest_is_of_the_content_not_of_the_order(database: Database, node: SmallNode) -> None:
-    slices = chest()
+    slices = make_ct_series(5, matrix=8)
     node.receive(*reversed(slices))
     with database.read() as session:
         series = session.execute(select(Series)).scalar_one()
