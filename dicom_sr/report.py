@@ -120,7 +120,8 @@ def build_not_analysed_report(
         root,
         headers,
         context,
-        role=f"sr-not-analysed-{reason}",
+        # another sentence is another document
+        role=f"sr-not-analysed-{reason}-{sentence}",
         description=NOT_ANALYSED_DESCRIPTION,
         complete=False,
     )
