@@ -21,6 +21,7 @@ from inference.types import Volume
 RIGHT, LEFT = 1, 2
 
 GRID_MM = 2.0
+WIDE_GRID_MM = 5.0
 AIR_HU = -400.0
 BODY_HU = -300.0
 OUTSIDE_HU = -920.0
@@ -324,9 +325,9 @@ def _repair(sides: NDArray[np.uint8], coarse: Floats, inside: Mask, grid: _Grid)
         lung[place] = sides[place] == side
         # no rib, and nothing without lung below it: that would be heart or liver
         above_lung = np.logical_or.accumulate(lung, axis=0)
-        wide = _closing_gain(lung, COSTAL_CLOSING_MM, grid, every=3)
+        wide = _closing_gain(lung, COSTAL_CLOSING_MM, grid, max(1, round(WIDE_GRID_MM / grid.spacing[1])))
         added = wide & costal & above_lung & (coarse < 250)
-        added |= _closing_gain(lung, MEDIASTINAL_CLOSING_MM, grid, every=1)
+        added |= _closing_gain(lung, MEDIASTINAL_CLOSING_MM, grid, 1)
         field = ndimage.binary_fill_holes(lung | (added & inside))
         repaired[field & (repaired == 0)] = side
     return repaired
@@ -348,7 +349,7 @@ def _near_ribs(lungs: Mask, grid: _Grid) -> Mask:
     return near
 
 
-def _closing_gain(lung: Mask, radius_mm: float, grid: _Grid, *, every: int) -> Mask:
+def _closing_gain(lung: Mask, radius_mm: float, grid: _Grid, every: int) -> Mask:
     """What closing with a ball adds, computed on every `every`-th pixel in plane."""
     place = _box(lung)
     spacing = (grid.spacing[0], every * grid.spacing[1], every * grid.spacing[2])
@@ -360,7 +361,9 @@ def _closing_gain(lung: Mask, radius_mm: float, grid: _Grid, *, every: int) -> M
     inner = tuple(slice(low, -high) for low, high in margin)
     gain = (closed & ~padded)[inner]
     if every > 1:
-        gain = ndimage.binary_opening(gain, np.ones((1, 2, 2), bool))  # the rim is an artefact of thinning
+        # the rim is an artefact of thinning; what is left lost its own rim to it
+        gain = ndimage.binary_opening(gain, np.ones((1, 2, 2), bool))
+        gain = ndimage.binary_dilation(gain, np.ones((1, 3, 3), bool))
         gain = np.repeat(np.repeat(gain, every, axis=1), every, axis=2)
     added = np.zeros_like(lung)
     added[place] = gain[:, : added[place].shape[1], : added[place].shape[2]]
