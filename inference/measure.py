@@ -80,7 +80,8 @@ def measure(volume: Volume, mask: Mask, origin: Index) -> Measured:
     key = origin[0] + row
     long_axis, short_axis = _axes(plane, volume)
     shift = np.array(origin[1:], float)
-    long_mm, short_mm = (_length_mm(line, volume) for line in (long_axis, short_axis))
+    long_mm = _length_mm(long_axis, volume)
+    short_mm = min(_length_mm(short_axis, volume), long_mm)  # they are equal on a disc, but for rounding
     measurements = Measurements(
         volume_mm3=float(mask.sum() * volume.voxel_volume_mm3),
         long_axis_mm=long_mm,

@@ -118,17 +118,20 @@ def cases_without_a_chest(phantom: Phantom) -> dict[str, tuple[str, Volume]]:
     water = np.where(volume.array < -300, 0, volume.array).astype(np.int16)
     bases = np.where((phantom.truth > 0) & (np.arange(SHAPE[0]) > 18)[:, None, None], 20, volume.array)
     left_gone = np.where(phantom.truth == 2, 20, volume.array).astype(np.int16)
-    left_gone[33:] = np.where(phantom.truth[33:] > 0, 20, left_gone[33:])
+    left_gone[:, :64] = np.where(
+        phantom.truth[:, :64] > 0, 20, left_gone[:, :64]
+    )  # and half of the right one
+    left_gone[36:] = np.where(phantom.truth[36:] > 0, 20, left_gone[36:])
     return {
         "no air": ("0 ml of aerated", replace(volume, array=water)),
         "nothing but air": ("0 ml of aerated", replace(volume, array=np.full_like(volume.array, -1000))),
         "a slab": ("mm of lung", replace(volume, array=volume.array[28:44], frames=volume.frames[28:44])),
         "abdomen": ("aerated lung|mm of lung", replace(volume, array=bases.astype(np.int16))),
-        "base of one lung": ("two lungs", replace(volume, array=left_gone)),
+        "quarter of one lung": ("two lungs", replace(volume, array=left_gone)),
     }
 
 
-@pytest.mark.parametrize("name", ["no air", "nothing but air", "a slab", "abdomen", "base of one lung"])
+@pytest.mark.parametrize("name", ["no air", "nothing but air", "a slab", "abdomen", "quarter of one lung"])
 def test_what_is_no_chest_is_refused_with_a_sentence(phantom: Phantom, name: str) -> None:
     words, volume = cases_without_a_chest(phantom)[name]
     with pytest.raises(UnsuitableSeriesError, match=words) as refusal:
