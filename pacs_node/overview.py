@@ -23,6 +23,7 @@ from pacs_node.timeline import words
 _RECENT_EVENTS = 20_000
 """How far back in the audit record to look for refusals: the record has no index on the event."""
 _MOST = 20
+_WAITING = (DeliveryState.PENDING, DeliveryState.SENDING)
 _STUCK = timedelta(minutes=10)
 _LATE = timedelta(hours=1)
 
@@ -237,53 +238,67 @@ def _running(session: Session) -> tuple[RunningJob, ...]:
 
 
 def _destinations(session: Session, names: Sequence[str]) -> tuple[DestinationLine, ...]:
-    waiting = (DeliveryState.PENDING, DeliveryState.SENDING)
-    counts = session.execute(
-        select(Delivery.destination, Delivery.state, func.count(), func.min(Delivery.created_at)).group_by(
-            Delivery.destination, Delivery.state
-        )
-    ).all()
-    times = {
-        name: (sent, verified)
-        for name, sent, verified in session.execute(
-            select(Delivery.destination, func.max(Delivery.sent_at), func.max(Delivery.verified_at)).group_by(
-                Delivery.destination
-            )
-        )
-    }
-    errors = _last_errors(session, *waiting)
-    failures = _last_errors(session, DeliveryState.FAILED)
+    # all of it is answered from the index over destination, state and next attempt
+    counts: dict[str, Counter[DeliveryState]] = {name: Counter() for name in names}
+    grouped = select(Delivery.destination, Delivery.state, func.count())
+    for name, state, count in session.execute(grouped.group_by(Delivery.destination, Delivery.state)):
+        counts.setdefault(name, Counter())[state] = count
     lines = []
-    open_states = {state for state in DeliveryState if state is not DeliveryState.COMMITTED}
-    known = dict.fromkeys([*names, *(row[0] for row in counts if row[1] in open_states)])
-    for name in known:
-        by_state = {state: (count, oldest) for place, state, count, oldest in counts if place == name}
-        ages = [by_state[state][1] for state in waiting if state in by_state]
-        sent, verified = times.get(name, (None, None))
+    for name, by_state in counts.items():
+        if name not in names and by_state.keys() <= {DeliveryState.COMMITTED}:
+            continue
+        arrived = _last_arrived(session, name)
         lines.append(
             DestinationLine(
                 name=name,
-                pending=sum(by_state.get(state, (0,))[0] for state in waiting),
-                unverified=by_state.get(DeliveryState.SENT, (0,))[0],
-                failed=by_state.get(DeliveryState.FAILED, (0,))[0],
-                oldest_pending=min(ages, default=None),
-                last_sent=sent,
-                last_verified=verified,
-                last_error=errors.get(name),
-                last_failure=failures.get(name),
+                pending=sum(by_state[state] for state in _WAITING),
+                unverified=by_state[DeliveryState.SENT],
+                failed=by_state[DeliveryState.FAILED],
+                oldest_pending=_oldest_pending(session, name),
+                last_sent=max((sent for sent, _ in arrived if sent), default=None),
+                last_verified=max((verified for _, verified in arrived if verified), default=None),
+                last_error=_last_error(session, name, *_WAITING),
+                last_failure=_last_error(session, name, DeliveryState.FAILED),
             )
         )
     return tuple(lines)
 
 
-def _last_errors(session: Session, *states: DeliveryState) -> dict[str, str]:
-    """Status of the object in one of the states that was tried last, by destination."""
-    query = (
-        select(Delivery.destination, Delivery.status)
-        .where(Delivery.state.in_(states), Delivery.attempts > 0, Delivery.status.is_not(None))
-        .order_by(Delivery.next_attempt_at)
+def _oldest_pending(session: Session, destination: str) -> datetime | None:
+    oldest = select(func.min(Delivery.created_at)).where(
+        Delivery.destination == destination, Delivery.state.in_(_WAITING)
     )
-    return {name: status for name, status in session.execute(query) if status}
+    return session.execute(oldest).scalar_one()
+
+
+def _last_arrived(session: Session, destination: str) -> list[tuple[datetime | None, datetime | None]]:
+    """When the objects that were due last were sent and verified."""
+    found: list[tuple[datetime | None, datetime | None]] = []
+    for state in (DeliveryState.SENT, DeliveryState.COMMITTED):
+        query = (
+            select(Delivery.sent_at, Delivery.verified_at)
+            .where(Delivery.destination == destination, Delivery.state == state)
+            .order_by(Delivery.next_attempt_at.desc())
+            .limit(100)
+        )
+        found += session.execute(query).tuples().all()
+    return found
+
+
+def _last_error(session: Session, destination: str, *states: DeliveryState) -> str | None:
+    """Status of the object in one of the states that was due last."""
+    query = (
+        select(Delivery.status)
+        .where(
+            Delivery.destination == destination,
+            Delivery.state.in_(states),
+            Delivery.attempts > 0,
+            Delivery.status.is_not(None),
+        )
+        .order_by(Delivery.next_attempt_at.desc())
+        .limit(1)
+    )
+    return session.execute(query).scalar_one_or_none()
 
 
 def _failures(session: Session) -> tuple[FailedStudy, ...]:
