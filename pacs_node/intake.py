@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 from pydicom import Dataset
-from sqlalchemy import exists, select
+from sqlalchemy import Select, exists, select
 from sqlalchemy.orm import Session
 
 from dicom_sr.context import MANUFACTURER
@@ -97,7 +97,15 @@ class Intake:
                 .all()
             )
         for series_id in candidates:
-            self._close(series_id)
+            self._each(self._close, series_id)
+
+    def _each(self, step: Callable[[int], None], row_id: int) -> None:
+        """Do one step; a study that can't be handled must not stop the others."""
+        try:
+            step(row_id)
+        except Exception:
+            # a tick loop: the next tick tries again
+            logger.exception("intake step failed", extra={"step": step.__name__, "row": row_id})
 
     def _close(self, series_id: int) -> None:
         with self._database.read() as session:
@@ -148,7 +156,7 @@ class Intake:
             complete = exists().where(Series.study_id == Study.id, Series.state == SeriesState.COMPLETE)
             due = session.execute(select(Study.id).where(complete, ~receiving)).scalars().all()
         for study_id in due:
-            self._judge(study_id)
+            self._each(self._judge, study_id)
 
     def _judge(self, study_id: int) -> None:
         with self._database.read() as session:
@@ -168,12 +176,17 @@ class Intake:
         self._waiting.pop(study_id, None)
         with self._database.write() as session:
             study = session.get_one(Study, study_id)
-            if {series.series_uid: series.n_instances for series in study.series} != seen:
-                return
-            self._decide(session, study, verdicts, own)
+            now = {series.series_uid: series.n_instances for series in study.series}
+            opened = any(series.state is SeriesState.RECEIVING for series in study.series)
+            if now == seen and not opened and not session.execute(_open_conflicts(study_id)).all():
+                self._decide(session, study, verdicts, own)
 
     def _candidate(self, session: Session, series: Series) -> _Candidate:
-        return _Candidate(series.series_uid, self._paths(series), self._refused_before(session, series))
+        refusal, paths = self._refused_before(session, series), self._paths(series)
+        if refusal is None and not paths and series.state is SeriesState.COMPLETE:
+            sentence = "Images of this series were removed by retention before its last ones came."
+            refusal = _refusal(series.series_uid, ReasonCode.GAP, sentence)
+        return _Candidate(series.series_uid, paths, refusal)
 
     def _refused_before(self, session: Session, series: Series) -> SeriesVerdict | None:
         """What is known beyond the headers: conflicting copies, or pixels that were found unsuitable."""
@@ -203,16 +216,7 @@ class Intake:
     def _compare_conflicts(self, study_id: int) -> None:
         """Tell a re-encoded copy from another content under the same SOP Instance UID."""
         with self._database.read() as session:
-            open_conflicts = (
-                session.execute(
-                    select(Conflict)
-                    .join(Instance, Conflict.instance_id == Instance.id)
-                    .join(Series, Instance.series_id == Series.id)
-                    .where(Series.study_id == study_id, Conflict.same_content.is_(None))
-                )
-                .scalars()
-                .all()
-            )
+            open_conflicts = session.execute(_open_conflicts(study_id)).scalars().all()
             pairs = [(row.id, row.path, row.instance.path) for row in open_conflicts]
         for conflict_id, path, first_path in pairs:
             same = False
@@ -226,15 +230,15 @@ class Intake:
     ) -> None:
         rows = {series.series_uid: series for series in study.series}
         suitable = [verdict for verdict in verdicts if verdict.suitable]
-        analysed = any(series.state is SeriesState.QUEUED for series in study.series)
         for rank, verdict in enumerate(verdicts):
             series = rows[verdict.series_uid]
             series.rank = rank if verdict.suitable else None
             if verdict is not (suitable[0] if suitable else None):
                 self._set_aside(session, series, verdict)
         if suitable:
+            self._withdraw_refusals(session, study, "a suitable series arrived")
             self._queue(session, rows[suitable[0].series_uid])
-        elif not analysed:
+        elif not any(series.state is SeriesState.QUEUED for series in study.series):
             # answering reports of our own kind with a report would go round in circles
             self._refuse(session, study, [verdict for verdict in verdicts if verdict.series_uid not in own])
 
@@ -243,8 +247,7 @@ class Intake:
             return
         code = verdict.code or ReasonCode.NOT_SELECTED
         now = self._clock()
-        if series.state is SeriesState.QUEUED:
-            jobs.cancel_unfinished(session, series, at=now, actor=_ACTOR, reason="a better series arrived")
+        jobs.cancel_unfinished(session, series, at=now, actor=_ACTOR, reason=verdict.sentence)
         lifecycle.move_series(
             session,
             series,
@@ -258,13 +261,14 @@ class Intake:
     def _queue(self, session: Session, series: Series) -> None:
         if series.state not in {SeriesState.COMPLETE, SeriesState.INELIGIBLE}:
             return
-        now = self._clock()
-        jobs.cancel_unfinished(session, series, at=now, actor=_ACTOR, reason="its instances have changed")
+        now, digest = self._clock(), jobs.input_digest(series)
+        changed = "its instances have changed"
+        jobs.cancel_unfinished(session, series, at=now, actor=_ACTOR, reason=changed, but=digest)
         jobs.enqueue(
             session,
             series,
             kind=jobs.ANALYSIS,
-            input_digest=jobs.input_digest(series),
+            input_digest=digest,
             pipeline_version=self._pipeline_version,
             at=now,
             actor=_ACTOR,
@@ -272,6 +276,19 @@ class Intake:
         lifecycle.move_series(
             session, series, SeriesState.QUEUED, at=now, actor=_ACTOR, reason_code=None, reason=None
         )
+
+    def _withdraw_refusals(self, session: Session, study: Study, reason: str, but: str | None = None) -> None:
+        """Cancel "not analysed" reports that aren't true any more and haven't been written yet."""
+        for series in study.series:
+            jobs.cancel_unfinished(
+                session,
+                series,
+                at=self._clock(),
+                actor=_ACTOR,
+                reason=reason,
+                kinds=[jobs.REFUSAL],
+                but=but,
+            )
 
     def _refuse(self, session: Session, study: Study, verdicts: Sequence[SeriesVerdict]) -> None:
         """Queue the report that says why the study was not analysed."""
@@ -288,6 +305,7 @@ class Intake:
             digest.update(
                 f"{verdict.series_uid} {jobs.input_digest(rows[verdict.series_uid])}\n".encode("ascii")
             )
+        self._withdraw_refusals(session, study, "the study has changed", but=digest.hexdigest())
         jobs.enqueue(
             session,
             rows[first.series_uid],
@@ -322,6 +340,15 @@ def _verdicts(candidates: Sequence[_Candidate]) -> tuple[tuple[SeriesVerdict, ..
         if all(h.get("Manufacturer") == MANUFACTURER for h in headers)
     )
     return (*judge_study(readable), *refused), own
+
+
+def _open_conflicts(study_id: int) -> Select[tuple[Conflict]]:
+    return (
+        select(Conflict)
+        .join(Instance, Conflict.instance_id == Instance.id)
+        .join(Series, Instance.series_id == Series.id)
+        .where(Series.study_id == study_id, Conflict.same_content.is_(None))
+    )
 
 
 def _refusal(series_uid: str, code: ReasonCode, sentence: str) -> SeriesVerdict:
