@@ -52,8 +52,12 @@ class TestClock:
         return self.now
 
 
-def chest(n_slices: int = 50, **options: Any) -> list[Dataset]:
-    """The smallest series that is suitable for analysis: 150 mm in 50 slices of 8 x 8."""
+#: limits of `inference.geometry` in tests of the node, so that a suitable series has a dozen slices
+SMALL_LIMITS = {"MIN_SLICES": 12, "MIN_EXTENT_MM": 36.0}
+
+
+def chest(n_slices: int = 12, **options: Any) -> list[Dataset]:
+    """A series that is just suitable under `SMALL_LIMITS`: 36 mm in 12 slices of 8 x 8."""
     smallest: dict[str, Any] = {"matrix": 8, "pixel_spacing_mm": (40.0, 40.0), "spacing_mm": 3.0}
     return make_ct_series(n_slices, **smallest | options)
 

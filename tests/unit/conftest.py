@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from inference import geometry
 from pacs_node.db import Database, sqlite_url
 from pacs_node.spool import Spool
-from tests.small_node import SmallNode, TestClock
+from tests.small_node import SMALL_LIMITS, SmallNode, TestClock
 
 
 @pytest.fixture(scope="session")
@@ -51,4 +52,6 @@ def spool(tmp_path: Path) -> Spool:
 def node(database: Database, spool: Spool, clock: TestClock, monkeypatch: pytest.MonkeyPatch) -> SmallNode:
     """Rows, files, intake. Syncing files is proved in test_spool; here it would only take time."""
     monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
+    for name, value in SMALL_LIMITS.items():
+        monkeypatch.setattr(geometry, name, value)
     return SmallNode(database, spool, clock)

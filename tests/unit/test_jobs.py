@@ -281,7 +281,7 @@ def test_late_slices_cancel_a_running_job_without_a_trace_of_its_result(
     node: SmallNode,
     closed_again: bool,
 ) -> None:
-    *slices, late = chest(51)
+    *slices, late = chest(13)
     node.receive(*slices)
     node.settle()
     row, token = node.claim()

@@ -31,7 +31,7 @@ from pacs_node.errors import UnreadableInstanceError
 from pacs_node.reception import Identity, Reception, read_identity
 from pacs_node.states import JobState, SeriesState
 from tests.ct_factory import LOSSLESS, LOSSY, NATIVE, make_ct_series
-from tests.small_node import SmallNode, encoded
+from tests.small_node import SmallNode, chest, encoded
 
 SLICE = make_ct_series(1, matrix=8)[0]
 BYTES, _ = encoded(SLICE)
@@ -300,7 +300,7 @@ def test_other_bytes_under_a_known_uid_are_kept_beside_the_first(node: SmallNode
 
 
 def test_our_own_result_coming_back_makes_no_series(node: SmallNode) -> None:
-    node.receive(*make_ct_series(60, matrix=8, pixel_spacing_mm=(40.0, 40.0)))
+    node.receive(*chest())
     node.settle()
     job, token = node.claim()
     artifacts = node.result(job, ["sr"])
@@ -314,7 +314,7 @@ def test_our_own_result_coming_back_makes_no_series(node: SmallNode) -> None:
 
 
 def test_a_late_instance_opens_the_series_again(node: SmallNode) -> None:
-    *slices, late = make_ct_series(61, matrix=8, pixel_spacing_mm=(40.0, 40.0))
+    *slices, late = chest(13)
     node.receive(*slices)
     node.settle()
     assert [row.state for row in node.all_jobs()] == [JobState.QUEUED]
@@ -323,7 +323,7 @@ def test_a_late_instance_opens_the_series_again(node: SmallNode) -> None:
     with node.database.read() as session:
         series = session.execute(select(Series)).scalar_one()
         last = session.execute(select(AuditEvent).order_by(AuditEvent.seq.desc())).scalars().first()
-    assert (series.state, series.reason, series.n_instances) == (SeriesState.RECEIVING, "late instance", 61)
+    assert (series.state, series.reason, series.n_instances) == (SeriesState.RECEIVING, "late instance", 13)
     assert series.last_received_at == node.clock.now
     assert last is not None
     assert last.objects["state"] == "receiving"
@@ -334,7 +334,7 @@ def test_a_conflict_opens_a_series_that_has_no_result_yet(
     node: SmallNode,
     finished: bool,
 ) -> None:
-    slices = make_ct_series(60, matrix=8, pixel_spacing_mm=(40.0, 40.0))
+    slices = chest()
     node.receive(*slices)
     node.settle()
     if finished:
