@@ -165,7 +165,9 @@ class _Teller:
             detail = f"{attempt}: {objects.get('last_error', 'unknown')}; queued again"
             self._add(event, f"{what} interrupted", detail, since=since, failure=True)
         else:
-            self._add(event, f"{what} queued again", f"{job}: {objects.get('last_error', 'unknown')}")
+            self._add(
+                event, f"{what} queued again", f"{job}: {objects.get('last_error') or _reason(objects)}"
+            )
 
     def _hand_over(self, event: AuditEvent) -> None:
         kind, destination = str(event.objects.get("kind", "")).upper(), str(event.objects.get("destination"))

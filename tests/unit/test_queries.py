@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import select
 
-from pacs_node import audit
+from pacs_node import audit, jobs
 from pacs_node.db import Database, Study
 from pacs_node.queries import (
     DeliveryWord,
@@ -161,6 +161,14 @@ def test_timeline_of_the_whole_way(story: Story) -> None:
     assert durations["SEG to pacs: 0000 success"] == timedelta(seconds=2)
     assert durations["SEG found at pacs"] == timedelta(seconds=3)
     assert {line.step for line in lines if line.failure} == {"analysis interrupted", "sending failed"}
+
+
+def test_timeline_says_who_asked_for_another_try(story: Story) -> None:
+    story.receive().close().queue().start().finish(failed=True, reason=("DECODE", "Broken."), kinds=("sr",))
+    with story.database.write() as session:
+        (job,) = jobs.requeueable(session, story.study_uid)
+        jobs.requeue(session, job, at=story.now, actor="cli:me")
+    assert steps_of(story)[-1] == ("analysis queued again", "job 1: requeued by an operator")
 
 
 def test_timeline_shows_what_is_being_sent_now(story: Story) -> None:
