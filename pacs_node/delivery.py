@@ -6,6 +6,7 @@ The rows were written in the transaction that ended the job; an attempt always s
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import secrets
 from collections.abc import Sequence
@@ -35,6 +36,11 @@ _IDLE_SECONDS = 0.5
 _CHECK_WAIT = timedelta(seconds=2)
 _CHECKS_BEFORE_RESEND = 6
 _random = secrets.SystemRandom()
+
+
+_ALTERED = Outcome(
+    "", OutcomeKind.PERMANENT, None, "the stored file isn't what the analysis had written; nothing was sent"
+)
 
 
 class Outbox:
@@ -71,7 +77,13 @@ class Outbox:
     def run(self, stop: Event) -> None:
         """Work until `stop` is set."""
         while not stop.is_set():
-            if not self.tick():
+            try:
+                busy = self.tick()
+            except Exception:
+                # a tick loop: a busy database or a fault of ours must not end the thread unseen
+                logger.exception("delivery step failed", extra={"destination": self._destination.name})
+                busy = False
+            if not busy:
                 stop.wait(_IDLE_SECONDS)
 
     def tick(self) -> bool:
@@ -99,6 +111,8 @@ class Outbox:
                     at=now,
                     actor=_ACTOR,
                     next_attempt_at=now,
+                    lease_token=None,
+                    lease_expires_at=None,
                     status="the sending process stopped",
                 )
 
@@ -161,17 +175,30 @@ class Outbox:
         return (batch, token) if batch else None
 
     def _send(self, batch: Sequence[Delivery], token: str) -> None:
-        paths = [self._directory / (delivery.artifact.path or "removed") for delivery in batch]
         ids = [delivery.id for delivery in batch]
         with jobs.heartbeat(self._database, Delivery, ids, token, self._clock):
-            outcomes = self._destination.send(paths)
+            outcomes = {row.id: _ALTERED for row in batch if self._is_altered(row.artifact)}
+            sound = [row for row in batch if row.id not in outcomes]
+            if sound:
+                sent = self._destination.send([self._path(row.artifact) for row in sound])
+                outcomes |= zip((row.id for row in sound), sent, strict=True)
         with self._database.write() as session:
-            for delivery_id, outcome in zip(ids, outcomes, strict=True):
+            for delivery_id, outcome in outcomes.items():
                 delivery = session.get_one(Delivery, delivery_id)
                 try:
                     self._note(session, delivery, token, outcome)
                 except StaleStateError:
                     logger.warning("delivery lease lost", extra={"delivery": delivery_id})
+
+    def _path(self, artifact: Artifact) -> Path:
+        return self._directory / (artifact.path or "removed")
+
+    def _is_altered(self, artifact: Artifact) -> bool:
+        """Whether the file isn't what the job had written; one that is gone is the destination's to name."""
+        try:
+            return hashlib.sha256(self._path(artifact).read_bytes()).hexdigest() != artifact.sha256
+        except OSError:
+            return False
 
     def _note(self, session: Session, delivery: Delivery, token: str, outcome: Outcome) -> None:
         now = self._clock()
@@ -201,9 +228,8 @@ class Outbox:
 
     def _wait(self, attempts: int) -> timedelta:
         """Exponential with full jitter, so that a peer that comes back is not stormed."""
-        longest = min(
-            self._settings.retry_longest_seconds, self._settings.retry_first_seconds * 2.0 ** (attempts - 1)
-        )
+        doubled = self._settings.retry_first_seconds * 2.0 ** min(attempts - 1, 32)
+        longest = min(self._settings.retry_longest_seconds, doubled)
         return timedelta(seconds=_random.uniform(0.1 * longest, longest))
 
     def _verify(self) -> bool:
@@ -246,7 +272,7 @@ class Outbox:
             lifecycle.move_delivery(
                 session,
                 delivery,
-                DeliveryState.PENDING,
+                DeliveryState.FAILED if self._too_old(delivery, now) else DeliveryState.PENDING,
                 at=now,
                 actor=_ACTOR,
                 next_attempt_at=now + self._wait(delivery.attempts),
@@ -312,6 +338,8 @@ def _resend(session: Session, artifact: Artifact, destination: str, *, at: datet
     delivery = session.execute(known).scalar_one_or_none()
     if delivery is None:
         jobs.add_delivery(session, artifact, destination, at=at, actor=actor)
+    elif delivery.state is DeliveryState.SENDING:
+        raise StaleStateError(f"{artifact.sop_instance_uid} is being sent to {destination}")
     elif delivery.state is not DeliveryState.PENDING:
         lifecycle.move_delivery(
             session,

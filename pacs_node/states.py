@@ -86,6 +86,8 @@ DELIVERY_CHANGES = frozenset(
         (DeliveryState.SENT, DeliveryState.COMMITTED),
         # the peer has lost it, or an operator sends again
         (DeliveryState.SENT, DeliveryState.PENDING),
+        # the peer says success again and again, but never has it
+        (DeliveryState.SENT, DeliveryState.FAILED),
         (DeliveryState.COMMITTED, DeliveryState.PENDING),
         (DeliveryState.FAILED, DeliveryState.PENDING),
     }

@@ -176,7 +176,7 @@ class SmallNode:
         with self.database.read() as session:
             rows = session.execute(select(Delivery).order_by(Delivery.id)).scalars().all()
             for row in rows:
-                assert row.artifact.job is not None
+                assert row.artifact.job.series.study is not None
             return list(rows)
 
     def claim(self) -> tuple[Job, str]:
