@@ -25,6 +25,7 @@ from pacs_node.db import Database, Study
 from pacs_node.destinations import EchoResult
 from pacs_node.errors import ConfigurationError, StaleStateError
 from pacs_node.storage import open_database
+from pacs_node.timeline import timeline, words
 
 NOTICE = "Research use only, not for primary diagnosis."
 
@@ -198,16 +199,17 @@ def status(config_path: Path, study: str | None) -> None:
     for row in _find(database, study):
         with database.read() as session:
             state = queries.study_state(session, session.get_one(Study, row.id))
-            console.print(f"study {row.study_uid}: {state.word}: {state.detail}")
-            for step in queries.timeline(session, row.study_uid):
-                console.print(f"{step.at:%Y-%m-%d %H:%M:%S}  {step.step}: {step.detail}")
+            console.print(f"study {row.study_uid}: {state.sentence}", markup=False)
+            for step in timeline(session, row.study_uid):
+                took = f" [{words(step.duration)}]" if step.duration is not None else ""
+                console.print(f"{step.at:%Y-%m-%d %H:%M:%S}  {step.step}: {step.detail}{took}", markup=False)
 
 
 def _show_latest(database: Database, console: Console) -> None:
     table = Table("received (UTC)", "study", "accession", "state", box=None)
     with database.read() as session:
         for line in queries.study_list(session, search="", before_id=None, limit=30):
-            state = f"{line.state.word}: {line.state.detail}"
+            state = line.state.sentence
             table.add_row(
                 f"{line.received_at:%Y-%m-%d %H:%M:%S}", line.study_uid, line.accession_number, state
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -135,7 +136,7 @@ class Worker:
         first = series.instances[0]
         return CaseRequest(
             files=tuple(self._directory / row.path for row in series.instances if row.path is not None),
-            out_dir=self._directory / "results" / f"{job.id:08d}",
+            out_dir=self._fresh_directory(session, job),
             profile=self._settings.pipeline.profile,
             device=self._settings.pipeline.device,
             input_digest=job.input_digest,
@@ -156,6 +157,20 @@ class Worker:
             predecessors=_predecessors(session, job),
             other_series=_other_series(study.series, series),
         )
+
+    def _fresh_directory(self, session: Session, job: Job) -> Path:
+        """Name a folder for this attempt and remove those of attempts that came to nothing.
+
+        An attempt never writes over files of another: a worker that has lost its lease may still be
+        writing, and a requeued job may have an earlier report in the outbox.
+        """
+        home = self._directory / "results" / f"{job.id:08d}"
+        paths = session.scalars(select(Artifact.path).where(Artifact.job_id == job.id))
+        kept = {(self._directory / path).parent for path in paths if path is not None}
+        for folder in home.glob("*"):
+            if folder not in kept:
+                shutil.rmtree(folder, ignore_errors=True)
+        return home / str(job.lease_token).rpartition(":")[2][:12]
 
     def _analyse(self, request: CaseRequest, job_id: int, lost: Event) -> tuple[CaseOutcome, JobState]:
         """Return the outcome and the job's last state; raise to try again later."""

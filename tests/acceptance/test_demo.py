@@ -1,0 +1,151 @@
+"""``pacs-node demo`` and ``pacs-node analyze`` as a newcomer runs them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from pydicom import dcmread
+from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
+
+from inference.phantom import write_phantom
+from tests.acceptance.node import small_phantom
+from tests.ct_factory import make_ct_series, write_series
+from tests.nbia import Nbia, offer
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_phantom(small_phantom(7), tmp_path_factory.mktemp("phantom"))
+
+
+@pytest.fixture
+def nbia(files: list[Path]) -> Iterator[Nbia]:
+    with Nbia() as server:
+        offer(server, [path.read_bytes() for path in files])
+        thread = Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pacs_node.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def check_results(out: Path) -> None:
+    assert dcmread(out / "seg.dcm").SOPClassUID == SegmentationStorage
+    assert dcmread(out / "sr.dcm").SOPClassUID == Comprehensive3DSRStorage
+    summary = json.loads((out / "result.json").read_text())
+    assert summary["status"] == "analysed"
+    assert summary["findings"]
+    assert "not for primary diagnosis" in summary["notice"]
+    page = (out / "report.html").read_text()
+    assert "SYNTHETIC" in page
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert list(out.glob("nodule-*.png"))
+
+
+def test_demo_with_a_series_of_tcia(nbia: Nbia, files: list[Path], tmp_path: Path) -> None:
+    uid = str(dcmread(files[0], stop_before_pixels=True).SeriesInstanceUID)
+    out = tmp_path / "out"
+    done = run("demo", "--ct", f"tcia:{uid}", "--tcia-url", nbia.url, "--out", str(out))
+    assert done.returncode == 0, done.stdout + done.stderr
+    check_results(out)
+    assert "Came back to the peer" in done.stdout
+    assert "not for primary diagnosis" in done.stdout
+    again = run("demo", "--ct", "tcia:1.2.3", "--tcia-url", nbia.url, "--out", str(out))
+    assert again.returncode == 5
+    assert "Traceback" not in again.stdout + again.stderr
+
+
+def test_demo_with_an_unsuitable_folder(tmp_path: Path) -> None:
+    write_series(make_ct_series(5), tmp_path / "ct")
+    out = tmp_path / "out"
+    done = run("demo", "--ct", str(tmp_path / "ct"), "--out", str(out))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "TOO_FEW_SLICES" in done.stdout
+    assert not (out / "seg.dcm").exists()
+    assert dcmread(out / "sr.dcm").SOPClassUID == Comprehensive3DSRStorage
+
+
+def test_demo_refuses_a_folder_with_other_things(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    done = run("demo", "--out", str(tmp_path))
+    assert done.returncode == 5
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_analyze(files: list[Path], tmp_path: Path) -> None:
+    done = run("analyze", str(files[0].parent), "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    check_results(tmp_path / "out")
+    outputs = json.loads((tmp_path / "out" / "result.json").read_text())["outputs"]
+    for output in outputs:
+        content = (tmp_path / "out" / output["file"]).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == output["sha256"]
+
+
+def test_analyze_takes_the_next_series_when_the_pixels_of_the_best_are_no_chest(
+    files: list[Path], tmp_path: Path
+) -> None:
+    chest = [dcmread(path) for path in files]
+    # air and water in slabs: passes every look at the headers and at the values, and has no lungs
+    slices, rows = len(files), int(chest[0].Rows)
+    slab = make_ct_series(
+        4 * slices,
+        matrix=rows,
+        hu=_slabs(4 * slices, rows),
+        pixel_spacing_mm=(2.2, 2.2),
+        spacing_mm=1.0,
+        study_uid=str(chest[0].StudyInstanceUID),
+        patient_id=str(chest[0].PatientID),
+    )
+    write_series(chest, tmp_path / "ct" / "chest")
+    write_series(slab, tmp_path / "ct" / "slab")
+    done = run("analyze", str(tmp_path / "ct"), "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert summary["series"]["analysed"]["series_uid"] == str(chest[0].SeriesInstanceUID)
+    (refused,) = summary["series"]["refused"]
+    assert refused["code"] == "NOT_CHEST"
+
+
+def _slabs(slices: int, rows: int) -> NDArray[np.int16]:
+    hu = np.full((slices, rows, rows), -1000, dtype=np.int16)
+    hu[:, rows // 2 :] = 40
+    return hu
+
+
+def test_analyze_says_why_not(tmp_path: Path) -> None:
+    write_series(make_ct_series(60, spacing_mm=8.0, thickness_mm=8.0), tmp_path / "ct")
+    done = run("analyze", str(tmp_path / "ct"), "--out", str(tmp_path / "out"))
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "TOO_THICK" in done.stdout
+    summary = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert summary["reason"]["code"] == "TOO_THICK"
+    assert dcmread(tmp_path / "out" / "sr.dcm").SOPClassUID == Comprehensive3DSRStorage
+
+
+def test_analyze_without_dicom(tmp_path: Path) -> None:
+    (tmp_path / "ct").mkdir()
+    (tmp_path / "ct" / "notes.txt").write_text("no image")
+    assert run("analyze", str(tmp_path / "ct"), "--out", str(tmp_path / "out")).returncode == 4
+    assert run("analyze", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")).returncode == 2
