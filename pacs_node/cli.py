@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.table import Table
 
 from pacs_node import __version__, delivery, jobs, logs, queries, serve
 from pacs_node.clock import utc_now
@@ -206,14 +205,14 @@ def status(config_path: Path, study: str | None) -> None:
 
 
 def _show_latest(database: Database, console: Console) -> None:
-    table = Table("received (UTC)", "study", "accession", "state", box=None)
+    """One line for each study; whole UIDs, so that they can be copied."""
     with database.read() as session:
         for line in queries.study_list(session, search="", before_id=None, limit=30):
-            state = line.state.sentence
-            table.add_row(
-                f"{line.received_at:%Y-%m-%d %H:%M:%S}", line.study_uid, line.accession_number, state
+            accession = line.accession_number or "no accession number"
+            text = (
+                f"{line.received_at:%Y-%m-%d %H:%M:%S}  {line.study_uid}  {accession}  {line.state.sentence}"
             )
-    console.print(table)
+            console.print(text, markup=False)
 
 
 @main.command()
