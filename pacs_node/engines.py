@@ -13,6 +13,8 @@ from multiprocessing.connection import wait
 from threading import Thread
 from typing import ParamSpec, TypeVar
 
+from pacs_node import logs
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -52,8 +54,16 @@ class ProcessEngine(Executor):
         try:
             return self._ready_pool().submit(fn, *args, **kwargs)
         except BrokenProcessPool:
+            # it died since the last job
             self.kill()
+        try:
             return self._ready_pool().submit(fn, *args, **kwargs)
+        except BrokenProcessPool as error:
+            # it can't even start: whoever asks for the result learns it
+            self.kill()
+            failed: Future[_T] = Future()
+            failed.set_exception(error)
+            return failed
 
     def _ready_pool(self) -> ProcessPoolExecutor:
         if self._pool is None:
@@ -87,6 +97,7 @@ Engine = InProcessEngine | ProcessEngine
 
 
 def _prepare_child(threads: int) -> None:
+    logs.configure()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     exit_with_parent()
     if threads:

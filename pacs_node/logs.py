@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 from datetime import UTC, datetime
+from types import TracebackType
+
+logger = logging.getLogger(__name__)
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
@@ -31,7 +35,8 @@ class JsonFormatter(logging.Formatter):
                 frames.append(f"{trace.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno}")
                 trace = trace.tb_next
             line |= {"exception": kind.__name__ if kind else "", "frames": " ".join(frames)}
-        return json.dumps(line, ensure_ascii=True)
+        # JSON escapes every control character but DEL
+        return json.dumps(line, ensure_ascii=True).replace("\x7f", "\\u007f")
 
 
 def configure(level: int = logging.INFO) -> None:
@@ -51,5 +56,18 @@ def configure(level: int = logging.INFO) -> None:
         "urllib3",
     ):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = lambda uncaught: _log_uncaught(
+        uncaught.exc_type, uncaught.exc_value, uncaught.exc_traceback
+    )
     logging.getLogger("apscheduler").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def _log_uncaught(
+    kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
+) -> None:
+    """Log what nobody caught as everything else: without its text."""
+    if issubclass(kind, KeyboardInterrupt | SystemExit):
+        return
+    logger.critical("uncaught", exc_info=(kind, error or kind(), trace))

@@ -67,7 +67,12 @@ def _record(settings: Settings, event: audit.Event, part: str) -> None:
 def _child(part: str, settings: Settings) -> None:
     logs.configure()
     exit_with_parent()
-    run_part(part, settings)
+    try:
+        run_part(part, settings)
+    except Exception:
+        # multiprocessing would print the text of the error, which may quote a data set
+        logger.exception("part failed")
+        raise SystemExit(1) from None
 
 
 @dataclass
