@@ -117,9 +117,14 @@ def told(config: Path, peer: ReceivingPeer) -> Story:
     return story
 
 
-def state_of(story: Story, table: type[Job | Delivery]) -> list[JobState | DeliveryState]:
+def job_states(story: Story) -> list[JobState]:
     with story.database.read() as session:
-        return [row.state for row in session.query(table)]
+        return list(session.scalars(select(Job.state).order_by(Job.id)))
+
+
+def delivery_states(story: Story) -> list[DeliveryState]:
+    with story.database.read() as session:
+        return list(session.scalars(select(Delivery.state).order_by(Delivery.id)))
 
 
 def test_status_lists_studies_and_tells_the_story_of_one(told: Story, config: Path) -> None:
