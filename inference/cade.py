@@ -149,8 +149,10 @@ def terms(features: Mapping[str, float]) -> dict[str, float]:
         "elongation": logarithm(features["elongation"], 1.2),
         "flatness": logarithm(features["flatness"], 1.2),
         "solidity": float(np.clip(features["solidity"], 0, 1.1)),
+        "ragged": float(np.clip(0.75 - features["solidity"], 0, 0.6)),
         "attached": features["attached"],
         "border": features["border"],
+        "flush": float(np.clip(features["border"] - 0.35, 0, 0.6)),
         "roundness": features["roundness"],
         "contrast": float(np.clip(features["contrast_hu"] / 500, 0, 2)),
         "answer": float(np.clip(features["response_hu"] / max(features["contrast_hu"], 50), 0, 2)),
@@ -180,14 +182,16 @@ def detect(
         As for `candidates`.
     parameters
         Of the card: ``intercept`` and ``weight_*`` of the decision, ``min_probability``,
-        ``min_diameter_mm``, ``max_diameter_mm``, ``max_findings``.
+        ``min_diameter_mm``, ``max_diameter_mm``, ``min_slices`` (least diameter in slices), ``max_findings``.
 
     Returns
     -------
     tuple of Candidate
         In falling order of `score`; masks never overlap.
     """
-    low, high = parameters["min_diameter_mm"], parameters["max_diameter_mm"]
+    # what is hardly thicker than a slice shows no shape to judge
+    low = max(parameters["min_diameter_mm"], parameters["min_slices"] * max(volume.spacing_mm))
+    high = parameters["max_diameter_mm"]
     scored = [
         replace(candidate, score=probability(candidate.features, parameters))
         for candidate in candidates(volume, lungs, device=device)
