@@ -6,8 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures import Future, wait
 from pathlib import Path
 from threading import Event
 
@@ -72,7 +71,13 @@ class Worker:
         """Work until `stop` is set."""
         self._stop = stop
         while not stop.is_set():
-            if not self.tick():
+            try:
+                busy = self.tick()
+            except Exception:
+                # the worker's loop: a job whose end could not be written comes back with its lease
+                logger.exception("worker step failed")
+                busy = False
+            if not busy:
                 stop.wait(_IDLE_SECONDS)
         self._engine.kill()
 
@@ -86,11 +91,18 @@ class Worker:
             with jobs.heartbeat(self._database, Job, [job_id], token, self._clock) as lost:
                 outcome, state = self._analyse(request, job_id, lost)
             self._finish(job_id, token, outcome, state)
-        except _RetryLaterError as error:
+        except (_RetryLaterError, AnalysisFailedError) as error:
             self._retry(job_id, token, str(error))
         except _StoppedError:
-            with self._database.write() as session:
-                job = session.get_one(Job, job_id)
+            self._give_back(job_id, token)
+        except StaleStateError:
+            logger.warning("job lease lost; its result is dropped", extra={"job": job_id})
+        return True
+
+    def _give_back(self, job_id: int, token: str) -> None:
+        with self._database.write() as session:
+            job = session.get_one(Job, job_id)
+            try:
                 jobs.retry(
                     session,
                     job,
@@ -100,9 +112,8 @@ class Worker:
                     reason="the node was stopped",
                     attempts=job.attempts - 1,
                 )
-        except StaleStateError:
-            logger.warning("job lease lost; its result is dropped", extra={"job": job_id})
-        return True
+            except StaleStateError:
+                logger.warning("job lease lost", extra={"job": job_id})
 
     def _claim(self) -> tuple[int, str, CaseRequest] | None:
         now = self._clock()
@@ -189,24 +200,23 @@ class Worker:
 
     def _wait(self, future: Future[CaseOutcome], lost: Event) -> CaseOutcome:
         deadline = time.monotonic() + self._settings.pipeline.timeout_seconds
-        while True:
-            try:
-                return future.result(timeout=_POLL_SECONDS)
-            except FutureTimeoutError:
-                if lost.is_set():
-                    self._engine.kill()
-                    raise StaleStateError("lease lost") from None
-                if self._stop.is_set():
-                    self._engine.kill()
-                    raise _StoppedError from None
-                if time.monotonic() > deadline:
-                    self._engine.kill()
-                    raise AnalysisFailedError("time limit") from None
-            except Exception as error:
-                # the worker's loop: whatever an analysis dies of ends in the job's state
-                logger.exception("analysis failed")
+        while not wait([future], timeout=_POLL_SECONDS).done:
+            if lost.is_set():
                 self._engine.kill()
-                raise AnalysisFailedError(type(error).__name__) from error
+                raise StaleStateError("lease lost")
+            if self._stop.is_set():
+                self._engine.kill()
+                raise _StoppedError
+            if time.monotonic() > deadline:
+                self._engine.kill()
+                raise AnalysisFailedError("time limit")
+        try:
+            return future.result()
+        except Exception as error:
+            # the worker's loop: whatever an analysis dies of ends in the job's state
+            logger.exception("analysis failed")
+            self._engine.kill()
+            raise AnalysisFailedError(type(error).__name__) from error
 
     def _finish(self, job_id: int, token: str, outcome: CaseOutcome, state: JobState) -> None:
         now = self._clock()
@@ -237,7 +247,8 @@ class Worker:
                 reason=outcome.reason,
             )
             unsuitable = job.kind == jobs.ANALYSIS and outcome.status == jobs.NOT_ANALYSED
-            if unsuitable and job.state is JobState.SUCCEEDED:
+            queued = job.series.state is SeriesState.QUEUED
+            if unsuitable and queued and job.state is JobState.SUCCEEDED:
                 self._set_aside(session, job, outcome)
         logger.info(
             "job ended", extra={"job": job_id, "state": state.value, "reason_code": outcome.reason_code}
@@ -255,10 +266,10 @@ class Worker:
             reason_code=outcome.reason_code,
             reason=outcome.reason,
         )
-        if outcome.files:
-            return
         version = self._pipeline_version
-        if jobs.pass_on(session, job, pipeline_version=version, at=now, actor=_ACTOR) is None:
+        # with a report already made too: another suitable series may have come during the analysis
+        following = jobs.pass_on(session, job, pipeline_version=version, at=now, actor=_ACTOR)
+        if following is None and not outcome.files:
             jobs.enqueue(
                 session,
                 job.series,
@@ -312,9 +323,9 @@ def _predecessors(session: Session, job: Job) -> tuple[Predecessor, ...]:
         .join(Job, Artifact.job_id == Job.id)
         .join(Series, Job.series_id == Series.id)
         .where(
-            Series.study_id == job.series.study_id, Job.id < job.id, Artifact.sop_instance_uid.is_not(None)
+            Series.study_id == job.series.study_id, Job.id != job.id, Artifact.sop_instance_uid.is_not(None)
         )
-        .order_by(Artifact.job_id.desc(), Artifact.id)
+        .order_by(Job.finished_at.desc(), Artifact.job_id.desc(), Artifact.id)
     )
     rows = session.execute(earlier).scalars().all()
     return tuple(
