@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
 
 from sqlalchemy import ColumnElement, Select, exists, func, select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from pacs_node import audit
@@ -45,12 +46,17 @@ class Retention:
     def purge(self) -> int:
         """Remove what is due; return the number of files."""
         removed = 0
-        if self._settings.images_days:
-            for study_id in self._finished_before(self._settings.images_days, self._has_images()):
-                removed += self._purge(study_id, images=True)
-        if self._settings.results_days:
-            for study_id in self._finished_before(self._settings.results_days, self._has_results()):
-                removed += self._purge(study_id, images=False)
+        for images, days in ((True, self._settings.images_days), (False, self._settings.results_days)):
+            if not days:
+                continue
+            with self._database.read() as session:
+                due = session.execute(self._finished(images=images)).scalars().all()
+            for study_id in due:
+                try:
+                    removed += self._purge(study_id, images=images)
+                except (OSError, SQLAlchemyError):
+                    # one study that can't be purged must not keep the others
+                    logger.exception("study could not be purged", extra={"study": study_id})
         return removed
 
     def _has_images(self) -> ColumnElement[bool]:
@@ -66,8 +72,9 @@ class Retention:
             Artifact.path.is_not(None),
         )
 
-    def _finished_before(self, days: float, has_files: ColumnElement[bool]) -> list[int]:
+    def _finished(self, *, images: bool) -> Select[tuple[int]]:
         """Studies whose series, jobs and deliveries are all at an end, the last series long ago."""
+        days = self._settings.images_days if images else self._settings.results_days
         series_open = exists().where(
             Series.study_id == Study.id, Series.state.in_([SeriesState.RECEIVING, SeriesState.COMPLETE])
         )
@@ -84,16 +91,19 @@ class Retention:
             Delivery.state != DeliveryState.COMMITTED,
         )
         last = select(func.max(Series.last_received_at)).where(Series.study_id == Study.id).scalar_subquery()
-        old: Select[Any] = select(Study.id).where(
+        has_files = self._has_images() if images else self._has_results()
+        return select(Study.id).where(
             has_files, ~series_open, ~job_open, ~undelivered, last < self._clock() - timedelta(days=days)
         )
-        with self._database.read() as session:
-            return list(session.execute(old).scalars())
 
     def _purge(self, study_id: int, *, images: bool) -> int:
         with self._database.write() as session:
+            still_due = self._finished(images=images).where(Study.id == study_id)
+            if session.execute(still_due).first() is None:
+                # something has arrived since the list was made
+                return 0
             study = session.get_one(Study, study_id)
-            rows = _image_rows(session, study_id) if images else _result_rows(session, study_id)
+            rows = _rows(session, study_id, images=images)
             paths = [row.path for row in rows if row.path is not None]
             for row in rows:
                 row.path = None
@@ -105,11 +115,19 @@ class Retention:
                 study_uid=study.study_uid,
                 files=len(paths),
             )
-        # after the commit: a crash here leaves a file without a row, never a row without its file
-        for path in paths:
-            self._spool.remove(path)
+        # after the commit: a crash here leaves a file without a row, never a row without its file; under
+        # the write lock: the same image may be coming again, and then it keeps its file
+        with self._database.write() as session:
+            kept = {row.path for row in _rows(session, study_id, images=images)}
+            for path in paths:
+                if path not in kept:
+                    self._spool.remove(path)
         logger.info("removed", extra={"study": study_id, "files": len(paths)})
         return len(paths)
+
+
+def _rows(session: Session, study_id: int, *, images: bool) -> Sequence[Instance | Conflict | Artifact]:
+    return _image_rows(session, study_id) if images else _result_rows(session, study_id)
 
 
 def _image_rows(session: Session, study_id: int) -> list[Instance | Conflict]:

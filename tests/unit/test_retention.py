@@ -1,0 +1,186 @@
+"""Retention: only what is finished and proved to have arrived, and one study never stops the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select, update
+
+from pacs_node import audit, jobs
+from pacs_node.config import RetentionSettings
+from pacs_node.db import Artifact, AuditEvent, Conflict, Delivery, Instance, Job, Series
+from pacs_node.retention import Retention
+from pacs_node.spool import Spool
+from pacs_node.states import DeliveryState, JobState, SeriesState
+from tests.ct_factory import make_ct_series
+from tests.small_node import SmallNode
+
+BOTH = RetentionSettings(images_days=30, results_days=60)
+
+
+@pytest.fixture
+def done(node: SmallNode) -> SmallNode:
+    """A node with one study that was analysed, delivered and verified."""
+    finish(node, "a")
+    return node
+
+
+def finish(node: SmallNode, seed: str) -> None:
+    node.queue(seed)
+    job, token = node.claim()
+    node.finish(job, token, node.result(job))
+    with node.database.write() as session:
+        session.execute(update(Delivery).values(state=DeliveryState.COMMITTED))
+
+
+def purge(node: SmallNode, settings: RetentionSettings = BOTH) -> int:
+    return Retention(node.database, node.spool, settings, node.clock).purge()
+
+
+def images(node: SmallNode) -> list[Path]:
+    return sorted((node.spool.directory / "instances").rglob("*.dcm"))
+
+
+def results(node: SmallNode) -> list[Path]:
+    return sorted((node.spool.directory / "results").rglob("*.dcm"))
+
+
+def test_images_go_after_their_days_results_after_theirs(done: SmallNode) -> None:
+    done.clock.forward(days=29)
+    assert purge(done) == 0
+    done.clock.forward(days=2)
+    assert purge(done) == 1
+    assert (len(images(done)), len(results(done))) == (0, 2)
+    assert purge(done) == 0
+    done.clock.forward(days=30)
+    assert purge(done) == 2
+    assert (len(images(done)), len(results(done))) == (0, 0)
+    assert purge(done) == 0
+    with done.database.read() as session:
+        assert session.execute(select(Instance.path)).scalars().all() == [None]
+        assert session.execute(select(Artifact.path)).scalars().all() == [None, None]
+        names = ["images removed", "results removed"]
+        events = session.execute(select(AuditEvent).where(AuditEvent.event.in_(names))).scalars().all()
+        assert [(e.event, e.objects["files"]) for e in events] == [(names[0], 1), (names[1], 2)]
+        assert audit.first_bad_row(session) is None
+
+
+def test_zero_days_keep_for_ever(done: SmallNode) -> None:
+    done.clock.forward(days=10_000)
+    assert purge(done, RetentionSettings(images_days=0, results_days=0)) == 0
+    assert (len(images(done)), len(results(done))) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("table", "values"),
+    [
+        (Delivery, {"state": DeliveryState.PENDING}),
+        (Delivery, {"state": DeliveryState.SENDING}),
+        (Delivery, {"state": DeliveryState.SENT}),
+        (Delivery, {"state": DeliveryState.FAILED}),
+        (Job, {"state": JobState.QUEUED}),
+        (Job, {"state": JobState.RUNNING}),
+        (Job, {"state": JobState.FAILED}),
+        (Series, {"state": SeriesState.RECEIVING}),
+        (Series, {"state": SeriesState.COMPLETE}),
+    ],
+)
+def test_nothing_unfinished_is_touched(done: SmallNode, table: Any, values: dict[str, Any]) -> None:
+    with done.database.write() as session:
+        newest = session.execute(select(func.max(table.id))).scalar_one()
+        session.execute(update(table).where(table.id == newest).values(**values))
+    done.clock.forward(days=1000)
+    assert purge(done) == 0
+    assert (len(images(done)), len(results(done))) == (1, 2)
+
+
+def test_the_youngest_series_of_a_study_counts(done: SmallNode) -> None:
+    done.clock.forward(days=20)
+    (late,) = make_ct_series(1, matrix=8, series_number=2)
+    done.receive(late)
+    with done.database.write() as session:
+        session.execute(update(Series).values(state=SeriesState.INELIGIBLE))
+    done.clock.forward(days=20)
+    assert purge(done) == 0
+    done.clock.forward(days=20)
+    assert purge(done) == 2
+
+
+def test_conflicting_copies_go_with_their_study(done: SmallNode) -> None:
+    (ds,) = make_ct_series(1, matrix=8)
+    ds.PatientID = "OTHER"
+    done.receive(ds)
+    done.clock.forward(days=31)
+    assert purge(done) == 2
+    assert images(done) == []
+    with done.database.read() as session:
+        assert session.execute(select(Conflict.path)).scalars().all() == [None]
+
+
+def test_a_study_that_cannot_be_purged_does_not_stop_the_others(
+    done: SmallNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(done, "b")
+    with done.database.read() as session:
+        bad = session.execute(select(Instance.path).order_by(Instance.id)).scalars().first()
+    real = Spool.remove
+
+    def remove(self: Spool, relative: str) -> None:
+        if relative == bad:
+            raise PermissionError(relative)
+        real(self, relative)
+
+    monkeypatch.setattr(Spool, "remove", remove)
+    done.clock.forward(days=31)
+    assert purge(done) == 1
+    assert [str(path.relative_to(done.spool.directory)) for path in images(done)] == [bad]
+
+
+def test_a_slice_that_comes_while_the_list_is_made_saves_its_study(
+    done: SmallNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was acknowledged: it may not be removed by a decision that is older than it."""
+    done.clock.forward(days=31)
+    (late,) = make_ct_series(2, matrix=8)[1:]
+    real = Retention._purge
+
+    def first_receive(self: Retention, study_id: int, *, images: bool) -> int:
+        done.receive(late)
+        return real(self, study_id, images=images)
+
+    monkeypatch.setattr(Retention, "_purge", first_receive)
+    assert purge(done) == 0
+    assert len(images(done)) == 2
+
+
+def test_an_image_that_comes_again_while_it_is_removed_keeps_its_file(
+    done: SmallNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done.clock.forward(days=31)
+    retention = Retention(done.database, done.spool, BOTH, done.clock)
+    real, again = done.database.write, make_ct_series(1, matrix=8)
+    transactions: list[int] = []
+
+    def write() -> Any:
+        transactions.append(1)
+        if len(transactions) == 2:
+            done.receive(*again)
+        return real()
+
+    monkeypatch.setattr(retention._database, "write", write)
+    retention.purge()
+    with done.database.read() as session:
+        path = session.execute(select(Instance.path)).scalar_one()
+    assert path is not None
+    assert done.spool.absolute(path).exists()
+
+
+def test_a_purged_study_can_be_received_again(done: SmallNode) -> None:
+    done.clock.forward(days=31)
+    purge(done)
+    done.receive(*make_ct_series(1, matrix=8))
+    assert len(images(done)) == 1
+    assert len(done.all_jobs()) == 1
+    assert done.all_jobs()[0].kind == jobs.ANALYSIS
