@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from pydicom import Dataset
 
-from inference.decode import decode_frames, read_file
+from inference.decode import MALFORMED_FILE, decode_frames, read_file
 from inference.errors import UnsuitableSeriesError
 
 _ENCODING_KEYWORDS = ("PixelData", "DataSetTrailingPadding")
@@ -35,7 +35,7 @@ def same_content(first: Path, second: Path) -> bool:
             return True
         pairs = zip(decode_frames(a), decode_frames(b), strict=True)
         return all(np.array_equal(one, other) for one, other in pairs)
-    except (UnsuitableSeriesError, ValueError):
+    except (UnsuitableSeriesError, *MALFORMED_FILE):
         return False
 
 

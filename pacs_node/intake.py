@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pydicom import Dataset
 from sqlalchemy import Select, exists, select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from dicom_sr.context import MANUFACTURER
@@ -34,6 +35,7 @@ from pacs_node.states import JobState, SeriesState
 logger = logging.getLogger(__name__)
 
 _ACTOR = "intake"
+_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,8 @@ class Intake:
         self._looked_at: dict[int, tuple[int, bool]] = {}
         #: study id -> instances of its series when none of them was suitable
         self._waiting: dict[int, dict[str, int]] = {}
+        #: study id -> how often in a row it could not be judged
+        self._failures: dict[int, int] = {}
 
     def tick(self) -> None:
         """Do what is due now."""
@@ -156,7 +160,29 @@ class Intake:
             complete = exists().where(Series.study_id == Study.id, Series.state == SeriesState.COMPLETE)
             due = session.execute(select(Study.id).where(complete, ~receiving)).scalars().all()
         for study_id in due:
-            self._each(self._judge, study_id)
+            self._each(self._judge_or_give_up, study_id)
+
+    def _judge_or_give_up(self, study_id: int) -> None:
+        """A study that can't be judged ends with a report too, after some tries."""
+        try:
+            self._judge(study_id)
+        except SQLAlchemyError:
+            raise
+        except Exception:
+            self._failures[study_id] = self._failures.get(study_id, 0) + 1
+            if self._failures[study_id] < _TRIES:
+                raise
+            logger.exception("study could not be judged", extra={"study": study_id})
+            sentence = "A fault of this software: the headers of the series could not be judged."
+            with self._database.write() as session:
+                study = session.get_one(Study, study_id)
+                verdicts = [
+                    _refusal(series.series_uid, ReasonCode.SOFTWARE_FAILURE, sentence)
+                    for series in study.series
+                    if series.state is SeriesState.COMPLETE
+                ]
+                self._decide(session, study, verdicts, ())
+        self._failures.pop(study_id, None)
 
     def _judge(self, study_id: int) -> None:
         with self._database.read() as session:

@@ -101,6 +101,24 @@ def test_what_cannot_be_read_is_not_the_same(tmp_path: Path) -> None:
     assert not same_content(good, tmp_path / "missing")
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        pytest.param(b"\x08\x00\x90\x00PN", b"\x08\x00\x90\x00QN", id="unknown VR"),
+        pytest.param(b"\x28\x00\x10\x00US\x02", b"\x28\x00\x10\x00US\x01", id="odd length"),
+        pytest.param(b"\x20\x00\x13\x00IS\x02\x001 ", b"\x20\x00\x13\x00IS\x02\x00xy", id="not a number"),
+        pytest.param(b"\xe0\x7f\x10\x00OW", b"\xe0\x7f\x10\x00OA", id="unknown VR of pixels"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_damaged_element_is_a_difference(tmp_path: Path, old: bytes, new: bytes) -> None:
+    first, second = ct(tmp_path / "a"), tmp_path / "b"
+    content = first.read_bytes()
+    assert content.count(old) == 1
+    second.write_bytes(content.replace(old, new))
+    assert not same_content(first, second)
+
+
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     with warnings.catch_warnings():

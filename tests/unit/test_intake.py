@@ -8,6 +8,7 @@ import pytest
 from pydicom import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
 
 from dicom_sr.context import MANUFACTURER
 from inference.errors import ReasonCode
@@ -503,6 +504,40 @@ def test_a_study_that_cannot_be_judged_does_not_stop_the_others(
     monkeypatch.setattr("pacs_node.intake.judge_study", real)
     node.intake.tick()
     assert len(node.all_jobs()) == 2
+
+
+def test_a_study_that_can_never_be_judged_ends_with_a_report(
+    node: SmallNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_series: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("pacs_node.intake.judge_study", broken)
+    node.receive(*chest())
+    node.settle()
+    node.intake.tick()
+    assert node.all_jobs() == []
+    node.intake.tick()
+    assert summary(node) == [(jobs.REFUSAL, JobState.QUEUED, "SOFTWARE_FAILURE")]
+    assert [state for state, _ in node.states().values()] == [INELIGIBLE]
+    node.quiet()
+    assert len(node.all_jobs()) == 1
+
+
+def test_a_busy_database_is_no_reason_to_give_a_study_up(
+    node: SmallNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(_series: Any) -> Any:
+        raise OperationalError("BEGIN", {}, Exception("database is locked"))
+
+    real = judge_study
+    monkeypatch.setattr("pacs_node.intake.judge_study", busy)
+    node.receive(*chest())
+    for _ in range(9):
+        node.settle()
+    monkeypatch.setattr("pacs_node.intake.judge_study", real)
+    node.intake.tick()
+    assert summary(node) == [(jobs.ANALYSIS, JobState.QUEUED, None)]
 
 
 def test_a_file_that_is_no_dicom_any_more_ends_in_a_refusal(node: SmallNode) -> None:
