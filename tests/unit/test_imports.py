@@ -35,6 +35,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "load registry sam2_model openclip_model",
         "analyse",
         "evaluate evaluate.*",
+        "train train.*",
     ),
     "dicom_sr": (
         "codes context part10",
@@ -44,8 +45,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "report summary",
     ),
     "pacs_node": (
-        "errors clock states logs destinations engines peer present tcia",
-        "config db spool association dicomweb",
+        "errors clock states logs destinations peer present tcia",
+        "config db spool association dicomweb engines",
         "audit storage case dimse config_template config_docs migrations migrations.*",
         "lifecycle retention",
         "jobs reception",
@@ -81,8 +82,8 @@ ONLY: dict[str, str] = {
 
 #: Who alone imports these, inside the repository and outside.
 IMPORTERS: dict[str, str] = {
-    "inference.analyse": "pacs_node.case inference.evaluate*",
-    "inference.phantom": "inference.phantom* inference.evaluate* pacs_node.demo",
+    "inference.analyse": "pacs_node.case inference.evaluate* inference.train*",
+    "inference.phantom": "inference.phantom* inference.evaluate* inference.train* pacs_node.demo",
     "inference.sam2_model": "inference.registry inference.analyse",
     "inference.openclip_model": "inference.registry inference.analyse",
     "dicom_sr.report": "pacs_node.case",
