@@ -128,6 +128,8 @@ class Listener:
         """Stop listening and abort what is open."""
         if self._server is not None:
             self._server.shutdown()
+            for association in self._server.active_associations:
+                association.abort()
 
     def _application_entity(self) -> Any:
         entity = AE(ae_title=self._settings.ae_title)

@@ -351,6 +351,16 @@ def test_an_aborted_association_is_closed(port: int, database: Database) -> None
     assert associations(database)[0].ending == "aborted"
 
 
+def test_stopping_aborts_what_is_open(database: Database, spool: Spool, clock: TestClock) -> None:
+    listener = Listener(ListenerSettings(port=find_free_port()), CALLERS, database, spool, clock)
+    association = associate(listener.start())
+    association.send_c_store(make_ct_series(1, matrix=8)[0])
+    listener.stop()
+    eventually(lambda: bool(association.is_aborted))
+    eventually(lambda: associations(database)[0].closed_at is not None)
+    assert associations(database)[0].ending == "aborted"
+
+
 def test_a_connection_that_breaks_while_storing_is_closed(
     port: int, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
