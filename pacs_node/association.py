@@ -305,6 +305,6 @@ def _rejection(association: Association) -> A_ASSOCIATE | None:
     answer = association.acceptor.primitive
     if not association.is_rejected:
         # After a fast rejection pynetdicom finds its own socket closed and does not look at its queue.
-        waiting = association.dul.receive_pdu(wait=False)
+        waiting: object = association.dul.receive_pdu(wait=False)
         answer = waiting if isinstance(waiting, A_ASSOCIATE) else None
     return answer if answer is not None and answer.result in (1, 2) else None
