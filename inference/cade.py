@@ -105,6 +105,9 @@ def candidates(volume: Volume, lungs: Lungs, *, device: str | torch.device = "cp
             continue
         radius = float(peaks.sigma[number]) * 3**0.5
         segment = grow(volume.array, field, peaks.index[number], radius, spacing)
+        if segment is not None and segment.leaked and segment.inscribed_mm > 0.8 * radius:
+            # a small maximum inside something large: look again with a wider view
+            segment = grow(volume.array, field, peaks.index[number], 2 * radius, spacing)
         if segment is None or segment.leaked:
             continue
         features = describe(segment, spacing)
@@ -182,7 +185,8 @@ def detect(
         As for `candidates`.
     parameters
         Of the card: ``intercept`` and ``weight_*`` of the decision, ``min_probability``,
-        ``min_diameter_mm``, ``max_diameter_mm``, ``min_slices`` (least diameter in slices), ``max_findings``.
+        ``min_diameter_mm``, ``max_diameter_mm``, ``min_slices`` (least diameter in slices), ``min_solidity``,
+        ``max_findings``.
 
     Returns
     -------
@@ -196,6 +200,7 @@ def detect(
         replace(candidate, score=probability(candidate.features, parameters))
         for candidate in candidates(volume, lungs, device=device)
         if low <= candidate.features["diameter_mm"] <= high
+        and candidate.features["solidity"] >= parameters["min_solidity"]  # less is a tree of vessels
     ]
     scored.sort(key=lambda candidate: (-candidate.score, candidate.origin))
     taken = np.zeros(volume.array.shape, np.bool_)

