@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -140,3 +141,11 @@ def test_compressed_transfer_syntax_keeps_the_pixels(phantom: Phantom, tmp_path:
     assert dataset.file_meta.TransferSyntaxUID == JPEGLSLossless
     assert dataset.file_meta.MediaStorageSOPInstanceUID == dataset.SOPInstanceUID
     assert np.array_equal(dataset.pixel_array.astype(int) - 1024, phantom.volume.array[30])
+
+
+@pytest.mark.peer("dciodvfy")
+def test_written_slice_passes_dciodvfy(phantom: Phantom, tmp_path: Path) -> None:
+    path = write_phantom(phantom, tmp_path)[40]
+    done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False, timeout=60)
+    assert "CTImage" in done.stdout + done.stderr
+    assert not [line for line in done.stderr.splitlines() if line.startswith("Error")]
