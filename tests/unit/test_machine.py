@@ -1,0 +1,333 @@
+"""Random histories of one node: slices, silence, failures, crashes and peers that come and go.
+
+Whatever happens, what is said stays true (the invariants), and in the end every study has ended.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from pydicom import Dataset
+from sqlalchemy import event, select
+
+from inference import geometry
+from inference.uids import derived_uid
+from pacs_node import audit, jobs
+from pacs_node.case import CaseOutcome, CaseRequest
+from pacs_node.config import DeliverySettings, RetentionSettings
+from pacs_node.db import Artifact, Database, Delivery, Instance, Job, Study, sqlite_url
+from pacs_node.delivery import Outbox, resend_study
+from pacs_node.destinations import FakeDestination, OutcomeKind
+from pacs_node.retention import Retention
+from pacs_node.spool import Spool
+from pacs_node.states import DeliveryState, JobState, SeriesState
+from tests.small_node import SmallNode, TestClock, chest
+from tests.unit.test_worker import fail, make_worker, run, unsuitable
+
+STUDIES, SERIES, SLICES = 2, 2, 5
+LIMITS = {"MIN_SLICES": 4, "MIN_EXTENT_MM": 8.0, "FEW_SLICES": 2}
+ENDED = {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
+
+
+@cache
+def series(study: int, number: int) -> list[Dataset]:
+    """Series 0 is the thinner one; the last slice of each is a late one that still fits."""
+    return chest(
+        SLICES,
+        seed=f"{study}.{number}",
+        study_uid=derived_uid("machine", str(study)),
+        spacing_mm=2.0 + number,
+    )
+
+
+@cache
+def changed(study: int, number: int) -> Dataset:
+    (ds,) = chest(
+        1,
+        seed=f"{study}.{number}",
+        study_uid=derived_uid("machine", str(study)),
+        spacing_mm=2.0 + number,
+        patient_id="SOMEBODY-ELSE",
+    )
+    return ds
+
+
+@cache
+def empty_database() -> bytes:
+    directory = Path(tempfile.mkdtemp())
+    database = Database(sqlite_url(directory))
+    database.upgrade()
+    database.dispose()
+    content = (directory / "node.db").read_bytes()
+    shutil.rmtree(directory)
+    return content
+
+
+class Node(RuleBasedStateMachine):
+    """One node and one peer."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(os, "fsync", lambda _descriptor: None)
+        for name, value in LIMITS.items():
+            self.patch.setattr(geometry, name, value)
+        self.patch.setattr("pacs_node.worker.run_case", self.run_case)
+        self.directory = Path(tempfile.mkdtemp())
+        (self.directory / "node.db").write_bytes(empty_database())
+        self.database = Database(sqlite_url(self.directory))
+        event.listen(self.database.engine, "connect", _without_sync)
+        self.clock = TestClock()
+        self.node = SmallNode(self.database, Spool(self.directory, 1), self.clock)
+        self.peer = FakeDestination()
+        self.analysis = "run"
+        self.meanwhile: Dataset | None = None
+
+    def run_case(self, request: CaseRequest) -> CaseOutcome:
+        if self.meanwhile is not None:
+            self.node.receive(self.meanwhile)
+            self.meanwhile = None
+        analyses: dict[str, Callable[[CaseRequest], CaseOutcome]] = {
+            "run": run,
+            "fail": fail,
+            "unsuitable": unsuitable,
+        }
+        return analyses[self.analysis](request)
+
+    def outbox(self) -> Outbox:
+        limits = DeliverySettings(retry_first_seconds=10, retry_longest_seconds=60, give_up_hours=1)
+        return Outbox(self.database, self.directory, self.peer, limits, self.clock)
+
+    # --- what the world does
+
+    @rule(
+        study=st.integers(0, STUDIES - 1),
+        number=st.integers(0, SERIES - 1),
+        first=st.integers(0, SLICES - 1),
+        count=st.integers(1, SLICES),
+    )
+    def slices_arrive(self, study: int, number: int, first: int, count: int) -> None:
+        self.node.receive(*series(study, number)[first : first + count])
+
+    @rule(study=st.integers(0, STUDIES - 1), number=st.integers(0, SERIES - 1))
+    def a_whole_series_arrives(self, study: int, number: int) -> None:
+        self.node.receive(*series(study, number))
+
+    @rule(study=st.integers(0, STUDIES - 1), number=st.integers(0, SERIES - 1))
+    def a_conflict_arrives(self, study: int, number: int) -> None:
+        self.node.receive(changed(study, number))
+
+    @rule(seconds=st.sampled_from([1, 6, 11, 31, 61, 4000]))
+    def time_passes(self, seconds: int) -> None:
+        self.clock.forward(seconds=seconds)
+
+    @rule()
+    def the_peer_comes_or_goes(self) -> None:
+        self.peer.answers = not self.peer.answers
+
+    @rule(entry=st.sampled_from([OutcomeKind.TRANSIENT, OutcomeKind.PERMANENT, 0x0111, 0xB000, 0xA700]))
+    def the_peer_will_answer(self, entry: OutcomeKind | int) -> None:
+        self.peer._script.append(entry)
+
+    @rule()
+    def the_peer_loses_everything(self) -> None:
+        self.peer.stored.clear()
+
+    # --- what the node does
+
+    @rule()
+    def intake_ticks(self) -> None:
+        self.node.intake.tick()
+
+    @rule()
+    def intake_is_restarted(self) -> None:
+        self.node.restart_intake()
+
+    @rule()
+    def leases_are_taken_back(self) -> None:
+        with self.database.write() as session:
+            jobs.reclaim(session, at=self.clock(), actor="schedule")
+
+    @rule(analysis=st.sampled_from(["run", "run", "fail", "unsuitable"]))
+    def the_worker_works(self, analysis: str) -> None:
+        self.analysis = analysis
+        make_worker(self.node).tick()
+
+    @rule(
+        study=st.integers(0, STUDIES - 1),
+        number=st.integers(0, SERIES - 1),
+        index=st.integers(0, SLICES - 1),
+        analysis=st.sampled_from(["run", "unsuitable"]),
+    )
+    def a_slice_arrives_during_the_analysis(self, study: int, number: int, index: int, analysis: str) -> None:
+        self.meanwhile, self.analysis = series(study, number)[index], analysis
+        make_worker(self.node).tick()
+        self.meanwhile = None
+
+    @rule()
+    def a_worker_is_killed(self) -> None:
+        with self.database.write() as session:
+            jobs.claim(session, at=self.clock(), actor="worker")
+
+    @rule(times=st.integers(1, 4))
+    def the_outbox_works(self, times: int) -> None:
+        box = self.outbox()
+        for _ in range(times):
+            box.tick()
+
+    @rule()
+    def the_outbox_is_killed_before_it_notes_the_answer(self) -> None:
+        box = self.outbox()
+        batch = box._claim()
+        if batch is not None:
+            self.peer.send([box._path(row.artifact) for row in batch[0]])
+
+    @rule()
+    def old_files_are_removed(self) -> None:
+        Retention(
+            self.database,
+            self.node.spool,
+            RetentionSettings(images_days=0.02, results_days=0.05),
+            self.clock,
+        ).purge()
+
+    # --- what the operator does
+
+    @rule(study=st.integers(0, STUDIES - 1))
+    def the_operator_requeues(self, study: int) -> None:
+        with self.database.write() as session:
+            for job in jobs.requeueable(session, derived_uid("machine", str(study))):
+                jobs.requeue(session, job, at=self.clock(), actor="operator")
+
+    @precondition(lambda self: self.no_delivery_is_being_sent())
+    @rule(study=st.integers(0, STUDIES - 1))
+    def the_operator_sends_again(self, study: int) -> None:
+        with self.database.write() as session:
+            uid = derived_uid("machine", str(study))
+            resend_study(session, uid, [("fake", ("seg", "sr"))], at=self.clock(), actor="operator")
+
+    def no_delivery_is_being_sent(self) -> bool:
+        with self.database.read() as session:
+            sending = select(Delivery.id).where(Delivery.state == DeliveryState.SENDING)
+            return session.execute(sending).first() is None
+
+    # --- what is always true
+
+    @invariant()
+    def the_record_is_whole(self) -> None:
+        with self.database.read() as session:
+            assert audit.first_bad_row(session) is None
+
+    @invariant()
+    def every_row_has_its_file(self) -> None:
+        with self.database.read() as session:
+            for row in session.execute(select(Instance)).scalars():
+                assert row.path is None or self.node.spool.absolute(row.path).exists()
+            for artifact in session.execute(select(Artifact)).scalars():
+                if artifact.path is not None:
+                    content = (self.directory / artifact.path).read_bytes()
+                    assert hashlib.sha256(content).hexdigest() == artifact.sha256
+
+    @invariant()
+    def what_the_peer_has_stood_in_the_outbox(self) -> None:
+        with self.database.read() as session:
+            promised = {
+                row.sop_instance_uid: row.sha256 for row in session.execute(select(Artifact)).scalars()
+            }
+        for uid, content in self.peer.stored.items():
+            assert hashlib.sha256(content).hexdigest() == promised[uid]
+
+    @invariant()
+    def one_content_has_one_result(self) -> None:
+        with self.database.read() as session:
+            for job in session.execute(select(Job)).scalars():
+                kinds = [artifact.kind for artifact in job.artifacts]
+                assert kinds.count("seg") <= 1
+                if job.outcome == jobs.ANALYSED:
+                    assert kinds[-2:] == ["seg", "sr"]
+                if job.state is JobState.CANCELLED and job.kind == jobs.REFUSAL:
+                    assert kinds == []
+
+    @invariant()
+    def no_study_is_lost(self) -> None:
+        """What is queued has a job for exactly this content; what is refused has an answer."""
+        with self.database.read() as session:
+            for study in session.execute(select(Study)).scalars():
+                states = {row.state for row in study.series}
+                if states & {SeriesState.RECEIVING, SeriesState.COMPLETE}:
+                    continue
+                ids = [row.id for row in study.series]
+                rows = session.execute(select(Job).where(Job.series_id.in_(ids))).scalars().all()
+                living = [job for job in rows if job.state is not JobState.CANCELLED]
+                assert living, "no answer"
+                for row in study.series:
+                    if row.state is SeriesState.QUEUED:
+                        digest = jobs.input_digest(row)
+                        assert [j for j in living if j.series_id == row.id and j.input_digest == digest]
+                unfinished = [job for job in living if job.state not in ENDED]
+                contents = {(job.series_id, job.kind) for job in unfinished}
+                assert len(contents) == len(unfinished)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "node"):
+            return
+        try:
+            self.everything_ends()
+        finally:
+            self.patch.undo()
+            self.database.dispose()
+            shutil.rmtree(self.directory)
+
+    def everything_ends(self) -> None:
+        self.peer.answers, self.analysis, self.peer._script = True, "run", []
+        worker, box = make_worker(self.node), self.outbox()
+        for _ in range(12):
+            self.clock.forward(seconds=61)
+            self.node.intake.tick()
+            self.leases_are_taken_back()
+            while worker.tick():
+                self.clock.forward(seconds=6)
+            while box.tick():
+                pass
+        self.no_study_is_lost()
+        self.one_content_has_one_result()
+        with self.database.read() as session:
+            for study in session.execute(select(Study)).scalars():
+                for row in study.series:
+                    assert row.state in {SeriesState.QUEUED, SeriesState.INELIGIBLE}
+                    assert row.state is SeriesState.QUEUED or row.reason_code
+                reports = (
+                    select(Artifact.id)
+                    .join(Job, Artifact.job_id == Job.id)
+                    .where(Job.series_id.in_([row.id for row in study.series]), Artifact.kind == "sr")
+                )
+                assert session.execute(reports).first() is not None
+            for job in session.execute(select(Job)).scalars():
+                assert job.state in ENDED
+            for delivery in session.execute(select(Delivery)).scalars():
+                assert delivery.state in {DeliveryState.COMMITTED, DeliveryState.FAILED}
+
+
+def _without_sync(connection: sqlite3.Connection, _record: Any) -> None:
+    connection.execute("PRAGMA synchronous=OFF")
+
+
+TestNode = Node.TestCase
+TestNode.settings = settings(
+    max_examples=int(os.environ.get("PACS_NODE_HISTORIES", "12")),
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
