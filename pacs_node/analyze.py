@@ -17,8 +17,9 @@ from dicom_sr.context import OtherSeries
 from inference.errors import InferenceError, ReasonCode, UnsuitableSeriesError
 from inference.load import read_header
 from inference.select import judge_study
-from pacs_node.case import CaseOutcome, CaseRequest, Refusal, run_case
+from pacs_node.case import run_case
 from pacs_node.present import show_result
+from pacs_node.request import CaseOutcome, CaseRequest, Refusal
 from pacs_node.states import JobOutcome
 
 ANALYSED, NOT_SUITABLE, NO_IMAGES, FAILED = 0, 3, 4, 5

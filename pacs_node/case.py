@@ -11,14 +11,12 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset
 
-from dicom_sr.context import OtherSeries, Predecessor, ResultContext
+from dicom_sr.context import ResultContext
 from dicom_sr.keyimages import KeyImage, render_key_images, render_overview
 from dicom_sr.part10 import save
 from dicom_sr.report import build_not_analysed_report, build_report
@@ -26,86 +24,15 @@ from dicom_sr.seg import build_seg
 from dicom_sr.summary import Output, not_analysed_json, report_html, result_json
 from dicom_sr.verify import reread, reread_not_analysed
 from inference.analyse import analyse
-from inference.errors import ReasonCode, UnsuitableSeriesError
+from inference.errors import UnsuitableSeriesError
 from inference.load import LoadedSeries, load_series, read_header
 from inference.registry import Pipeline, load_pipeline
 from pacs_node import __version__
+from pacs_node.request import CaseFile, CaseOutcome, CaseRequest, Refusal
 from pacs_node.spool import sync_directory
 from pacs_node.states import JobOutcome
 
 Progress = Callable[[str, float], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why the series is not to be analysed: only the report that says so is made."""
-
-    code: ReasonCode
-    sentence: str
-
-
-@dataclass(frozen=True, slots=True)
-class CaseRequest:
-    """What to analyse and what the result must say about it.
-
-    Parameters
-    ----------
-    files
-        The instances of the series.
-    out_dir
-        Where results go; made if absent.
-    input_digest
-        Identifies the instances.
-    created_at
-        The time in all results, so that a repeated attempt makes the same bytes.
-    refusal
-        Make only the "not analysed" report.
-    last_resort
-        False: if the pixels turn out unsuitable another series will be tried, so make no report.
-    identity
-        Keyword -> value of what the node knows of the series, for the report of files that can't be read.
-    """
-
-    files: tuple[Path, ...]
-    out_dir: Path
-    profile: str
-    device: str
-    input_digest: str
-    created_at: datetime
-    identity: dict[str, str]
-    refusal: Refusal | None = None
-    last_resort: bool = True
-    #: part of the UIDs where a repetition isn't the same result
-    uid_salt: str = ""
-    predecessors: tuple[Predecessor, ...] = ()
-    other_series: tuple[OtherSeries, ...] = ()
-
-    def with_refusal(self, refusal: Refusal) -> CaseRequest:
-        """Return the same request, but for the report only."""
-        return replace(self, refusal=refusal)
-
-
-@dataclass(frozen=True, slots=True)
-class CaseFile:
-    """A file of the result; kind is seg, sr, json, html or png."""
-
-    kind: str
-    path: Path
-    sha256: str
-    sop_instance_uid: str | None = None
-    sop_class_uid: str | None = None
-    series_uid: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CaseOutcome:
-    """What came of a request; `status` is ``analysed`` or ``not_analysed``."""
-
-    status: str
-    files: tuple[CaseFile, ...]
-    reason_code: str | None = None
-    reason: str | None = None
-    n_findings: int = 0
 
 
 class _Stopwatch:

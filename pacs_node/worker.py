@@ -17,12 +17,12 @@ from dicom_sr.context import OtherSeries, Predecessor
 from inference.errors import ReasonCode
 from inference.registry import load_pipeline
 from pacs_node import jobs, lifecycle
-from pacs_node.case import CaseOutcome, CaseRequest, Refusal, run_case
 from pacs_node.clock import Clock, utc_now
 from pacs_node.config import Settings
 from pacs_node.db import Artifact, Database, Job, Series
 from pacs_node.engines import Engine, InProcessEngine, ProcessEngine
 from pacs_node.errors import AnalysisFailedError, StaleStateError
+from pacs_node.request import CaseOutcome, CaseRequest, Refusal, run_case
 from pacs_node.states import JobState, SeriesState
 from pacs_node.storage import open_database
 

@@ -45,7 +45,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "report summary",
     ),
     "pacs_node": (
-        "errors clock states logs destinations peer present tcia",
+        "errors clock states logs destinations peer present tcia request",
         "config db spool association dicomweb engines",
         "audit storage case dimse config_template config_docs migrations migrations.*",
         "lifecycle retention",
@@ -70,7 +70,7 @@ ONLY: dict[str, str] = {
     "pacs_node.lifecycle pacs_node.spool pacs_node.states",
     "pacs_node.listener": "inference.decode pacs_node.audit pacs_node.clock pacs_node.config pacs_node.db "
     "pacs_node.errors pacs_node.reception pacs_node.spool pacs_node.storage",
-    "pacs_node.case": "inference.* dicom_sr.* pacs_node pacs_node.spool pacs_node.states",
+    "pacs_node.case": "inference.* dicom_sr.* pacs_node pacs_node.request pacs_node.spool pacs_node.states",
     "pacs_node.delivery": "pacs_node.association pacs_node.clock pacs_node.config pacs_node.db "
     "pacs_node.destinations pacs_node.dicomweb pacs_node.dimse pacs_node.errors pacs_node.jobs "
     "pacs_node.lifecycle pacs_node.states pacs_node.storage",
@@ -89,7 +89,7 @@ IMPORTERS: dict[str, str] = {
     "dicom_sr.report": "pacs_node.case",
     "dicom_sr.seg": "pacs_node.case",
     "dicom_sr.verify": "pacs_node.case",
-    "pacs_node.case": "pacs_node.worker pacs_node.analyze",
+    "pacs_node.case": "pacs_node.analyze",
     "pacs_node.cli": "",
     "sam2": "inference.sam2_model",
     "open_clip": "inference.openclip_model",
@@ -108,6 +108,7 @@ LIGHT = (
     "pacs_node.listener",
     "pacs_node.intake",
     "pacs_node.schedule",
+    "pacs_node.worker",
     "pacs_node.delivery",
     "pacs_node.serve",
     "pacs_node.cli",

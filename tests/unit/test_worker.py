@@ -15,10 +15,10 @@ from sqlalchemy.exc import OperationalError
 
 from inference.uids import derived_uid
 from pacs_node import jobs
-from pacs_node.case import CaseFile, CaseOutcome, CaseRequest
 from pacs_node.config import DicomDestination, PipelineSettings, Settings, StorageSettings
 from pacs_node.db import Artifact, Job, Series
 from pacs_node.engines import InProcessEngine
+from pacs_node.request import CaseFile, CaseOutcome, CaseRequest
 from pacs_node.states import DeliveryState, JobState, SeriesState
 from pacs_node.worker import Worker
 from tests.small_node import VERSION, SmallNode, chest, write_object

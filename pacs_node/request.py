@@ -1,0 +1,89 @@
+"""What a worker asks of an engine and what it gets; light, so that only the engine's process loads torch."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import cast
+
+from dicom_sr.context import OtherSeries, Predecessor
+from inference.errors import ReasonCode
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why the series is not to be analysed: only the report that says so is made."""
+
+    code: ReasonCode
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class CaseRequest:
+    """What to analyse and what the result must say about it.
+
+    Parameters
+    ----------
+    files
+        The instances of the series.
+    out_dir
+        Where results go; made if absent.
+    input_digest
+        Identifies the instances.
+    created_at
+        The time in all results, so that a repeated attempt makes the same bytes.
+    refusal
+        Make only the "not analysed" report.
+    last_resort
+        False: if the pixels turn out unsuitable another series will be tried, so make no report.
+    identity
+        Keyword -> value of what the node knows of the series, for the report of files that can't be read.
+    """
+
+    files: tuple[Path, ...]
+    out_dir: Path
+    profile: str
+    device: str
+    input_digest: str
+    created_at: datetime
+    identity: dict[str, str]
+    refusal: Refusal | None = None
+    last_resort: bool = True
+    #: part of the UIDs where a repetition isn't the same result
+    uid_salt: str = ""
+    predecessors: tuple[Predecessor, ...] = ()
+    other_series: tuple[OtherSeries, ...] = ()
+
+    def with_refusal(self, refusal: Refusal) -> CaseRequest:
+        """Return the same request, but for the report only."""
+        return replace(self, refusal=refusal)
+
+
+@dataclass(frozen=True, slots=True)
+class CaseFile:
+    """A file of the result; kind is seg, sr, json, html or png."""
+
+    kind: str
+    path: Path
+    sha256: str
+    sop_instance_uid: str | None = None
+    sop_class_uid: str | None = None
+    series_uid: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CaseOutcome:
+    """What came of a request; `status` is ``analysed`` or ``not_analysed``."""
+
+    status: str
+    files: tuple[CaseFile, ...]
+    reason_code: str | None = None
+    reason: str | None = None
+    n_findings: int = 0
+
+
+def run_case(request: CaseRequest) -> CaseOutcome:
+    """Run `pacs_node.case.run_case`; it is imported where this is called, in the engine's process."""
+    return cast(CaseOutcome, importlib.import_module("pacs_node.case").run_case(request))
