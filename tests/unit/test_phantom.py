@@ -80,19 +80,18 @@ def test_attenuation_shows_in_the_voxels(phantom: Phantom) -> None:
     assert -800 < mean[Attenuation.GROUND_GLASS, 13.0] < -400
 
 
-def test_sharp_kernel_is_noisier() -> None:
-    images = {k: make_phantom(3, SHAPE, SPACING, (), kernel=k) for k in (Kernel.SMOOTH, Kernel.SHARP)}
-    air = {k: p.volume.array[5:10, :10, :10].astype(float).std() for k, p in images.items()}
-    assert air[Kernel.SHARP] > 2 * air[Kernel.SMOOTH]
-    assert images[Kernel.SHARP].nodules == ()
+def test_sharp_kernel_is_noisier(phantom: Phantom) -> None:
+    sharp = make_phantom(1, SHAPE, SPACING, (), kernel=Kernel.SHARP)
+    air = [p.volume.array[5:10, :10, :10].astype(float).std() for p in (phantom, sharp)]
+    assert air[1] > 1.5 * air[0]
+    assert sharp.nodules == ()
 
 
-def test_thick_slices_soften_a_small_nodule() -> None:
-    specs = (NoduleSpec(6.0),)
-    thin = make_phantom(3, SHAPE, SPACING, specs)
-    thick = make_phantom(3, SHAPE, SPACING, specs, slice_thickness_mm=10.0)
-    mask = thin.truth == thin.nodules[0].label
-    assert thick.volume.array[mask].mean() < thin.volume.array[mask].mean() - 100
+def test_thick_slices_soften_a_small_nodule(phantom: Phantom) -> None:
+    thick = make_phantom(1, SHAPE, SPACING, slice_thickness_mm=10.0)
+    assert thick.nodules == phantom.nodules
+    mask = phantom.truth == phantom.nodules[-1].label
+    assert thick.volume.array[mask].mean() < phantom.volume.array[mask].mean() - 100
 
 
 def test_a_grid_smaller_than_a_chest_and_an_impossible_nodule_are_refused() -> None:
