@@ -11,8 +11,10 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -25,11 +27,12 @@ from sqlalchemy import event, select
 from inference import geometry
 from inference.uids import derived_uid
 from pacs_node import audit, jobs
-from pacs_node.case import CaseOutcome, CaseRequest
 from pacs_node.config import DeliverySettings, RetentionSettings
 from pacs_node.db import Artifact, Database, Delivery, Instance, Job, Study, sqlite_url
 from pacs_node.delivery import Outbox, resend_study
 from pacs_node.destinations import FakeDestination, OutcomeKind
+from pacs_node.errors import StaleStateError
+from pacs_node.request import CaseOutcome, CaseRequest
 from pacs_node.retention import Retention
 from pacs_node.spool import Spool
 from pacs_node.states import DeliveryState, JobState, SeriesState
@@ -38,6 +41,10 @@ from tests.unit.test_worker import fail, make_worker, run, unsuitable
 
 STUDIES, SERIES, SLICES = 2, 2, 5
 LIMITS = {"MIN_SLICES": 4, "MIN_EXTENT_MM": 8.0, "FEW_SLICES": 2}
+STUDY, NUMBER = st.integers(0, STUDIES - 1), st.integers(0, SERIES - 1)
+INDEX = st.integers(0, SLICES - 1)
+ANALYSIS = st.sampled_from(["run", "run", "fail", "unsuitable"])
+ANSWERS = [OutcomeKind.TRANSIENT, OutcomeKind.PERMANENT, 0x0111, 0xB000, 0xA700]
 ENDED = {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
 
 
@@ -94,11 +101,16 @@ class Node(RuleBasedStateMachine):
         self.peer = FakeDestination()
         self.analysis = "run"
         self.meanwhile: Dataset | None = None
+        self.closed = False
+        self.begun: list[tuple[int, str, CaseRequest]] = []
 
     def run_case(self, request: CaseRequest) -> CaseOutcome:
         if self.meanwhile is not None:
             self.node.receive(self.meanwhile)
             self.meanwhile = None
+            if self.closed:
+                self.clock.forward(seconds=11)
+                self.node.intake.close_series()
         analyses: dict[str, Callable[[CaseRequest], CaseOutcome]] = {
             "run": run,
             "fail": fail,
@@ -112,77 +124,92 @@ class Node(RuleBasedStateMachine):
 
     # --- what the world does
 
-    @rule(
-        study=st.integers(0, STUDIES - 1),
-        number=st.integers(0, SERIES - 1),
-        first=st.integers(0, SLICES - 1),
-        count=st.integers(1, SLICES),
-    )
-    def slices_arrive(self, study: int, number: int, first: int, count: int) -> None:
-        self.node.receive(*series(study, number)[first : first + count])
+    @rule(study=STUDY, number=NUMBER, cut=st.integers(0, 1))
+    def a_series_arrives_and_is_closed(self, study: int, number: int, cut: int) -> None:
+        self.node.receive(*series(study, number)[: SLICES - cut])
+        self.time_passes_and_intake_ticks(11)
 
-    @rule(study=st.integers(0, STUDIES - 1), number=st.integers(0, SERIES - 1))
-    def a_whole_series_arrives(self, study: int, number: int) -> None:
-        self.node.receive(*series(study, number))
+    @rule(study=STUDY, number=NUMBER, index=INDEX, conflict=st.booleans())
+    def a_slice_arrives(
+        self,
+        study: int,
+        number: int,
+        index: int,
+        conflict: bool,
+    ) -> None:
+        self.node.receive(changed(study, number) if conflict else series(study, number)[index])
 
-    @rule(study=st.integers(0, STUDIES - 1), number=st.integers(0, SERIES - 1))
-    def a_conflict_arrives(self, study: int, number: int) -> None:
-        self.node.receive(changed(study, number))
-
-    @rule(seconds=st.sampled_from([1, 6, 11, 31, 61, 4000]))
-    def time_passes(self, seconds: int) -> None:
+    @rule(seconds=st.sampled_from([0, 11, 61]))
+    def time_passes_and_intake_ticks(self, seconds: int) -> None:
         self.clock.forward(seconds=seconds)
+        self.node.intake.tick()
 
-    @rule()
-    def the_peer_comes_or_goes(self) -> None:
-        self.peer.answers = not self.peer.answers
-
-    @rule(entry=st.sampled_from([OutcomeKind.TRANSIENT, OutcomeKind.PERMANENT, 0x0111, 0xB000, 0xA700]))
-    def the_peer_will_answer(self, entry: OutcomeKind | int) -> None:
-        self.peer._script.append(entry)
-
-    @rule()
-    def the_peer_loses_everything(self) -> None:
-        self.peer.stored.clear()
+    @rule(
+        answers=st.booleans(),
+        forgets=st.booleans(),
+        script=st.lists(st.sampled_from(ANSWERS), max_size=3),
+    )
+    def the_peer_changes(
+        self,
+        answers: bool,
+        forgets: bool,
+        script: list[OutcomeKind | int],
+    ) -> None:
+        self.peer.answers, self.peer._script = answers, script
+        if forgets:
+            self.peer.stored.clear()
 
     # --- what the node does
-
-    @rule()
-    def intake_ticks(self) -> None:
-        self.node.intake.tick()
 
     @rule()
     def intake_is_restarted(self) -> None:
         self.node.restart_intake()
 
-    @rule()
-    def leases_are_taken_back(self) -> None:
+    @rule(seconds=st.sampled_from([0, 31]))
+    def leases_are_taken_back(self, seconds: int) -> None:
+        self.clock.forward(seconds=seconds)
         with self.database.write() as session:
             jobs.reclaim(session, at=self.clock(), actor="schedule")
 
-    @rule(analysis=st.sampled_from(["run", "run", "fail", "unsuitable"]))
-    def the_worker_works(self, analysis: str) -> None:
+    @rule(analysis=ANALYSIS)
+    def a_worker_works(self, analysis: str) -> None:
         self.analysis = analysis
         make_worker(self.node).tick()
+        self.clock.forward(seconds=6)
 
     @rule(
-        study=st.integers(0, STUDIES - 1),
-        number=st.integers(0, SERIES - 1),
-        index=st.integers(0, SLICES - 1),
-        analysis=st.sampled_from(["run", "unsuitable"]),
+        study=STUDY, number=NUMBER, index=st.integers(0, SLICES - 1), analysis=ANALYSIS, closed=st.booleans()
     )
-    def a_slice_arrives_during_the_analysis(self, study: int, number: int, index: int, analysis: str) -> None:
-        self.meanwhile, self.analysis = series(study, number)[index], analysis
-        make_worker(self.node).tick()
+    def a_slice_arrives_during_the_analysis(
+        self,
+        study: int,
+        number: int,
+        index: int,
+        analysis: str,
+        closed: bool,
+    ) -> None:
+        self.meanwhile, self.closed = series(study, number)[index], closed
+        self.a_worker_works(analysis)
         self.meanwhile = None
 
     @rule()
-    def a_worker_is_killed(self) -> None:
-        with self.database.write() as session:
-            jobs.claim(session, at=self.clock(), actor="worker")
+    def a_worker_begins(self) -> None:
+        """It may end much later, or never: then it was killed."""
+        claimed = make_worker(self.node)._claim()
+        if claimed is not None:
+            self.begun.append(claimed)
 
-    @rule(times=st.integers(1, 4))
-    def the_outbox_works(self, times: int) -> None:
+    @precondition(lambda self: self.begun)
+    @rule(analysis=st.sampled_from(["run", "unsuitable"]))
+    def a_worker_ends(self, analysis: str) -> None:
+        self.analysis = analysis
+        worker, (job_id, token, request) = make_worker(self.node), self.begun.pop(0)
+        with suppress(StaleStateError):
+            worker._finish(job_id, token, *worker._analyse(request, job_id, Event()))
+
+    @rule(times=st.integers(1, 5), seconds=st.sampled_from([0, 61]))
+    def the_outbox_works(self, times: int, seconds: int) -> None:
+        self.clock.forward(seconds=seconds)
         box = self.outbox()
         for _ in range(times):
             box.tick()
@@ -196,23 +223,20 @@ class Node(RuleBasedStateMachine):
 
     @rule()
     def old_files_are_removed(self) -> None:
-        Retention(
-            self.database,
-            self.node.spool,
-            RetentionSettings(images_days=0.02, results_days=0.05),
-            self.clock,
-        ).purge()
+        self.clock.forward(days=1)
+        keep = RetentionSettings(images_days=0.5, results_days=2)
+        Retention(self.database, self.node.spool, keep, self.clock).purge()
 
     # --- what the operator does
 
-    @rule(study=st.integers(0, STUDIES - 1))
+    @rule(study=STUDY)
     def the_operator_requeues(self, study: int) -> None:
         with self.database.write() as session:
             for job in jobs.requeueable(session, derived_uid("machine", str(study))):
                 jobs.requeue(session, job, at=self.clock(), actor="operator")
 
     @precondition(lambda self: self.no_delivery_is_being_sent())
-    @rule(study=st.integers(0, STUDIES - 1))
+    @rule(study=STUDY)
     def the_operator_sends_again(self, study: int) -> None:
         with self.database.write() as session:
             uid = derived_uid("machine", str(study))
@@ -296,7 +320,7 @@ class Node(RuleBasedStateMachine):
         for _ in range(12):
             self.clock.forward(seconds=61)
             self.node.intake.tick()
-            self.leases_are_taken_back()
+            self.leases_are_taken_back(0)
             while worker.tick():
                 self.clock.forward(seconds=6)
             while box.tick():
