@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -50,7 +49,7 @@ def _show_findings(summary: Mapping[str, Any], console: Console) -> None:
     if not summary["findings"]:
         console.print("[bold]No nodule found.[/] That doesn't prove that there is none.")
         return
-    table = Table(title="Findings", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title="Findings", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for heading in ("nodule", "site", "type"):
         table.add_column(heading, no_wrap=True)
     for heading in ("axes, mm", "mm3", "HU", "slice", "certainty"):
