@@ -323,4 +323,5 @@ def _roundness(smooth: torch.Tensor, index: torch.Tensor, pitch: NDArray[np.floa
             mixed = value(*(e + f)) - value(*(e - f)) - value(*(f - e)) + value(*(-e - f))
             h[:, i, j] = h[:, j, i] = mixed / (4 * pitch[i] * pitch[j])
     curvature = torch.linalg.eigvalsh(h).cpu().numpy()  # ascending: the strongest (negative) first
-    return np.clip(curvature[:, 2] / np.minimum(curvature[:, 0], -1e-6), 0, 1)
+    ratio: NDArray[np.float64] = np.clip(curvature[:, 2] / np.minimum(curvature[:, 0], -1e-6), 0, 1)
+    return ratio

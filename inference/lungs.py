@@ -394,4 +394,5 @@ def _to_source(sides: NDArray[np.uint8], grid: _Grid) -> NDArray[np.uint8]:
 
 def _weights(at: NDArray[np.float64], size: int) -> Floats:
     """Linear interpolation at the positions `at` of `size` samples, as a matrix."""
-    return np.maximum(1 - np.abs(at[:, None] - np.arange(size)), 0).astype(np.float32)
+    weights: Floats = np.maximum(1 - np.abs(at[:, None] - np.arange(size)), 0).astype(np.float32)
+    return weights

@@ -242,7 +242,8 @@ def _describe(region: _Region, box: _Box, corner: Index) -> Segment | None:
         return None
     (tight,) = ndimage.find_objects(region.opened.astype(np.uint8))
     wide = tuple(slice(max(s.start - 5, 0), s.stop + 5) for s in tight)
-    opened, tissue, field, hu = (part[wide] for part in (region.opened, region.tissue, box.field, box.hu))
+    opened, tissue, field = (part[wide] for part in (region.opened, region.tissue, box.field))
+    hu = box.hu[wide]
     surface = opened & ~ndimage.binary_erosion(opened, border_value=1)
     area = max(int(surface.sum()), 1)
     once = ndimage.binary_dilation(opened)
