@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from inference import cade
+from inference import cade, registry
 from inference.errors import ModelUnavailableError
 from inference.registry import DETECTION, load_pipeline
 
@@ -66,13 +68,13 @@ def test_unknown_profile_and_unknown_task_are_errors(tmp_path: Path) -> None:
         load_pipeline("site", folder=tmp_path).card("malignancy")
 
 
-def test_version_follows_card_and_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_version_follows_cards_and_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load_pipeline("site", folder=folder_with(tmp_path)).version
     assert load_pipeline("site", folder=tmp_path).version == first
     text = CARD.format(extra="").replace("threshold = 0.5", "threshold = 0.6")
     assert load_pipeline("site", folder=folder_with(tmp_path, text=text)).version != first
     folder_with(tmp_path)
-    monkeypatch.setattr(cade, "MIN_RESPONSE_HU", cade.MIN_RESPONSE_HU + 1)
+    monkeypatch.setattr(registry, "_STAGES", registry._STAGES[:-1])
     assert load_pipeline("site", folder=tmp_path).version != first
 
 
@@ -116,3 +118,13 @@ def test_only_safetensors_beside_the_card(tmp_path: Path, name: str) -> None:
 def test_weights_without_digest_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailableError, match="belong together"):
         load_pipeline("site", folder=folder_with(tmp_path, 'weights = "w.safetensors"'))
+
+
+def test_asking_for_the_version_loads_no_torch() -> None:
+    script = (
+        "import sys\n"
+        "from inference.registry import load_pipeline\n"
+        "load_pipeline()\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
