@@ -59,7 +59,7 @@ def check_results(out: Path) -> None:
     assert "not for primary diagnosis" in summary["notice"]
     page = (out / "report.html").read_text()
     assert "SYNTHETIC" in page
-    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert "://" not in page.replace("http://www.w3.org/2000/svg", "")
     assert list(out.glob("nodule-*.png"))
 
 
