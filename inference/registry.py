@@ -93,6 +93,17 @@ def load_pipeline(profile: str = "classical", *, folder: Path | None = None) -> 
     return Pipeline(profile, tuple(cards), f"{profile}-{PIPELINE_VERSION}+{_digest(contents)}")
 
 
+def profiles() -> tuple[str, ...]:
+    """Names of the profiles that the package's cards make."""
+    cards = resources.files("inference") / "cards"
+    tables = [
+        _parse(entry.read_text(encoding="utf-8"), entry.name)
+        for entry in cards.iterdir()
+        if entry.name.endswith(".toml")
+    ]
+    return tuple(sorted({str(table["profile"]) for table in tables if "profile" in table}))
+
+
 def _parse(content: str, name: str) -> dict[str, Any]:
     try:
         return tomllib.loads(content)

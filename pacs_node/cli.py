@@ -5,11 +5,13 @@ from __future__ import annotations
 import getpass
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
+from sqlalchemy.exc import DatabaseError
 
-from pacs_node import __version__, delivery, jobs, logs, queries, serve
+from pacs_node import __version__, delivery, jobs, logs, preflight, queries, serve
 from pacs_node.clock import utc_now
 from pacs_node.config import (
     Caller,
@@ -41,18 +43,25 @@ _config = click.option(
 )
 
 
-def _settings(config_path: Path) -> Settings:
-    try:
-        return load_settings(config_path)
-    except ConfigurationError as error:
-        raise click.ClickException(str(error)) from None
-
-
 def _actor() -> str:
     return f"cli:{getpass.getuser()}"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=NOTICE)
+class _Verbs(click.Group):
+    """Verbs whose expected failures are one line, never a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb."""
+        try:
+            return super().invoke(ctx)
+        except (ConfigurationError, StaleStateError) as error:
+            raise click.ClickException(str(error)) from None
+        except DatabaseError as error:
+            # the driver's words: those of SQLAlchemy quote values of the rows
+            raise click.ClickException(f"the database can't be used: {error.orig}") from None
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]}, epilog=NOTICE)
 @click.version_option(__version__, prog_name="pacs-node")
 def main() -> None:
     """A chest-CT AI node for a hospital PACS: CT in by C-STORE, nodule SEG and SR back."""
@@ -84,12 +93,12 @@ def init(output: Path, callers: tuple[str, ...], destinations: tuple[str, ...], 
     """Write a commented configuration file."""
     if output.exists() and not force:
         raise click.ClickException(f"{output} exists; --force overwrites it")
+    admitted = [_caller(text) for text in callers]
+    places = [parse_destination(text, number) for number, text in enumerate(destinations, 1)]
     try:
-        admitted = [_caller(text) for text in callers]
-        places = [parse_destination(text, number) for number, text in enumerate(destinations, 1)]
-    except ConfigurationError as error:
-        raise click.ClickException(str(error)) from None
-    output.write_text(render_settings(callers=admitted, destinations=places), encoding="utf-8")
+        output.write_text(render_settings(callers=admitted, destinations=places), encoding="utf-8")
+    except OSError as error:
+        raise click.ClickException(f"{output} can't be written ({error.strerror})") from None
     click.echo(f"wrote {output}")
     if not admitted:
         click.echo("nobody may send yet: add a [[callers]] table, or see --caller")
@@ -111,20 +120,18 @@ def _caller(text: str) -> Caller:
 @_config
 def serve_command(config_path: Path) -> None:
     """Run the whole node: listener, worker, delivery, scheduler and page."""
-    settings = _settings(config_path)
+    settings = load_settings(config_path)
     logs.configure()
-    try:
-        serve.serve(settings)
-    except ConfigurationError as error:
-        raise click.ClickException(str(error)) from None
+    serve.serve(settings)
 
 
 def _part_command(verb: str, part: str, help_text: str) -> None:
     @main.command(verb, help=help_text)
     @_config
     def run(config_path: Path) -> None:
-        settings = _settings(config_path)
+        settings = load_settings(config_path)
         logs.configure()
+        preflight.check(settings, [part])
         serve.run_part(part, settings)
 
 
@@ -190,7 +197,7 @@ def _find(database: Database, key: str) -> list[Study]:
 @click.argument("study", required=False)
 def status(config_path: Path, study: str | None) -> None:
     """Show the latest studies, or every step of one (study UID, accession number or patient ID)."""
-    database = open_database(_settings(config_path))
+    database = open_database(load_settings(config_path))
     console = Console(highlight=False, soft_wrap=True)
     if study is None:
         _show_latest(database, console)
@@ -220,7 +227,7 @@ def _show_latest(database: Database, console: Console) -> None:
 @click.argument("study")
 def requeue(config_path: Path, study: str) -> None:
     """Analyse a failed or cancelled study again."""
-    database = open_database(_settings(config_path))
+    database = open_database(load_settings(config_path))
     count = 0
     for row in _find(database, study):
         with database.write() as session:
@@ -238,7 +245,7 @@ def requeue(config_path: Path, study: str) -> None:
 @click.option("--to", "destination", default=None, help="Only this destination; by default all.")
 def send(config_path: Path, study: str, destination: str | None) -> None:
     """Send the results of a study again: the same bytes, no new analysis."""
-    settings = _settings(config_path)
+    settings = load_settings(config_path)
     names = [item.name for item in settings.destinations]
     if destination is not None and destination not in names:
         raise click.ClickException(f"no destination {destination!r}; known: {', '.join(names) or 'none'}")
@@ -246,17 +253,14 @@ def send(config_path: Path, study: str, destination: str | None) -> None:
     database = open_database(settings)
     count = 0
     for row in _find(database, study):
-        try:
-            with database.write() as session:
-                count += delivery.resend_study(
-                    session,
-                    row.study_uid,
-                    [(item.name, item.send) for item in wanted],
-                    at=utc_now(),
-                    actor=_actor(),
-                )
-        except StaleStateError as error:
-            raise click.ClickException(str(error)) from None
+        with database.write() as session:
+            count += delivery.resend_study(
+                session,
+                row.study_uid,
+                [(item.name, item.send) for item in wanted],
+                at=utc_now(),
+                actor=_actor(),
+            )
     if not count:
         raise click.ClickException("the study has no result to send yet")
     click.echo(f"{count} object(s) will be sent")
@@ -267,10 +271,13 @@ def send(config_path: Path, study: str, destination: str | None) -> None:
 @click.argument("destination", required=False)
 def echo(config_path: Path, destination: str | None) -> None:
     """Ask a destination, or all, whether it answers (C-ECHO; QIDO-RS for DICOMweb)."""
-    settings = _settings(config_path)
+    settings = load_settings(config_path)
     items = [item for item in settings.destinations if destination in {None, item.name}]
     if not items:
-        raise click.ClickException("no such destination in the configuration")
+        names = ", ".join(item.name for item in settings.destinations)
+        raise click.ClickException(
+            f"no destination {destination or 'in the configuration'}; known: {names or 'none'}"
+        )
     failed = 0
     for item in items:
         answer = _echo(item, settings)
@@ -281,10 +288,7 @@ def echo(config_path: Path, destination: str | None) -> None:
 
 
 def _echo(item: DicomDestination | DicomWebDestination, settings: Settings) -> EchoResult:
-    try:
-        return delivery.make_destination(item, settings).echo()
-    except ConfigurationError as error:
-        raise click.ClickException(str(error)) from None
+    return delivery.make_destination(item, settings).echo()
 
 
 if __name__ == "__main__":

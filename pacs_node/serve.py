@@ -13,7 +13,7 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from threading import Event
 
-from pacs_node import audit, jobs, logs
+from pacs_node import audit, jobs, logs, preflight
 from pacs_node.clock import utc_now
 from pacs_node.config import Settings
 from pacs_node.engines import exit_with_parent
@@ -44,6 +44,11 @@ def run_part(part: str, settings: Settings, stop: Event | None = None) -> None:
         A key of `PARTS`.
     stop
         Ends the part when set; by default made here and set by the signals.
+
+    Raises
+    ------
+    ConfigurationError
+        The storage can't be used.
     """
     stop = stop or Event()
 
@@ -101,15 +106,18 @@ class Supervisor:
     def run(self, stop: Event) -> None:
         """Start the parts, restart those that die, and stop them all when `stop` is set."""
         with only_one(self._settings):
+            preflight.check(self._settings, self._names())
             self._run(stop)
+
+    def _names(self) -> list[str]:
+        return [name for name in PARTS if name != "web" or self._settings.web.enabled]
 
     def _run(self, stop: Event) -> None:
         database = open_database(self._settings)
         with database.write() as session:
             jobs.expire_leases_of_serve(session, utc_now())
         database.dispose()
-        names = [name for name in PARTS if name != "web" or self._settings.web.enabled]
-        self._parts = [_Part(name, self._start(name), time.monotonic()) for name in names]
+        self._parts = [_Part(name, self._start(name), time.monotonic()) for name in self._names()]
         while not stop.is_set():
             wait([part.process.sentinel for part in self._parts if part.restart_at is None], timeout=0.5)
             for part in self._parts:
@@ -149,7 +157,13 @@ class Supervisor:
 
 
 def serve(settings: Settings) -> None:
-    """Run a whole node until SIGTERM or SIGINT."""
+    """Run a whole node until SIGTERM or SIGINT.
+
+    Raises
+    ------
+    ConfigurationError
+        The configuration can't work on this machine, or another ``serve`` has the storage.
+    """
     stop = Event()
 
     def on_signal(_number: int, _frame: object) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from sqlalchemy.exc import DatabaseError
 
 from pacs_node.config import Settings
 from pacs_node.db import Database, sqlite_url
@@ -14,12 +17,34 @@ from pacs_node.spool import Spool
 
 
 def open_database(settings: Settings) -> Database:
-    """Open the database and bring its schema up to date."""
-    directory = Path(settings.storage.directory)
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    database = Database(settings.storage.database_url or sqlite_url(directory))
-    database.upgrade()
+    """Open the database and bring its schema up to date.
+
+    Raises
+    ------
+    ConfigurationError
+        The directory or the database can't be used.
+    """
+    url = settings.storage.database_url or sqlite_url(_directory(settings))
+    database = Database(url)
+    try:
+        database.upgrade()
+    except DatabaseError as error:
+        # the driver's words: those of SQLAlchemy quote the statement
+        raise ConfigurationError(f"the database {url} can't be used: {error.orig}") from None
     return database
+
+
+def _directory(settings: Settings) -> Path:
+    """Make the storage directory where it is missing, and see that this user may write there."""
+    directory = Path(settings.storage.directory)
+    key = f"storage.directory = {str(directory)!r}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigurationError(f"{key}: can't be made ({error.strerror})") from None
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"{key}: this user may not write there")
+    return directory
 
 
 def open_spool(settings: Settings) -> Spool:
@@ -34,10 +59,9 @@ def only_one(settings: Settings) -> Iterator[None]:
     Raises
     ------
     ConfigurationError
-        Another ``serve`` runs on this storage.
+        Another ``serve`` runs on this storage, or the directory can't be used.
     """
-    directory = Path(settings.storage.directory)
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    directory = _directory(settings)
     with (directory / "serve.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -51,7 +51,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "lifecycle retention",
         "jobs reception",
         "listener intake worker delivery timeline",
-        "schedule queries",
+        "schedule queries preflight",
         "overview study_detail",
         "web web.*",
         "serve analyze demo",

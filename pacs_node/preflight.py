@@ -1,0 +1,108 @@
+"""What only this machine can tell about a configuration, asked once before anything is started.
+
+Without it a part would die and be started again for ever, and the reason would stand in its log only.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Iterator
+from contextlib import closing
+from pathlib import Path
+
+from inference.errors import ModelUnavailableError
+from inference.registry import load_pipeline, profiles
+from pacs_node.config import DicomWebDestination, PipelineSettings, Settings
+from pacs_node.delivery import make_destination
+from pacs_node.errors import ConfigurationError
+
+#: The parts of a node that was killed end a moment later and hold their ports until then.
+_PORT_SECONDS = 5.0
+
+
+def check(settings: Settings, parts: Collection[str]) -> None:
+    """Look for what would keep these parts from running.
+
+    Parameters
+    ----------
+    parts
+        Names of parts as in `pacs_node.serve.PARTS`.
+
+    Raises
+    ------
+    ConfigurationError
+        One line for each problem: key, value and what is wrong with it.
+    """
+    problems: list[str] = []
+    if "listener" in parts:
+        problems += _port("listener", settings.listener.host, settings.listener.port)
+    if "web" in parts:
+        problems += _port("web", settings.web.host, settings.web.port)
+    if "worker" in parts or "schedule" in parts:
+        problems += _pipeline(settings.pipeline, computes="worker" in parts)
+    if "delivery" in parts:
+        problems += _destinations(settings)
+    if problems:
+        raise ConfigurationError("\n".join(problems))
+
+
+def _port(section: str, host: str, port: int) -> Iterator[str]:
+    deadline = time.monotonic() + _PORT_SECONDS
+    while problem := _bind(section, host, port):
+        if "in use" not in problem or time.monotonic() > deadline:
+            yield problem
+            return
+        time.sleep(0.1)
+
+
+def _bind(section: str, host: str, port: int) -> str:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        return f"{section}.host = {host!r}: is no address of this machine ({error.strerror})"
+    with closing(socket.socket(family, socket.SOCK_STREAM)) as probe:
+        # as the servers do: a connection that was closed just now is no obstacle, a listener is
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+            probe.listen(1)
+        except PermissionError:
+            return f"{section}.port = {port}: this user may not listen on it; from 1024 up anybody may"
+        except OSError as error:
+            if "in use" in str(error.strerror):
+                return f"{section}.port = {port}: is in use on {host}; end what listens there or take another"
+            return f"{section}.host = {host!r}: can't be listened on ({error.strerror})"
+    return ""
+
+
+def _pipeline(pipeline: PipelineSettings, *, computes: bool) -> Iterator[str]:
+    try:
+        load_pipeline(pipeline.profile)
+    except ModelUnavailableError as error:
+        yield f"pipeline.profile = {pipeline.profile!r}: {error}; known: {', '.join(profiles())}"
+    if computes and pipeline.device == "cuda" and not _has_cuda():
+        yield "pipeline.device = 'cuda': PyTorch finds no CUDA device here; write \"cpu\""
+
+
+def _has_cuda() -> bool:
+    """Ask in another process: this one stays light."""
+    question = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+    command = [sys.executable, "-c", question]
+    answer = subprocess.run(command, capture_output=True, check=False)  # noqa: S603 - a constant question
+    return answer.returncode == 0
+
+
+def _destinations(settings: Settings) -> Iterator[str]:
+    for item in settings.destinations:
+        if isinstance(item, DicomWebDestination) and item.ca_file and not os.access(item.ca_file, os.R_OK):
+            missing = "no such file" if not Path(item.ca_file).exists() else "not readable"
+            yield f"destinations ({item.name}).ca_file = {item.ca_file!r}: can't be read ({missing})"
+            continue
+        try:
+            make_destination(item, settings)
+        except ConfigurationError as error:
+            yield str(error)
