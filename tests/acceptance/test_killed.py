@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event, Thread
@@ -34,10 +35,8 @@ class Gate:
     def __init__(self) -> None:
         self.arrived = Event()
         self.closed = False
-        self.count = 0
 
     def __call__(self, _sop_instance_uid: str) -> int | None:
-        self.count += 1
         if self.closed:
             self.arrived.set()
             # out of resources: as if the PACS could not take it just now
@@ -89,7 +88,10 @@ def check_arrived_once(node: Node, peer: ReceivingPeer) -> None:
 
 
 def test_while_receiving(node: Node, peer: ReceivingPeer, files: list[Path]) -> None:
-    sending = Thread(target=send_files, args=("127.0.0.1", node.port, "CTNODE", "STORESCU", files))
+    def slowly() -> None:
+        send_files("127.0.0.1", node.port, "CTNODE", "STORESCU", files, progress=lambda *_: time.sleep(0.05))
+
+    sending = Thread(target=slowly)
     sending.start()
     node.until(
         lambda: count(lambda s: s.scalar(select(func.count(Instance.id))), node) > len(files) // 3,
@@ -138,24 +140,16 @@ def test_before_delivery(node: Node, peer: ReceivingPeer, gate: Gate, files: lis
 
 
 def test_between_seg_and_sr(node: Node, peer: ReceivingPeer, gate: Gate, files: list[Path]) -> None:
-    killed = Event()
-
-    def kill_after_seg(_objects: object) -> bool:
-        return bool(peer.objects)
-
-    gate_open = gate.__call__
-
     def close_after_first(uid: str) -> int | None:
-        answer = gate_open(uid)
+        answer = gate(uid)
         gate.closed = True
         return answer
 
     peer._on_store = close_after_first
     send(node, files)
-    assert peer.wait_for(kill_after_seg, 120)
+    assert peer.wait_for(bool, 120)
     node.until(gate.arrived.is_set, "the report is on its way", 60)
     node.kill()
-    killed.set()
     assert [item.sop_class_uid for item in peer.objects] == [SegmentationStorage]
     peer._on_store = None
     node.start()
