@@ -30,8 +30,8 @@ def show_result(summary: Mapping[str, Any], console: Console) -> None:
         console.print(f"  warning: {escape(warning)}")
     for model in summary["models"]:
         console.print(f"Model {escape(model['name'])} {model['version']}: {escape(model['summary'])}")
-        for sentence in model["performance"]:
-            console.print(f"  measured: {escape(sentence)}")
+        for sentence in model["performance"][:1]:
+            console.print(f"  measured: {escape(sentence)} (more in result.json)")
     console.print(f"[bold]{escape(summary['notice'])}[/] Not reviewed by a physician.")
 
 
