@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset, config, dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.sr.coding import Code
-from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
+from pydicom.uid import UID, Comprehensive3DSRStorage, SegmentationStorage
 from pydicom.valuerep import validate_value
 
 from dicom_sr import codes
@@ -26,6 +26,15 @@ from dicom_sr.content import evaluation_rows, measurement_rows
 from dicom_sr.header import COPIED, REQUIRED
 from inference.errors import ReasonCode
 from inference.types import Finding, Result, SourceFrame, Volume
+
+_NAMES_THE_SOURCE = (
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "FrameOfReferenceUID",
+    "ReferencedSOPInstanceUID",
+    "UID",
+)
+"""May hold UIDs that we must repeat as they came, leading zeros and all."""
 
 
 class VerificationError(Exception):
@@ -120,10 +129,14 @@ def _read(path: Path, sop_class_uid: str) -> Dataset:
 
 
 def _strict(dataset: Dataset) -> Iterator[str]:
-    """Values that break their VR. What was copied from the source is the source's affair."""
+    """Values that break their VR. What was copied from the source is the source's affair, its UIDs too."""
     own = Dataset({e.tag: e for e in dataset if e.keyword not in (*REQUIRED, *COPIED)})
     own.pop("ContributingEquipmentSequence", None)
+    if not UID(dataset.SeriesInstanceUID).is_valid:
+        yield f"SeriesInstanceUID: {dataset.SeriesInstanceUID} is not valid"
     for element in own.iterall():
+        if element.keyword in _NAMES_THE_SOURCE:
+            continue
         values = element.value if element.VM > 1 else [element.value]
         for value in values if element.VR not in {"SQ", "OB", "OW"} else ():
             try:

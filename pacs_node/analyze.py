@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from dicom_sr.context import OtherSeries
-from inference.errors import InferenceError, ReasonCode, UnsuitableSeriesError
+from inference.errors import ReasonCode, UnsuitableSeriesError
 from inference.load import read_header
 from inference.select import judge_study
 from pacs_node.case import run_case
@@ -23,6 +23,7 @@ from pacs_node.request import CaseOutcome, CaseRequest, Refusal
 from pacs_node.states import JobOutcome
 
 ANALYSED, NOT_SUITABLE, NO_IMAGES, FAILED = 0, 3, 4, 5
+_SHOWN = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +62,10 @@ def analyze_directory(directory: Path, out: Path, *, profile: str, device: str, 
         console.rule(f"study {study_uid}")
         try:
             outcome = _analyze_study(studies[study_uid], _Options(place, profile, device), console)
-        except (InferenceError, MemoryError, OSError, ValueError, RuntimeError) as error:
-            console.print(f"the analysis failed: {type(error).__name__}: {error}")
+        except Exception as error:  # noqa: BLE001 - see below
+            # as in the loop of the worker: whatever one study dies of, the next one is still analysed
+            text = " ".join(str(error).split())
+            console.print(f"the analysis failed: {type(error).__name__}: {text[:_SHOWN]}", markup=False)
             status = max(status, FAILED)
             continue
         show_result(json.loads((place / "result.json").read_text(encoding="utf-8")), console)

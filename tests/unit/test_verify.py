@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
 from pydicom.pixels.utils import pack_bits
+from pydicom.uid import UID
 
 from dicom_sr.part10 import save
 from dicom_sr.report import build_not_analysed_report, build_report
 from dicom_sr.seg import build_seg
 from dicom_sr.verify import VerificationError, reread, reread_not_analysed
+from inference.errors import ReasonCode
 from inference.types import Finding, Malignancy, Result, SemanticFeature, Volume
 from tests.ct_factory import make_ct_series, make_enhanced_ct
 from tests.finding_factory import make_context, make_findings, make_result, make_volume, without_pixels
@@ -351,3 +353,28 @@ def test_differences_are_all_named_and_hold_no_patient_data(written: Written) ->
         reread(*written)
     assert len(caught.value.differences) == 2
     assert "Synthetic" not in str(caught.value)
+
+
+def with_odd_uids() -> list[Dataset]:
+    """UIDs with a leading zero in a component: against PS3.5 9.1, and sent by old devices all the same."""
+    series = make_ct_series(16)
+    for number, ds in enumerate(series):
+        ds.StudyInstanceUID, ds.SeriesInstanceUID = UID("1.2.840.0113.01"), UID("1.2.840.0113.02.007")
+        ds.FrameOfReferenceUID = UID("1.2.840.0113.03")
+        ds.SOPInstanceUID = UID(f"1.2.840.0113.04.{number:03d}")
+    return series
+
+
+@pytest.mark.filterwarnings("ignore:.*Invalid value for VR UI:UserWarning")
+def test_uids_of_the_source_are_the_affair_of_the_source(tmp_path: Path) -> None:
+    series = with_odd_uids()
+    volume, headers = make_volume(series), without_pixels(series)
+    written = write(tmp_path, make_findings(volume, 1), volume, headers)
+    reread(*written)
+    report = build_not_analysed_report(headers, ReasonCode.GAP, "A slice is missing.", CONTEXT)
+    save(report, tmp_path / "not.dcm")
+    reread_not_analysed(tmp_path / "not.dcm", "1.2.840.0113.02.007", ReasonCode.GAP)
+
+    change(written[3], lambda ds: setattr(ds, "SeriesInstanceUID", "1.2.03"))
+    with pytest.raises(VerificationError, match="SeriesInstanceUID"):
+        reread(*written)
