@@ -33,7 +33,8 @@ install-dev: $(DEV) $(PROJECT)  ## Install what the tests need into .venv
 
 test: install-dev  ## Install, then ruff, mypy and the whole test suite
 	$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest $(ARGS)
+	# a file stays in one process: its fixtures start whole nodes
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 check: install-dev  ## Only ruff and mypy
 	$(BIN)/ruff check .
