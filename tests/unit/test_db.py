@@ -21,7 +21,7 @@ from pacs_node import audit
 from pacs_node.db import Association, Base, Database, Instance, Study, journal_mode, sqlite_url
 from tests.small_node import START
 
-WRITERS, WRITES = 8, 25
+WRITERS, WRITES = 8, 15
 FORK = multiprocessing.get_context("fork")
 
 

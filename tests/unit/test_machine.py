@@ -351,7 +351,7 @@ def _without_sync(connection: sqlite3.Connection, _record: Any) -> None:
 
 TestNode = Node.TestCase
 TestNode.settings = settings(
-    max_examples=int(os.environ.get("PACS_NODE_HISTORIES", "12")),
+    max_examples=int(os.environ.get("PACS_NODE_HISTORIES", "10")),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
