@@ -182,7 +182,7 @@ class Listener:
                 sop_instance_uid=identity.sop_instance_uid,
                 transfer_syntax_uid=syntax,
             )
-            self._record(event, identity, stored, syntax)
+            answer = self._record(event, identity, stored, syntax)
         except OutOfSpaceError as error:
             return self._refuse(event, OUT_OF_RESOURCES, str(error))
         except UnreadableInstanceError as error:
@@ -191,11 +191,13 @@ class Listener:
             # whatever is on disk now has no row: the sender must keep the instance
             logger.exception("instance could not be stored")
             return self._refuse(event, PROCESSING_FAILURE, type(error).__name__)
+        if answer is Reception.ELSEWHERE:
+            return self._refuse(event, DATASET_MISMATCH, "another series has an instance of this UID")
         return SUCCESS
 
     def _record(
         self, event: Event, identity: reception.Identity, stored: StoredFile, transfer_syntax_uid: str
-    ) -> None:
+    ) -> Reception:
         now = self._clock()
         with self._database.write() as session:
             association_id = self._association_row(session, event.assoc)
@@ -213,8 +215,9 @@ class Listener:
                 raise FileNotFoundError(stored.path)
         with self._rows_lock:
             self._rows[event.assoc] = association_id
-        if answer is Reception.OWN_RESULT:
+        if answer in {Reception.OWN_RESULT, Reception.ELSEWHERE}:
             self._spool.remove(stored.path)
+        return answer
 
     def _association_row(self, session: Session, peer: Peer) -> int:
         with self._rows_lock:

@@ -65,6 +65,8 @@ class Reception(Enum):
     DUPLICATE = "duplicate"
     CONFLICT = "conflict"
     OWN_RESULT = "own result"
+    #: not recorded: another series has an instance of this UID
+    ELSEWHERE = "elsewhere"
 
 
 def read_identity(dataset: bytes, transfer_syntax_uid: str) -> Identity:
@@ -119,7 +121,8 @@ def record_instance(
 
     A new instance (re-)opens its series. The same bytes again change nothing. Other bytes under a
     known SOP Instance UID are kept beside the first and judged when the series closes; a series that waits
-    for its analysis is opened again for that.
+    for its analysis is opened again for that. A SOP Instance UID that another series or study has is not
+    recorded at all: the sender must be told, as its study could never be complete.
     """
     known = session.execute(
         select(Instance).where(Instance.sop_instance_uid == identity.sop_instance_uid)
@@ -129,6 +132,9 @@ def record_instance(
             # the file is back where retention had removed it
             known.path = stored.path
             return Reception.DUPLICATE
+        place = known.series.study.study_uid, known.series.series_uid
+        if place != (identity.study_uid, identity.series_uid):
+            return Reception.ELSEWHERE
         return _record_conflict(session, known, stored, transfer_syntax_uid, at)
     own = select(Artifact.id).where(Artifact.sop_instance_uid == identity.sop_instance_uid)
     if session.execute(own).first() is not None:

@@ -199,6 +199,20 @@ def test_a_conflict_is_success_kept_and_recorded(port: int, database: Database, 
     assert len(events(database, "instance conflict")) == 1
 
 
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID"])
+def test_a_uid_that_another_series_has_is_a900(
+    port: int, database: Database, spool: Spool, keyword: str
+) -> None:
+    """Success would be silence: the second study would have no row, and the first one a conflict."""
+    (first,), (second,) = make_ct_series(1, matrix=8), make_ct_series(1, matrix=8)
+    setattr(second, keyword, "1.2.3")
+    assert store(port, first, second, first) == [0, 0xA900, 0]
+    assert len(files(spool)) == len(instances(database)) == 1
+    assert events(database, "instance conflict") == []
+    (event,) = events(database, "instance refused")
+    assert "another series" in event["reason"]
+
+
 def test_out_of_room_is_a700_and_nothing_is_written(
     port: int, database: Database, spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
