@@ -142,10 +142,11 @@ class SmallNode:
             session.flush()
             return row.id
 
-    def close_association(self, association_id: int) -> None:
-        """Release it."""
+    def close_association(self, association_id: int, ending: str = "released") -> None:
+        """End it."""
         with self.database.write() as session:
-            session.get_one(Association, association_id).closed_at = self.clock()
+            association = session.get_one(Association, association_id)
+            association.closed_at, association.ending = self.clock(), ending
 
     def settle(self) -> None:
         """Let the short silence pass, then tick."""
