@@ -116,17 +116,12 @@ class Intake:
             series = session.get_one(Series, series_id)
             seen = series.n_instances
             silence = self._clock() - series.last_received_at
-            still_open = exists().where(
-                Instance.series_id == series.id,
-                Instance.association_id == Association.id,
-                Association.closed_at.is_(None),
-            )
-            open_association = session.execute(select(still_open)).scalar_one()
+            released = _is_released(session, series)
             paths = self._paths(series)
         # files are read outside of transactions: a reader would hold up the listener
         if silence >= self._quiet:
             signal = "quiet"
-        elif not open_association and self._has_no_gaps(series_id, seen, paths):
+        elif released and self._has_no_gaps(series_id, seen, paths):
             signal = "settled"
         else:
             return
@@ -343,6 +338,25 @@ class Intake:
             reason_code=code.value,
             reason=sentence,
         )
+
+
+def _is_released(session: Session, series: Series) -> bool:
+    """Whether the sender has said that it is done: no association is open, and the last one was released.
+
+    One that was aborted or lost (the node stopped) leaves a sender that will come again.
+    """
+    endings = session.execute(
+        select(Association.ending, Association.closed_at)
+        .where(
+            Association.id.in_(
+                select(Instance.association_id).where(Instance.series_id == series.id).distinct()
+            )
+        )
+        .order_by(Association.id)
+    ).all()
+    return not endings or (
+        all(closed_at is not None for _, closed_at in endings) and endings[-1].ending == "released"
+    )
 
 
 def _verdicts(candidates: Sequence[_Candidate]) -> tuple[tuple[SeriesVerdict, ...], frozenset[str]]:

@@ -97,6 +97,21 @@ def test_an_open_association_keeps_a_series_open(node: SmallNode) -> None:
     assert closed_by(node) == [(QUEUED, "settled")]
 
 
+@pytest.mark.parametrize("ending", ["aborted", "lost"])
+def test_a_broken_association_is_no_sign_of_completeness(node: SmallNode, ending: str) -> None:
+    slices = chest(24)
+    association = node.open_association()
+    node.receive(*slices[:12], association_id=association)
+    node.close_association(association, ending)
+    node.settle()
+    assert closed_by(node) == [(RECEIVING, None)]
+    again = node.open_association()
+    node.receive(*slices[12:], association_id=again)
+    node.close_association(again)
+    node.settle()
+    assert closed_by(node) == [(QUEUED, "settled")]
+
+
 def test_an_association_that_never_ends_does_not_hold_a_series_for_ever(node: SmallNode) -> None:
     node.receive(*chest(), association_id=node.open_association())
     node.quiet()
