@@ -25,7 +25,7 @@ _RECENT_EVENTS = 20_000
 _MOST = 20
 _WAITING = (DeliveryState.PENDING, DeliveryState.SENDING)
 _STUCK = timedelta(minutes=10)
-_LATE = timedelta(hours=1)
+_LATE = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True)
