@@ -10,7 +10,13 @@ from pydicom import Dataset
 from inference.decode import MALFORMED_FILE, decode_frames, read_file
 from inference.errors import UnsuitableSeriesError
 
-_ENCODING_KEYWORDS = ("PixelData", "DataSetTrailingPadding")
+_ENCODING_KEYWORDS = (
+    "PixelData",
+    "DataSetTrailingPadding",
+    # where an archive notes that it compressed without loss
+    "DerivationDescription",
+    "DerivationCodeSequence",
+)
 
 
 def same_content(first: Path, second: Path) -> bool:
@@ -24,8 +30,8 @@ def same_content(first: Path, second: Path) -> bool:
     Returns
     -------
     bool
-        True if all data elements are equal and the pixels decode to equal values. False where either
-        can't be read: what can't be compared isn't called equal.
+        True if all data elements but those that tell of the encoding are equal and the pixels decode to
+        equal values. False where either can't be read: what can't be compared isn't called equal.
     """
     try:
         a, b = read_file(first, pixels=True), read_file(second, pixels=True)
@@ -40,7 +46,8 @@ def same_content(first: Path, second: Path) -> bool:
 
 
 def _without_pixels(ds: Dataset) -> Dataset:
-    rest = Dataset({tag: ds.get_item(tag) for tag in ds.keys()})  # noqa: SIM118 - iterating gives elements
+    tags = [tag for tag in ds.keys() if tag.element != 0]  # noqa: SIM118 - iterating gives elements
+    rest = Dataset({tag: ds.get_item(tag) for tag in tags})  # without group lengths
     for keyword in _ENCODING_KEYWORDS:
         if keyword in rest:
             delattr(rest, keyword)

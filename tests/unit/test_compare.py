@@ -79,6 +79,15 @@ def test_any_other_difference_matters(tmp_path: Path, how: str) -> None:
     assert not same_content(second, first)
 
 
+def test_what_a_lossless_encoder_notes_down_does_not_matter(tmp_path: Path) -> None:
+    """DCMTK's dcmcjpeg adds a Derivation Description; some writers add group lengths."""
+    first = ct(tmp_path / "a")
+    ds = dcmread(first)
+    ds.DerivationDescription = "Lossless JPEG compression, selection value 1"
+    ds.add_new(0x00080000, "UL", 412)
+    assert same_content(first, save(ds, tmp_path / "b"))
+
+
 def test_padding_behind_the_data_set_does_not_matter(tmp_path: Path) -> None:
     first = ct(tmp_path / "a")
     ds = dcmread(first)
