@@ -60,7 +60,8 @@ def configure(level: int = logging.INFO) -> None:
     threading.excepthook = lambda uncaught: _log_uncaught(
         uncaught.exc_type, uncaught.exc_value, uncaught.exc_traceback
     )
-    logging.getLogger("apscheduler").setLevel(logging.WARNING)
+    # a tick that is left out because the one before still runs is no event
+    logging.getLogger("apscheduler").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
 

@@ -71,6 +71,7 @@ logs.configure()
 warnings.warn("Invalid value for VR PN: 'CANARY^PATIENT'")
 for name in ("pydicom", "pynetdicom", "pynetdicom.events", "highdicom.sr", "urllib3.pool", "dicomweb_client"):
     logging.getLogger(name).error("CANARY^PATIENT")
+logging.getLogger("apscheduler.scheduler").warning("Execution of job skipped")
 logging.getLogger("pacs_node.worker").info("seen")
 def die():
     raise ValueError("CANARY^PATIENT")
