@@ -158,6 +158,7 @@ def analyze(directory: Path, out: Path, profile: str, device: str) -> None:
     Exit status: 0 analysed; 2 wrong usage; 3 not suitable (reason and a "not analysed" report); 4 no
     readable DICOM images; 5 the analysis failed. With several studies, the highest.
     """
+    logs.silence_libraries()
     from pacs_node.analyze import analyze_directory  # noqa: PLC0415 - loads torch; the other verbs don't need it
 
     sys.exit(analyze_directory(directory, out, profile=profile, device=device, console=Console()))
@@ -179,6 +180,7 @@ def analyze(directory: Path, out: Path, profile: str, device: str) -> None:
 @click.option("--tcia-url", default=None, help="Base URL of the TCIA (NBIA) REST interface.")
 def demo(source: str, out: Path, seed: int, tcia_url: str | None) -> None:
     """Send a chest CT through a node on this machine and show what comes back."""
+    logs.silence_libraries()
     from pacs_node.demo import run_demo  # noqa: PLC0415 - see analyze
 
     sys.exit(run_demo(source, out, seed=seed, tcia_url=tcia_url, console=Console()))

@@ -39,12 +39,8 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=True).replace("\x7f", "\\u007f")
 
 
-def configure(level: int = logging.INFO) -> None:
-    """Send the log of this process to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
-    logging.basicConfig(level=level, handlers=[handler], force=True)
-    # these write what peers send into their messages, patient names included
+def silence_libraries() -> None:
+    """Keep warnings and messages that quote what peers sent, patient names included, to ourselves."""
     logging.captureWarnings(capture=True)
     for name in (
         "py.warnings",
@@ -56,6 +52,14 @@ def configure(level: int = logging.INFO) -> None:
         "urllib3",
     ):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def configure(level: int = logging.INFO) -> None:
+    """Send the log of this process to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    silence_libraries()
     sys.excepthook = _log_uncaught
     threading.excepthook = lambda uncaught: _log_uncaught(
         uncaught.exc_type, uncaught.exc_value, uncaught.exc_traceback

@@ -6,13 +6,16 @@ import json
 import logging
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom.uid import UID
 
 from pacs_node.logs import JsonFormatter
+from tests.ct_factory import make_ct_series, write_series
 
 
 def line(message: str, *args: Any, level: int = logging.INFO, **extra: Any) -> str:
@@ -91,3 +94,18 @@ def test_libraries_warnings_and_uncaught_errors_say_nothing_of_patients() -> Non
     lines = [json.loads(text) for text in done.stderr.splitlines()]
     assert [entry["message"] for entry in lines] == ["seen", "uncaught", "uncaught"]
     assert {entry.get("exception") for entry in lines} == {None, "ValueError"}
+
+
+@pytest.mark.filterwarnings("ignore:(Invalid value for VR UI|The value length):UserWarning")
+def test_analyze_prints_no_warning_of_a_library(tmp_path: Path) -> None:
+    series = make_ct_series(2, matrix=8)
+    for ds in series:
+        ds.StudyInstanceUID, ds.AccessionNumber = UID("1.2.840.0113.01"), "CANARY" * 5
+    write_series(series, tmp_path / "in")
+    command = [sys.executable, "-m", "pacs_node.cli", "analyze", str(tmp_path / "in")]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 3
+    assert "TOO_FEW_SLICES" in done.stdout
+    assert done.stderr == ""

@@ -99,7 +99,12 @@ def test_every_problem_has_its_line(tmp_path: Path, free_port: int, busy: int) -
 @pytest.mark.parametrize(
     "command", [["serve"], ["listen"], ["work"], ["status"], ["requeue", "1"], ["send", "1"]]
 )
-def test_a_storage_that_cannot_be_written_is_named_whoever_asks(command: list[str], tmp_path: Path) -> None:
+def test_a_storage_that_cannot_be_written_is_named_whoever_asks(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # this process keeps its log and its signals
+    monkeypatch.setattr("pacs_node.logs.configure", lambda: None)
+    monkeypatch.setattr("pacs_node.serve.signal.signal", lambda *_args: None)
     (tmp_path / "file").write_text("not a folder")
     config = tmp_path / "pacs-node.toml"
     config.write_text('[storage]\ndirectory = "file/data"\n')
