@@ -68,8 +68,8 @@ def _bind(section: str, host: str, port: int) -> str:
         # as the servers do: a connection that was closed just now is no obstacle, a listener is
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
+            # never listen: whoever waits for the node would connect to this socket
             probe.bind(address)
-            probe.listen(1)
         except PermissionError:
             return f"{section}.port = {port}: this user may not listen on it; from 1024 up anybody may"
         except OSError as error:

@@ -46,6 +46,18 @@ def test_a_configuration_that_can_run_passes(tmp_path: Path, free_ports: Any) ->
         socket.create_server(("127.0.0.1", port)).close()
 
 
+def test_nobody_can_connect_to_the_question(
+    tmp_path: Path, free_ports: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits for the node would take it for the node, and its connection would keep the port in use."""
+
+    def listen(*_args: object) -> None:
+        raise AssertionError("the question listens")
+
+    monkeypatch.setattr(socket.socket, "listen", listen)
+    preflight.check(settings(tmp_path, free_ports(2)), PARTS)
+
+
 @pytest.mark.parametrize("place", [0, 1])
 def test_a_port_in_use_is_named(tmp_path: Path, free_port: int, busy: int, place: int) -> None:
     ports = [free_port, free_port]
