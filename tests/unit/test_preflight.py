@@ -54,8 +54,9 @@ def test_nobody_can_connect_to_the_question(
     def listen(*_args: object) -> None:
         raise AssertionError("the question listens")
 
+    given = settings(tmp_path, free_ports(2))
     monkeypatch.setattr(socket.socket, "listen", listen)
-    preflight.check(settings(tmp_path, free_ports(2)), PARTS)
+    preflight.check(given, PARTS)
 
 
 @pytest.mark.parametrize("place", [0, 1])
