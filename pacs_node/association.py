@@ -122,6 +122,7 @@ class _Watchdog:
         self._progress_timeout = progress_timeout
         self._overall_timeout = overall_timeout
         self._socket: socket.socket | None = None
+        self._association: Association | None = None
         self._queued = 0
         self._last = self._start = time.monotonic()
         self._done = threading.Event()
@@ -152,7 +153,8 @@ class _Watchdog:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         self._socket = connection
 
-    def _opened(self, _event: evt.Event) -> None:
+    def _opened(self, event: evt.Event) -> None:
+        self._association = event.assoc
         self.connected = True
         self._last = time.monotonic()
 
@@ -162,6 +164,9 @@ class _Watchdog:
     def _run(self) -> None:
         pause = min(0.5, self._progress_timeout / 4)
         while not self._done.wait(pause):
+            if self._association is not None and not self._association.dul.is_alive():
+                self._wake()
+                return
             if self._drained_some():
                 self._last = time.monotonic()
             now = time.monotonic()
@@ -171,7 +176,15 @@ class _Watchdog:
                 self.fired = f"not finished in {self._overall_timeout:.0f} s; the connection was dropped"
             if self.fired:
                 self._drop()
-                return
+
+    def _wake(self) -> None:
+        """Tell whoever waits for an answer that none will come.
+
+        A connection that ends between pynetdicom's last look at it and its wait for the answer leaves that
+        wait to its timeout: the thread that would have ended it is gone. Answers that did come are ahead.
+        """
+        if self._association is not None:
+            self._association.dimse.msg_queue.put((None, None))
 
     def _drained_some(self) -> bool:
         """Whether the peer acknowledged bytes that waited in the kernel (a slow line is not a dead one)."""

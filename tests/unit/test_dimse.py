@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import logging
+import queue
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.uid import UID
+from pynetdicom import evt
 from pynetdicom.transport import AssociationSocket
 
-from pacs_node.association import Peer, Timeouts
+from pacs_node.association import Peer, Timeouts, _Watchdog
 from pacs_node.destinations import OutcomeKind
 from pacs_node.dimse import MAX_CONTEXTS, DimseDestination
 from pacs_node.peer import ReceivingPeer
@@ -307,3 +310,17 @@ def test_our_log_has_no_patient_and_no_path(
         assert "MARKER" not in line
         assert "secret-folder" not in line
         assert str(report.SOPInstanceUID) not in line
+
+
+def test_nobody_waits_for_a_connection_whose_thread_is_gone() -> None:
+    watchdog = _Watchdog(progress_timeout=60, overall_timeout=60)
+    waiting: queue.Queue[tuple[None, None]] = queue.Queue()
+    gone = SimpleNamespace(
+        dul=SimpleNamespace(is_alive=lambda: False), dimse=SimpleNamespace(msg_queue=waiting)
+    )
+    watchdog._opened(cast(evt.Event, SimpleNamespace(assoc=gone)))
+    watchdog.start()
+    try:
+        assert waiting.get(timeout=5) == (None, None)
+    finally:
+        watchdog.stop()
