@@ -89,8 +89,9 @@ def test_stopped_peer_frees_us_within_35_seconds(tmp_path: Path) -> None:
         first, second = to_peer.send([small, large], stop)
         took = time.monotonic() - start
     assert (first.kind, second.kind) == (OutcomeKind.STORED, OutcomeKind.TRANSIENT)
-    assert "no progress" in second.detail
-    assert 29 < took < 35
+    # ours or the kernel's clock (TCP_USER_TIMEOUT): both run for the same time
+    assert "no progress" in second.detail or "the connection ended" in second.detail
+    assert 28 < took < 35
     assert threading.active_count() == threads
 
 
