@@ -114,7 +114,6 @@ def test_two_studies_at_once_do_not_mix(
 
 
 @pytest.mark.shared_data
-@pytest.mark.parametrize("node", ["c-store"], indirect=True)
 def test_real_series_come_back(node: Node, pacs: peers.Orthanc, real_ct: Callable[[str], Path]) -> None:
     studies = []
     for name in REAL_SERIES:
