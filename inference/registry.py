@@ -16,6 +16,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from inference.digest import sha256_of
 from inference.errors import ModelUnavailableError
 from inference.types import ModelCard
 
@@ -158,13 +159,15 @@ def _check_weights(body: Mapping[str, Any], name: str, root: Traversable) -> Non
     file = root / weights
     if not file.is_file():
         raise ModelUnavailableError(f"model card {name}: the weights {weights} are missing")
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != expected.lower():
+    try:
+        found = sha256_of(file)
+    except OSError as error:
         raise ModelUnavailableError(
-            f"model card {name}: the weights {weights} have sha256 {digest.hexdigest()}, not {expected}"
+            f"model card {name}: the weights {weights} can't be read ({error.strerror})"
+        ) from error
+    if found != expected.lower():
+        raise ModelUnavailableError(
+            f"model card {name}: the weights {weights} have sha256 {found}, not {expected}"
         )
 
 
