@@ -14,6 +14,10 @@ endif
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Every file is held to a hash of the locks. Wheels first; then what is published as source only, built with the
+# build tools and the PyTorch just installed: nothing that a build needs is downloaded outside the locks.
+WHEELS := $(PIP) install --quiet --require-hashes --no-deps --only-binary :all:
+SDISTS := SAM2_BUILD_CUDA=0 $(PIP) install --quiet --require-hashes --no-deps --no-build-isolation --use-pep517
 # Stamps: what stands in one of them is not installed again.
 MADE := $(VENV)/.made
 RUN := $(VENV)/.requirements
@@ -44,7 +48,7 @@ check: install-dev  ## Only ruff and mypy
 test-peers:  ## Install the Debian packages that the tests talk to (as root or by sudo)
 	.ci/test-peers
 
-lock:  ## Write both lock files anew (needs uv)
+lock:  ## Write the lock files anew (needs uv)
 	.ci/lock
 
 docs: install-dev  ## Write docs/configuration.md from the declarations of the settings
@@ -61,17 +65,20 @@ $(MADE):
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(RUN): requirements.lock $(MADE)
+$(RUN): requirements.lock requirements-sdist.lock $(MADE)
 	@echo "installing requirements.lock into $(VENV) (PyTorch with its GPU libraries: about 5 GB, some minutes)"
-	$(PIP) install --quiet --require-hashes -r requirements.lock
+	$(WHEELS) -r requirements.lock
+	$(SDISTS) -r requirements-sdist.lock
 	@touch $@
 
-$(DEV): requirements-dev.lock $(MADE)
+$(DEV): requirements-dev.lock requirements-sdist.lock $(MADE)
 	@echo "installing requirements-dev.lock into $(VENV) (PyTorch with its GPU libraries: about 5 GB, some minutes)"
-	$(PIP) install --quiet --require-hashes -r requirements-dev.lock
+	$(WHEELS) -r requirements-dev.lock
+	$(SDISTS) -r requirements-sdist.lock
 	@touch $@
 
 # The build backend stands in the locks, so the project itself is built from what is installed already.
 $(PROJECT): pyproject.toml | $(MADE)
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	$(PIP) check
 	@touch $@

@@ -152,11 +152,15 @@ def test_image_runs_a_real_verb_without_root() -> None:
     assert _last("VOLUME") == STATE
 
 
-def test_image_is_built_from_the_lock_only() -> None:
+def test_image_is_built_from_the_locks_only() -> None:
     installs = [value for name, value in _instructions() if name == "RUN" and "pip install" in value]
-    assert len(installs) == 2
-    assert "--require-hashes -r requirements.lock" in installs[0]
-    assert "--no-deps --no-build-isolation" in installs[1]
+    assert len(installs) == 3
+    assert all("--no-deps" in command.split() for command in installs)
+    assert "--require-hashes --no-deps --only-binary :all: -r requirements.lock" in installs[0]
+    assert "--require-hashes --no-deps --no-build-isolation" in installs[1]
+    assert installs[1].endswith("-r requirements-sdist.lock")
+    assert "--no-build-isolation" in installs[2]
+    assert installs[2].endswith("pip check")
 
 
 def test_image_gets_everything_that_the_build_needs_and_nothing_else() -> None:

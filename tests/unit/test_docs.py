@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -210,16 +211,46 @@ def _names(requirements: list[str]) -> set[str]:
 def test_locks_hold_every_dependency_and_agree() -> None:
     project: dict[str, Any] = tomllib.loads(_text("pyproject.toml"))
     run, dev = _pins("requirements.lock"), _pins("requirements-dev.lock")
+    sources = _pins("requirements-sdist.lock")
     needed = _names(project["project"]["dependencies"]) | _names(project["build-system"]["requires"])
-    assert needed <= set(run)
+    assert needed <= run.keys() | sources.keys()
     assert _names(project["project"]["optional-dependencies"]["dev"]) <= set(dev)
     assert run.items() <= dev.items()
+    assert not sources.keys() & dev.keys()
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "requirements-dev.lock"])
+def test_what_is_published_as_source_only_is_built_with_what_the_locks_install() -> None:
+    """No build may download tools of its own: pip would not hold those to any hash."""
+    left_out = re.findall(r"^# ([a-z0-9-]+)$", _text("requirements-dev.lock"), re.MULTILINE)
+    assert sorted(left_out) == sorted(_pins("requirements-sdist.lock")) != []
+    assert {"setuptools", "torch"} <= _pins("requirements.lock").keys()
+    makefile = _text("Makefile")
+    commands = dict(re.findall(r"^(WHEELS|SDISTS) := (.+)$", makefile, re.MULTILINE))
+    for command, own in (
+        (commands["WHEELS"], "--only-binary :all:"),
+        (commands["SDISTS"], "--no-build-isolation"),
+    ):
+        assert "--require-hashes" in command.split()
+        assert own in command
+    for lock in ("requirements.lock", "requirements-dev.lock"):
+        assert f"\t$(WHEELS) -r {lock}\n\t$(SDISTS) -r requirements-sdist.lock\n" in makefile
+    assert "$(PIP) check" in makefile
+
+
+def test_make_lock_knows_sam2_without_building_it() -> None:
+    facts: dict[str, Any] = tomllib.loads(_text(".ci/uv.toml"))
+    told = {entry["name"]: entry for entry in facts["dependency-metadata"]}
+    assert told["sam2"]["version"] == importlib.metadata.version("sam2")
+    said = importlib.metadata.requires("sam2") or []
+    assert sorted(told["sam2"]["requires-dist"]) == sorted(item for item in said if "extra ==" not in item)
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-dev.lock", "requirements-sdist.lock"])
 def test_locks_have_hashes_and_name_no_index(name: str) -> None:
     text = _text(name)
-    assert text.count("--hash=sha256:") > len(_pins(name))
+    requirements = re.split(r"^(?=[a-z0-9])", text, flags=re.MULTILINE)[1:]
+    assert len(requirements) >= len(_pins(name))
+    assert all("--hash=sha256:" in requirement for requirement in requirements)
     assert "#    make lock\n" in text
     assert not re.search(r"https?://|file:|--index|--find-links|/[a-z]+/[a-z]+/", text)
 
