@@ -29,8 +29,8 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 #: with ``*`` (a package of its own) do.
 LAYERS: dict[str, tuple[str, ...]] = {
     "inference": (
-        "errors types uids headers decode_probes digest cards",
-        "decode geometry lungs segment weights phantom phantom.*",
+        "errors types uids headers decode_probes digest mesh cards",
+        "decode geometry lungs segment weights risk radiomics phantom phantom.*",
         "compare select cade measure",
         "load registry sam2_model openclip_model",
         "analyse",
