@@ -10,13 +10,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import sqrt
+from math import nan, sqrt
+from typing import Any
 
 import numpy as np
 
 from inference.analyse import analyse
+from inference.evaluate import plots
+from inference.evaluate.marks import Froc, Mark, ScanMatch, Sphere, match
+from inference.evaluate.metrics import Agreement, Floats, PatientBootstrap, bland_altman
+from inference.evaluate.report import Cell, Options, Report, Run, Section, Table, Target
 from inference.phantom import Phantom, make_phantom, random_specs
 from inference.registry import Pipeline, load_pipeline
 from inference.types import Finding, Result
@@ -24,11 +30,22 @@ from inference.types import Finding, Result
 FIRST_SEED = 1000
 NODULES_PER_CASE = 6
 MIN_COUNTED_MM = 6.0
+MEASURED_MM = (4.0, 30.0)
+"""Diameters whose measurement is judged."""
+
+_LIMITS = (
+    "Drawn anatomy says that the pipeline works, not how it performs on patients.",
+    "The true diameter is that of a sphere of the true volume, the measured one the mean of two axes.",
+)
 
 
 @dataclass(frozen=True)
 class NoduleOutcome:
-    """What became of one drawn nodule; sizes in mm, `dice` 0 where it was missed."""
+    """What became of one drawn nodule; sizes in mm and mm3, `dice` 0 where it was missed.
+
+    `true_diameter_mm` is that of the sphere of the true volume: of what lies in the lung where the pleura
+    cuts the nodule.
+    """
 
     seed: int
     diameter_mm: float
@@ -39,6 +56,9 @@ class NoduleOutcome:
     dice: float
     diameter_error_mm: float | None
     attenuation_right: bool | None
+    true_diameter_mm: float = nan
+    true_volume_mm3: float = nan
+    measured_volume_mm3: float | None = None
 
 
 @dataclass(frozen=True)
@@ -47,18 +67,26 @@ class CaseOutcome:
 
     nodules: tuple[NoduleOutcome, ...]
     false_positives: int
+    match: ScanMatch
 
 
-def run_case(seed: int, pipeline: Pipeline, *, nodules: int = NODULES_PER_CASE) -> CaseOutcome:
+def run_case(
+    seed: int, pipeline: Pipeline, *, nodules: int = NODULES_PER_CASE, device: str = "cpu"
+) -> CaseOutcome:
     """Make a phantom with random nodules, analyse it and compare."""
     specs = random_specs(np.random.default_rng(seed), nodules)
     phantom = make_phantom(seed, nodules=specs)
-    return compare(phantom, analyse(phantom.volume, pipeline, input_digest=f"phantom {seed}"))
+    return compare(phantom, analyse(phantom.volume, pipeline, input_digest=f"phantom {seed}", device=device))
 
 
 def compare(phantom: Phantom, result: Result) -> CaseOutcome:
     """Match findings to the drawn nodules."""
     centres = [_centre(finding, phantom) for finding in result.findings]
+    marks = [
+        Mark((float(x), float(y), float(z)), finding.detection_probability)
+        for (x, y, z), finding in zip(centres, result.findings, strict=True)
+    ]
+    spheres = [Sphere(nodule.centre_lps, nodule.diameter_mm) for nodule in phantom.nodules]
     used: set[int] = set()
     outcomes = []
     for nodule in phantom.nodules:
@@ -68,7 +96,6 @@ def compare(phantom: Phantom, result: Result) -> CaseOutcome:
         truth = phantom.truth == nodule.label
         best = max(hits, key=lambda number: _dice(result.findings[number], truth), default=None)
         finding = None if best is None else result.findings[best]
-        # the truth of a nodule cut by the pleura is what lies in the lung
         true_mm = (6 * nodule.volume_mm3 / np.pi) ** (1 / 3)
         outcomes.append(
             NoduleOutcome(
@@ -83,9 +110,14 @@ def compare(phantom: Phantom, result: Result) -> CaseOutcome:
                 if finding is None
                 else finding.measurements.mean_diameter_mm - true_mm,
                 attenuation_right=None if finding is None else finding.attenuation is nodule.attenuation,
+                true_diameter_mm=true_mm,
+                true_volume_mm3=nodule.volume_mm3,
+                measured_volume_mm3=None if finding is None else finding.measurements.volume_mm3,
             )
         )
-    return CaseOutcome(tuple(outcomes), len(centres) - len(used))
+    name = f"seed {phantom.seed}"
+    matched = match(marks, spheres, scan=name, patient=name)
+    return CaseOutcome(tuple(outcomes), len(centres) - len(used), matched)
 
 
 def _centre(finding: Finding, phantom: Phantom) -> np.ndarray:
@@ -107,28 +139,29 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
+def _groups(cases: Sequence[CaseOutcome]) -> dict[str, list[NoduleOutcome]]:
+    """Nodules by size, and those of `MIN_COUNTED_MM` and more by what was drawn."""
+    every = [n for case in cases for n in case.nodules]
+    counted = [n for n in every if n.diameter_mm >= MIN_COUNTED_MM]
+    groups = {
+        "6 mm and more": counted,
+        "less than 6 mm": [n for n in every if n.diameter_mm < MIN_COUNTED_MM],
+    }
+    for trait in ("attenuation", "attachment", "margin"):
+        for value in sorted({getattr(n, trait) for n in counted}):
+            groups[value] = [n for n in counted if getattr(n, trait) == value]
+    return {name: group for name, group in groups.items() if group}
+
+
 def summary(cases: Sequence[CaseOutcome]) -> dict[str, object]:
     """Sensitivity and Dice by group, false positives for each scan, size error."""
     counted = [n for case in cases for n in case.nodules if n.diameter_mm >= MIN_COUNTED_MM]
-    groups = {
-        "6 mm and more": counted,
-        "less than 6 mm": [n for case in cases for n in case.nodules if n.diameter_mm < MIN_COUNTED_MM],
-        **{
-            key: [n for n in counted if n.attenuation == key]
-            for key in sorted({n.attenuation for n in counted})
-        },
-        **{
-            key: [n for n in counted if n.attachment == key]
-            for key in sorted({n.attachment for n in counted})
-        },
-        **{key: [n for n in counted if n.margin == key] for key in sorted({n.margin for n in counted})},
-    }
     errors = [n.diameter_error_mm for n in counted if n.diameter_error_mm is not None]
     false = np.array([case.false_positives for case in cases])
     resampled = np.random.default_rng(0).choice(false, (2000, len(false))).mean(axis=1)
     return {
         "cases": len(cases),
-        "sensitivity": {name: _sensitivity(group) for name, group in groups.items() if group},
+        "sensitivity": {name: _sensitivity(group) for name, group in _groups(cases).items()},
         "false_positives_per_scan": float(false.mean()),
         "false_positives_interval": [float(v) for v in np.quantile(resampled, (0.025, 0.975))],
         "median_dice_of_found": float(np.median([n.dice for n in counted if n.found] or [0.0])),
@@ -145,6 +178,180 @@ def _sensitivity(group: Sequence[NoduleOutcome]) -> dict[str, float]:
     hits = sum(n.found for n in group)
     low, high = wilson(hits, len(group))
     return {"found": hits, "of": len(group), "share": hits / len(group), "low": low, "high": high}
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Measured against true sizes of the found nodules of `MEASURED_MM`; volumes differ in per cent."""
+
+    diameter: tuple[Floats, Floats, Agreement]
+    volume: tuple[Floats, Floats, Agreement]
+    count: int
+
+
+def _sizes(cases: Sequence[CaseOutcome], options: Options) -> _Sizes:
+    low, high = MEASURED_MM
+    pairs = [
+        (
+            n.seed,
+            n.true_diameter_mm + n.diameter_error_mm,
+            n.true_diameter_mm,
+            n.measured_volume_mm3,
+            n.true_volume_mm3,
+        )
+        for case in cases
+        for n in case.nodules
+        if n.diameter_error_mm is not None
+        and n.measured_volume_mm3 is not None
+        and low <= n.true_diameter_mm <= high
+    ]
+    table = np.array(pairs, np.float64).reshape(-1, 5)
+    bootstrap = PatientBootstrap(
+        [str(int(seed)) for seed in table[:, 0]], resamples=options.resamples, seed=options.seed
+    )
+    diameter = table[:, 1] - table[:, 2]
+    mean_volume = (table[:, 3] + table[:, 4]) / 2
+    volume = 100 * (table[:, 3] - table[:, 4]) / mean_volume
+    return _Sizes(
+        ((table[:, 1] + table[:, 2]) / 2, diameter, bland_altman(diameter, bootstrap)),
+        (mean_volume, volume, bland_altman(volume, bootstrap)),
+        len(table),
+    )
+
+
+def evaluate(pipeline: Pipeline, options: Options, *, cases: int, first_seed: int = FIRST_SEED) -> Report:
+    """Analyse phantoms, draw the pictures and make the report.
+
+    Parameters
+    ----------
+    cases
+        How many phantoms; their seeds begin with `first_seed`.
+    """
+    start = time.monotonic()
+    done = []
+    for number in range(cases):
+        options.progress("phantoms", number, cases)
+        done.append(run_case(first_seed + number, pipeline, device=options.device))
+    options.progress("phantoms", cases, cases)
+    return make_report(done, pipeline, options, first_seed=first_seed, seconds=time.monotonic() - start)
+
+
+def make_report(
+    cases: Sequence[CaseOutcome], pipeline: Pipeline, options: Options, *, first_seed: int, seconds: float
+) -> Report:
+    """Figures and pictures of phantoms that were analysed."""
+    sizes, froc = _sizes(cases, options), Froc([case.match for case in cases])
+    bootstrap = froc.bootstrap(resamples=options.resamples, seed=options.seed)
+    data = f"{len(cases)} synthetic phantoms, seeds {first_seed} to {first_seed + len(cases) - 1}"
+    _pictures(sizes, froc, options, data)
+    figures: dict[str, Any] = {
+        **summary(cases),
+        "froc_of_findings": {"found": froc.found(bootstrap), "mean_sensitivity": froc.score(bootstrap)},
+        "diameter_mm": _agreement(sizes.diameter[2]),
+        "volume_per_cent": _agreement(sizes.volume[2]),
+    }
+    run = Run(
+        options.command,
+        seconds,
+        options.device,
+        {
+            "first_seed": first_seed,
+            "cases": len(cases),
+            "resamples": options.resamples,
+            "bootstrap_seed": options.seed,
+        },
+    )
+    return Report(
+        kind="phantom",
+        title="Synthetic phantoms",
+        data=data,
+        split="external",
+        models=pipeline.cards,
+        pipeline_version=pipeline.version,
+        targets=_targets(sizes),
+        sections=_sections(cases, sizes, froc, options),
+        figures=figures,
+        run=run,
+        limits=_LIMITS,
+    )
+
+
+def _agreement(agreement: Agreement) -> dict[str, Any]:
+    return {"bias": agreement.bias, "lower_limit": agreement.lower, "upper_limit": agreement.upper}
+
+
+def _targets(sizes: _Sizes) -> tuple[Target, ...]:
+    agreement = sizes.diameter[2]
+    low, high = MEASURED_MM
+    name = f"diameter of phantom nodules of {low:g} to {high:g} mm"
+    return (
+        Target(f"{name}: bias without sign", agreement.bias.magnitude(), "<=", 0.3, unit="mm"),
+        Target(f"{name}: the further limit of agreement", agreement.furthest, "<=", 1.5, unit="mm"),
+    )
+
+
+def _pictures(sizes: _Sizes, froc: Froc, options: Options, data: str) -> None:
+    caption = f"{data}, n = {sizes.count} found nodules"
+    if sizes.count:
+        for name, (means, differences, agreement), units in (
+            ("diameter", sizes.diameter, ("mm", "mm")),
+            ("volume", sizes.volume, ("mm3", "%")),
+        ):
+            plots.bland_altman(
+                options.out / f"bland_altman_{name}.png",
+                plots.Caption(f"Nodule {name}, measured against true", caption),
+                (means, differences),
+                agreement,
+                units,
+            )
+    lesions = sum(len(one.hits) for one in froc.matches)
+    plots.froc(
+        options.out / "froc.png",
+        plots.Caption("FROC of the findings", f"{data}, n = {lesions} nodules"),
+        {"findings above the operating point": froc.curve()},
+    )
+
+
+def _sections(
+    cases: Sequence[CaseOutcome], sizes: _Sizes, froc: Froc, options: Options
+) -> tuple[Section, ...]:
+    bootstrap = froc.bootstrap(resamples=options.resamples, seed=options.seed)
+    rows: list[tuple[Cell, ...]] = []
+    for name, group in _groups(cases).items():
+        drawn = PatientBootstrap(
+            [f"seed {n.seed}" for n in group], resamples=options.resamples, seed=options.seed
+        )
+        found = [n for n in group if n.found]
+        overlap = float(np.median([n.dice for n in found])) if found else None
+        rows.append((name, len(found), len(group), drawn.mean([n.found for n in group]), overlap))
+    agreements = tuple(
+        (name, one.bias, one.lower, one.upper)
+        for name, one in (("diameter, mm", sizes.diameter[2]), ("volume, %", sizes.volume[2]))
+    )
+    pictures = ("diameter", "volume") if sizes.count else ()
+    low, high = MEASURED_MM
+    return (
+        Section(
+            "Found",
+            f"Groups count nodules of {MIN_COUNTED_MM:g} mm and more unless named otherwise.",
+            Table(("group", "found", "of", "share", "median Dice of the found"), tuple(rows)),
+        ),
+        Section(
+            "False positives",
+            table=Table(
+                ("per scan", "mean sensitivity at 1/8 to 8 of the findings shown"),
+                ((froc.false_per_scan(bootstrap), froc.score(bootstrap)),),
+            ),
+            pictures=(("froc.png", "FROC curve of the findings"),),
+        ),
+        Section(
+            "Size",
+            f"{sizes.count} found nodules of {low:g} to {high:g} mm; measured - true, limits of agreement "
+            "(1.96 standard deviations).",
+            Table(("", "bias", "lower limit", "upper limit"), agreements),
+            tuple((f"bland_altman_{name}.png", f"Bland-Altman plot of the {name}") for name in pictures),
+        ),
+    )
 
 
 def main() -> None:

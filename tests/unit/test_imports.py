@@ -93,6 +93,7 @@ IMPORTERS: dict[str, str] = {
     "pacs_node.cli": "",
     "sam2": "inference.sam2_model",
     "open_clip": "inference.openclip_model",
+    "matplotlib": "inference.evaluate.plots",
     "sqlalchemy": "pacs_node.*",
     "pynetdicom": "pacs_node.*",
     "starlette": "pacs_node.web*",
