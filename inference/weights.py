@@ -6,13 +6,10 @@ were hashed are the bytes that are parsed. Weights are stored as float16 and com
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import struct
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from inference.digest import is_sha256
+from inference.durable import replace_file
 from inference.errors import ModelUnavailableError
 
 _METADATA = "pacs_node"
@@ -242,35 +240,3 @@ def _stored(key: str, tensor: Tensor) -> Tensor:
         raise ValueError(f"{key} has values that are not finite")
     half = tensor.half()
     return half if bool(torch.isfinite(half).all()) else tensor.float()
-
-
-def replace_file(path: Path, blocks: Iterable[bytes]) -> None:
-    """Write a file durably in one step: beside its place, synced, then moved over it.
-
-    Raises
-    ------
-    OSError
-        It can't be written; the old file is as it was.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.writelines(blocks)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(name).unlink()
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

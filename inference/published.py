@@ -1,0 +1,81 @@
+"""Networks at the published sizes, for the checkpoints of the catalogue.
+
+Built from the packages' own classes and configurations, so that keys and shapes are the publishers'. Weights
+are random until `inference.weights.load_into` has filled them: nothing here loads or downloads any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from open_clip import get_model_config
+from open_clip.model import CLIP
+from sam2.build_sam import build_sam2
+from torch import nn
+
+from inference import retinanet
+from inference.errors import ModelUnavailableError
+from inference.weights import layout_of
+
+_SAM2 = "configs/sam2.1/sam2.1_hiera_{}.yaml"
+
+#: MedSAM2's configuration sam2.1_hiera_t512: SAM 2.1 tiny for 512 pixels, so 32 x 32 image tokens.
+_AT_512 = (
+    "++model.image_size=512",
+    "++model.memory_attention.layer.self_attention.feat_sizes=[32,32]",
+    "++model.memory_attention.layer.cross_attention.feat_sizes=[32,32]",
+)
+
+
+def _sam2(size: str, overrides: tuple[str, ...] = ()) -> nn.Module:
+    # no postprocessing: its hole filling is a CUDA extension, its multimask rule is for clicks
+    model: nn.Module = build_sam2(
+        _SAM2.format(size),
+        ckpt_path=None,
+        device="cpu",
+        hydra_overrides_extra=list(overrides),
+        apply_postprocessing=False,
+    )
+    return model
+
+
+def _clip() -> nn.Module:
+    # not open_clip.create_model: it falls back to random weights with a line in the log
+    model: nn.Module = CLIP(**get_model_config("ViT-B-32-quickgelu"))
+    return model
+
+
+BUILDERS: dict[str, Callable[[], nn.Module]] = {
+    "monai-retinanet": retinanet.build_network,
+    "sam2.1-hiera-tiny": partial(_sam2, "t"),
+    "sam2.1-hiera-small": partial(_sam2, "s"),
+    "sam2.1-hiera-base-plus": partial(_sam2, "b+"),
+    "sam2.1-hiera-large": partial(_sam2, "l"),
+    "medsam2": partial(_sam2, "t", _AT_512),
+    "clip-vit-b-32": _clip,
+}
+
+
+def build_network(name: str) -> nn.Module:
+    """Build a network of the catalogue on the CPU, in evaluation mode, with random weights.
+
+    Raises
+    ------
+    ModelUnavailableError
+        No such network.
+    """
+    if name not in BUILDERS:
+        raise ModelUnavailableError(f"there is no network {name!r}; there are {', '.join(BUILDERS)}")
+    return BUILDERS[name]().eval()
+
+
+def expected_layout(name: str) -> dict[str, tuple[int, ...]]:
+    """Keys and shapes that a checkpoint of this network must have.
+
+    Raises
+    ------
+    ModelUnavailableError
+        No such network.
+    """
+    return layout_of(build_network(name).state_dict())
