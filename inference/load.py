@@ -232,8 +232,11 @@ def _padding(header: Dataset) -> tuple[int, int] | None:
 
 def _to_hu(stored: NDArray[Any], rescale: _Rescale, dtype: np.dtype[Any]) -> NDArray[Any]:
     if dtype == np.int16:
-        wide = stored.astype(np.int64) * int(rescale.slope) + int(rescale.intercept)
-        hu: NDArray[Any] = np.clip(wide, -32768, 32767).astype(np.int16)
+        # 16 bits times at most 1e4 plus at most 1e6 (`_read_rescale`) fit
+        wide = stored.astype(np.int32)
+        wide *= np.int32(rescale.slope)
+        wide += np.int32(rescale.intercept)
+        hu: NDArray[Any] = np.clip(wide, -32768, 32767, out=wide).astype(np.int16)
     else:
         hu = (stored * rescale.slope + rescale.intercept).astype(np.float32)
     if rescale.padding is not None:

@@ -328,24 +328,34 @@ def _repair(sides: NDArray[np.uint8], coarse: Floats, inside: Mask, grid: _Grid)
         wide = _closing_gain(lung, COSTAL_CLOSING_MM, grid, max(1, round(WIDE_GRID_MM / grid.spacing[1])))
         added = wide & costal & above_lung & (coarse < 250)
         added |= _closing_gain(lung, MEDIASTINAL_CLOSING_MM, grid, 1)
-        field = ndimage.binary_fill_holes(lung | (added & inside))
-        repaired[field & (repaired == 0)] = side
+        field = lung | (added & inside)
+        place = _box(field)
+        filled = ndimage.binary_fill_holes(field[place])
+        part = repaired[place]
+        part[filled & (part == 0)] = side
     return repaired
 
 
 def _near_ribs(lungs: Mask, grid: _Grid) -> Mask:
     """Less than `COSTAL_DEPTH_MM` inside the convex outline of both lungs on each axial slice."""
     near = np.zeros_like(lungs)
-    rows, columns = np.mgrid[: lungs.shape[1], : lungs.shape[2]]
-    pixels = np.column_stack([rows.ravel() * grid.spacing[1], columns.ravel() * grid.spacing[2]])
+    _, rows, columns = _box(lungs)  # no outline reaches further, but for the half pixel of its rim
+    window = tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in (rows, columns))
+    inner = near[:, window[0], window[1]]
+    y, x = (
+        np.arange(s.start, s.start + n) * d
+        for s, n, d in zip(window, inner.shape[1:], grid.spacing[1:], strict=True)
+    )
     for number in np.flatnonzero(lungs.any(axis=(1, 2))):
         points = np.argwhere(lungs[number]) * np.array(grid.spacing[1:])
         try:
             faces = ConvexHull(points).equations
         except QhullError:  # a few pixels in a row have no hull
             continue
-        height = (pixels @ faces[:, :2].T + faces[:, 2]).max(axis=1).reshape(lungs.shape[1:])
-        near[number] = (height <= 0.5 * grid.spacing[1]) & (height > -COSTAL_DEPTH_MM)
+        height = np.full((len(y), len(x)), -np.inf)
+        for slope_y, slope_x, offset in faces:
+            np.maximum(height, (slope_y * y + offset)[:, None] + (slope_x * x)[None, :], out=height)
+        inner[number] = (height <= 0.5 * grid.spacing[1]) & (height > -COSTAL_DEPTH_MM)
     return near
 
 
@@ -379,16 +389,27 @@ def _to_source(sides: NDArray[np.uint8], grid: _Grid) -> NDArray[np.uint8]:
         for size, block, coarse in zip(grid.source_shape, grid.blocks, turned.shape, strict=True)
     ]
     for side in (RIGHT, LEFT):
-        part = (turned == side).astype(np.float32)
-        if not part.any():
+        if not (turned == side).any():
             continue
-        in_plane = [_weights(at, size) for at, size in zip(steps[1:], part.shape[1:], strict=True)]
-        for number, at in enumerate(steps[0]):
+        place = tuple(
+            slice(max(s.start - 1, 0), min(s.stop + 1, n))
+            for s, n in zip(_box(turned == side), turned.shape, strict=True)
+        )
+        part = (turned[place] == side).astype(np.float32)
+        # the source voxels between the samples of this part; all others are further off than its rim of zeros
+        reach = [
+            slice(int(np.searchsorted(at, s.start, "left")), int(np.searchsorted(at, s.stop - 1, "right")))
+            for at, s in zip(steps, place, strict=True)
+        ]
+        z, y, x = (at[r] - s.start for at, r, s in zip(steps, reach, place, strict=True))
+        down, across = _weights(y, part.shape[1]), _weights(x, part.shape[2]).T
+        for number, at in enumerate(z, start=reach[0].start):
             low = int(at)
             high = min(low + 1, part.shape[0] - 1)
             plane = part[low] * (1 - (at - low)) + part[high] * (at - low)
             if plane.any():
-                labels[number][(in_plane[0] @ plane @ in_plane[1].T > 0.5) & (labels[number] == 0)] = side
+                target = labels[number, reach[1], reach[2]]
+                target[(down @ plane @ across > 0.5) & (target == 0)] = side
     return labels
 
 

@@ -26,7 +26,7 @@ from pydicom.uid import (
 )
 
 from inference.errors import ReasonCode, UnsuitableSeriesError
-from inference.load import AIR_HU, LoadedSeries, load_series, read_header
+from inference.load import AIR_HU, LoadedSeries, _Rescale, _to_hu, load_series, read_header
 from inference.select import judge_series, judge_study
 from tests.ct_factory import LOSSLESS, LOSSY, NATIVE, chest_hu, make_ct_series, make_enhanced_ct, write_series
 
@@ -176,6 +176,13 @@ def test_values_beyond_16_bits_are_clipped_not_wrapped(tmp_path: Path) -> None:
     volume = load(datasets, tmp_path).volume
     assert volume.array[30, 16, 16] == 32767
     assert volume.array[30, 0, 0] == hu[30, 0, 0] + 100
+
+
+def test_the_largest_rescale_that_is_accepted_clips_and_never_wraps() -> None:
+    stored = np.array([0, 1, 65535], np.uint16)
+    for slope, intercept, expected in ((1e4, 1e6, [32767] * 3), (-1e4, -1e6, [-32768] * 3)):
+        rescale = _Rescale(slope, intercept, None)
+        assert _to_hu(stored, rescale, np.dtype(np.int16)).tolist() == expected
 
 
 def test_slope_of_each_slice(tmp_path: Path) -> None:
