@@ -30,8 +30,8 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 LAYERS: dict[str, tuple[str, ...]] = {
     "inference": (
         "errors types uids headers decode_probes digest durable mesh prompts cards",
-        "datasets datasets.* intensity decode geometry lungs segment weights catalogue risk radiomics phantom phantom.*",
-        "compare select cade measure retinanet",
+        "datasets datasets.* intensity decode geometry lungs segment weights catalogue download risk radiomics phantom phantom.*",
+        "compare select cade measure retinanet pull",
         "load registry published openclip_model",
         "sam2_model lora insertion views record fusion",
         "prompted detector cadx",
