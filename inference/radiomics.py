@@ -119,9 +119,7 @@ def morphology(mask: Mask, index_to_mm: Floats) -> tuple[Feature, ...]:
     major, minor, least = _axis_lengths(np.argwhere(mask) @ index_to_mm.T)
     return (
         Feature("RNU0", "Volume (mesh)", volume, "mm3"),
-        Feature(
-            "YEKZ", "Volume (voxel counting)", mask.sum() * abs(float(np.linalg.det(index_to_mm))), "mm3"
-        ),
+        Feature("YEKZ", "Volume (voxel counting)", float(mask.sum() * voxel), "mm3"),
         Feature("C0JK", "Surface area (mesh)", area, "mm2"),
         Feature("2PR5", "Surface to volume ratio", area / volume, "/mm"),
         Feature("SKGS", "Compactness 1", volume / (math.sqrt(math.pi) * area**1.5), "1"),

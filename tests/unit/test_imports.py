@@ -30,10 +30,10 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 LAYERS: dict[str, tuple[str, ...]] = {
     "inference": (
         "errors types uids headers decode_probes digest durable mesh prompts cards",
-        "datasets datasets.* intensity decode geometry lungs segment weights catalogue download risk radiomics phantom phantom.*",
-        "compare select cade measure retinanet pull",
+        "datasets datasets.* intensity decode geometry lungs segment weights catalogue download risk radiomics record phantom phantom.*",
+        "compare select cade measure retinanet pull record_files pleura",
         "load registry published openclip_model",
-        "sam2_model lora insertion views record fusion",
+        "sam2_model lora insertion views fusion",
         "prompted detector cadx",
         "analyse",
         "evaluate evaluate.*",
@@ -106,6 +106,7 @@ LIGHT = (
     "dicom_sr.*",
     "inference.registry",
     "inference.load",
+    "inference.record*",
     "pacs_node.listener",
     "pacs_node.intake",
     "pacs_node.schedule",
@@ -211,7 +212,7 @@ def test_every_module_has_its_layer() -> None:
 def test_every_name_in_the_layers_exists() -> None:
     planned = {
         f"inference.{name}"
-        for name in "sam2_model lora insertion views record fusion prompted detector cadx".split()
+        for name in "sam2_model lora insertion views fusion prompted detector cadx".split()
     }
     named = {
         f"{package}.{name.removesuffix('.*')}"

@@ -1,0 +1,467 @@
+"""The clinical record of a patient: what it holds, what is refused, how sources are merged, what it says.
+
+Every item may be missing. A record is valid once it exists; tolerance lives at the edge: `accept` takes
+values as files and headers have them, leaves out what makes no sense and says so with a code. Nothing here
+reads a radiologist's rating of a nodule, and no text made here names the patient. Files are read by
+`inference.record_files`. Research use only, not for primary diagnosis.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import date
+from enum import StrEnum
+from typing import Any
+
+from pydicom import Dataset
+
+from inference.errors import InferenceError
+from inference.headers import text
+
+OLDEST_YEARS = 120.0
+MOST_PACK_YEARS = 300.0
+_MOST_PACKS_A_DAY = 6.0
+_FIRST_SMOKING_AGE = 5.0
+_AGES_DIFFER_YEARS = 1.5
+
+RATINGS = frozenset(
+    {
+        *("subtlety", "internalstructure", "calcification", "sphericity", "margin", "lobulation"),
+        *("spiculation", "texture", "malignancy", "subtlety_score", "internal_structure"),
+        *("lobular_pattern", "nodule_type", "suspicion", "lung_rads"),
+    }
+)
+"""Names of a radiologist's judgement of the nodule; as an item of a record each is refused."""
+
+
+class RecordCode(StrEnum):
+    """Stable codes of what was wrong with a record or an item of it."""
+
+    UNREADABLE = "UNREADABLE"
+    SCHEMA = "SCHEMA"
+    NO_MATCH = "NO_MATCH"
+    AMBIGUOUS = "AMBIGUOUS"
+    MISMATCH = "MISMATCH"
+    AGE_RANGE = "AGE_RANGE"
+    SEX_VALUE = "SEX_VALUE"
+    SMOKING_VALUE = "SMOKING_VALUE"
+    PACK_YEARS_RANGE = "PACK_YEARS_RANGE"
+    YEARS_QUIT_RANGE = "YEARS_QUIT_RANGE"
+    FLAG_VALUE = "FLAG_VALUE"
+    TEXT_VALUE = "TEXT_VALUE"
+    CONTRADICTION = "CONTRADICTION"
+    CONFLICT = "CONFLICT"
+    UNKNOWN_ITEM = "UNKNOWN_ITEM"
+    RATING_REFUSED = "RATING_REFUSED"
+
+
+class RecordError(InferenceError):
+    """A record can't be used at all.
+
+    Parameters
+    ----------
+    code
+        Why.
+    sentence
+        For a person; holds no value of the record.
+    """
+
+    def __init__(self, code: RecordCode, sentence: str) -> None:
+        super().__init__(code, sentence)
+        self.code = code
+        self.sentence = sentence
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.sentence}"
+
+
+class Sex(StrEnum):
+    """As the published risk models know it."""
+
+    FEMALE = "female"
+    MALE = "male"
+
+
+class Smoking(StrEnum):
+    """Smoking status. DICOM says only whether the patient smokes: its NO is `NOT_CURRENT`."""
+
+    NEVER = "never"
+    FORMER = "former"
+    CURRENT = "current"
+    NOT_CURRENT = "not current"
+
+
+@dataclass(frozen=True, slots=True)
+class RecordIssue:
+    """Something that was left out or overruled. `sentence` holds no value of the record."""
+
+    code: RecordCode
+    item: str
+    sentence: str
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.sentence}"
+
+
+_NUMBERS: dict[str, tuple[RecordCode, float, float]] = {
+    "age_years": (RecordCode.AGE_RANGE, 0.0, OLDEST_YEARS),
+    "pack_years": (RecordCode.PACK_YEARS_RANGE, 0.0, MOST_PACK_YEARS),
+    "years_quit": (RecordCode.YEARS_QUIT_RANGE, 0.0, OLDEST_YEARS),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ClinicalRecord:
+    """What is known of a patient at the time of the scan; None is not known.
+
+    Parameters
+    ----------
+    age_years
+        0 to 120.
+    sex, smoking
+        See the enumerations.
+    pack_years
+        Packs of 20 cigarettes a day times years, 0 to 300.
+    years_quit
+        Since the last cigarette.
+    family_history_lung_cancer
+        In a relative of the first degree.
+    cancer_history
+        A cancer outside the chest diagnosed more than five years ago (the definition of the Mayo model).
+    emphysema
+        Known from CT or lung function.
+    history_text
+        Free text, kept as it came. No model reads it and no result repeats it: it may name anybody.
+
+    Raises
+    ------
+    RecordError
+        A value out of range, or two that contradict each other.
+    """
+
+    age_years: float | None = None
+    sex: Sex | None = None
+    smoking: Smoking | None = None
+    pack_years: float | None = None
+    years_quit: float | None = None
+    family_history_lung_cancer: bool | None = None
+    cancer_history: bool | None = None
+    emphysema: bool | None = None
+    history_text: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        for name, (code, low, high) in _NUMBERS.items():
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and low <= value <= high):
+                raise RecordError(code, f"{name} is not between {low:g} and {high:g}.")
+        for issue, _ in _contradictions(self.items()):
+            raise RecordError(issue.code, issue.sentence)
+
+    def items(self) -> dict[str, Any]:
+        """Known items by name; the free text isn't one."""
+        return {name: value for name in ITEMS if (value := getattr(self, name)) is not None}
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no item is known."""
+        return not self.items()
+
+    @property
+    def ever_smoker(self) -> bool | None:
+        """Smokes or has smoked; None where that isn't known."""
+        if self.smoking in {Smoking.CURRENT, Smoking.FORMER}:
+            return True
+        return False if self.smoking is Smoking.NEVER else None
+
+    def sentence(self) -> str:
+        """The known items in words for a text tower; "" for an empty record.
+
+        At most about 30 tokens. Made of the typed items alone: free text never enters it.
+        """
+        parts = [_person(self), _smoking_words(self)]
+        for value, yes, no in (
+            (self.family_history_lung_cancer, "Lung cancer in the family.", "No lung cancer in the family."),
+            (self.cancer_history, "Earlier cancer.", "No earlier cancer."),
+            (self.emphysema, "Emphysema.", "No emphysema."),
+        ):
+            if value is not None:
+                parts.append(yes if value else no)
+        return " ".join(part for part in parts if part)
+
+
+def _person(record: ClinicalRecord) -> str:
+    who = {Sex.FEMALE: "Woman", Sex.MALE: "Man", None: "Patient"}[record.sex]
+    if record.age_years is not None:
+        return f"{who} of {record.age_years:.0f} years."
+    return f"{who}." if record.sex else ""
+
+
+def _smoking_words(record: ClinicalRecord) -> str:
+    words = {
+        Smoking.NEVER: "Never smoked",
+        Smoking.FORMER: "Former smoker",
+        Smoking.CURRENT: "Current smoker",
+        Smoking.NOT_CURRENT: "Does not smoke",
+        None: "",
+    }[record.smoking]
+    parts = [words]
+    if record.pack_years:
+        parts.append(f"{record.pack_years:.0f} pack-years")
+    if record.years_quit is not None:
+        parts.append(f"quit {record.years_quit:.0f} years ago")
+    found = ", ".join(part for part in parts if part)
+    return f"{found[0].upper()}{found[1:]}." if found else ""
+
+
+ITEMS = tuple(item.name for item in fields(ClinicalRecord) if item.name != "history_text")
+"""What a record may hold, in the order in which it is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordReading:
+    """A record, where each of its items came from, and what was left out.
+
+    Parameters
+    ----------
+    sources
+        Item -> words for the source, such as ``DICOM Patient's Age``.
+    """
+
+    record: ClinicalRecord = field(default_factory=ClinicalRecord)
+    sources: Mapping[str, str] = field(default_factory=dict)
+    issues: tuple[RecordIssue, ...] = ()
+
+    def used_words(self) -> str:
+        """The items and their sources for a report, e.g. ``age_years (record.json), sex (DICOM ...)``."""
+        return ", ".join(f"{item} ({self.sources.get(item, 'given')})" for item in self.record.items())
+
+
+def accept(values: Mapping[str, object], source: str | Mapping[str, str]) -> RecordReading:
+    """Make a record of values as they came.
+
+    Parameters
+    ----------
+    values
+        By item name. Numbers may be texts, flags may be ``yes`` / ``no``; None, "" and ``unknown`` are
+        not known.
+    source
+        Where they came from, one for all or by item.
+
+    Returns
+    -------
+    RecordReading
+        Without the values that make no sense; of values that contradict each other, without any of them.
+    """
+    kept: dict[str, Any] = {}
+    issues: list[RecordIssue] = []
+    for name, value in values.items():
+        if _is_unknown(value):
+            continue
+        parser = _PARSERS.get(name)
+        if parser is None:
+            issues.append(_foreign(name))
+            continue
+        try:
+            kept[name] = parser(name, value)
+        except RecordError as error:
+            issues.append(RecordIssue(error.code, name, f"{error.sentence} It was left out."))
+    _settle_smoking(kept)
+    for issue, names in list(_contradictions(kept)):
+        issues.append(RecordIssue(issue.code, issue.item, f"{issue.sentence} Left out: {', '.join(names)}."))
+        for name in names:
+            kept.pop(name, None)
+    kept = {name: value for name, value in kept.items() if value is not None}
+    record = ClinicalRecord(**kept)
+    of = {name: source if isinstance(source, str) else source.get(name, "given") for name in record.items()}
+    return RecordReading(record, of, tuple(issues))
+
+
+def merge(first: RecordReading, second: RecordReading) -> RecordReading:
+    """Fill what `first` doesn't know from `second`.
+
+    Where both know an item and differ, `first` counts and a `RecordCode.CONFLICT` is noted: two sources that
+    differ in age or sex may be of two patients.
+    """
+    values = {**_all(second.record), **_all(first.record)}
+    sources = {**second.sources, **first.sources}
+    conflicts = tuple(
+        RecordIssue(
+            RecordCode.CONFLICT,
+            name,
+            f"{name} differs between {first.sources.get(name, 'given')} and "
+            f"{second.sources.get(name, 'given')}; the former was taken.",
+        )
+        for name, mine in first.record.items().items()
+        if (other := second.record.items().get(name)) is not None and not _agree(mine, other)
+    )
+    merged = accept(values, sources)
+    return RecordReading(
+        merged.record, merged.sources, (*first.issues, *second.issues, *conflicts, *merged.issues)
+    )
+
+
+def _all(record: ClinicalRecord) -> dict[str, Any]:
+    found = record.items()
+    return found if record.history_text is None else {**found, "history_text": record.history_text}
+
+
+def _agree(one: object, other: object) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return abs(one - other) <= _AGES_DIFFER_YEARS
+    not_smoking = {Smoking.NEVER, Smoking.FORMER, Smoking.NOT_CURRENT}
+    if Smoking.NOT_CURRENT in {one, other}:
+        return one in not_smoking and other in not_smoking
+    return one == other
+
+
+def from_dicom(header: Dataset) -> RecordReading:
+    """Read the record items of a DICOM header (PS3.3 C.7.1.1, C.7.2.2, C.2.4).
+
+    Patient's Age (0010,1010) before the difference of Patient's Birth Date (0010,0030) and Study Date
+    (0008,0020); Patient's Sex (0010,0040); Smoking Status (0010,21A0), whose NO doesn't tell a former smoker
+    from one who never smoked. Additional Patient History (0010,21B0) is kept as text only.
+
+    Returns
+    -------
+    RecordReading
+        Malformed values are left out with an issue.
+    """
+    values: dict[str, object] = {}
+    sources: dict[str, str] = {}
+    issues: list[RecordIssue] = []
+    age, by_date = _age(header, issues), _age_by_date(header)
+    if age is not None:
+        values["age_years"], sources["age_years"] = age, "DICOM Patient's Age"
+        if by_date is not None and abs(age - by_date) > _AGES_DIFFER_YEARS:
+            words = "Patient's Age differs from Birth Date and Study Date; the former was taken."
+            issues.append(RecordIssue(RecordCode.CONFLICT, "age_years", words))
+    elif by_date is not None:
+        values["age_years"], sources["age_years"] = by_date, "DICOM Birth Date and Study Date"
+    if sex := text(header, "PatientSex").upper():
+        values["sex"] = {"F": "female", "M": "male", "O": ""}.get(sex, sex)
+        sources["sex"] = "DICOM Patient's Sex"
+    if smoking := text(header, "SmokingStatus").upper():
+        values["smoking"] = {"YES": "current", "NO": "not current", "UNKNOWN": ""}.get(smoking, smoking)
+        sources["smoking"] = "DICOM Smoking Status"
+    if history := text(header, "AdditionalPatientHistory"):
+        values["history_text"] = history
+    found = accept(values, sources)
+    return RecordReading(found.record, found.sources, (*issues, *found.issues))
+
+
+def _age(header: Dataset, issues: list[RecordIssue]) -> float | None:
+    """Patient's Age as years: three digits and D, W, M or Y (PS3.5 6.2)."""
+    value = text(header, "PatientAge").upper()
+    if not value:
+        return None
+    if not re.fullmatch(r"\d{3}[DWMY]", value):
+        words = "Patient's Age is not three digits and D, W, M or Y. It was left out."
+        issues.append(RecordIssue(RecordCode.AGE_RANGE, "age_years", words))
+        return None
+    return int(value[:3]) / {"D": 365.25, "W": 52.1775, "M": 12.0, "Y": 1.0}[value[3]]
+
+
+def _age_by_date(header: Dataset) -> float | None:
+    """Whole years between birth and study; None where a date is missing, malformed or in the wrong order."""
+    born, seen = (_date(text(header, keyword)) for keyword in ("PatientBirthDate", "StudyDate"))
+    if born is None or seen is None or born > seen:
+        return None
+    return float(seen.year - born.year - ((seen.month, seen.day) < (born.month, born.day)))
+
+
+def _date(value: str) -> date | None:
+    try:
+        return date(int(value[:4]), int(value[4:6]), int(value[6:8])) if len(value) == 8 else None
+    except ValueError:
+        return None
+
+
+def _is_unknown(value: object) -> bool:
+    return value is None or (isinstance(value, str) and value.strip().lower() in {"", "unknown"})
+
+
+def _foreign(name: str) -> RecordIssue:
+    if name.strip().lower().replace(" ", "_") in RATINGS:
+        words = f"{name[:40]} is a radiologist's judgement of the nodule and is never an input."
+        return RecordIssue(RecordCode.RATING_REFUSED, name[:40], words)
+    words = f"{name[:40]} is no item of a record. It was left out."
+    return RecordIssue(RecordCode.UNKNOWN_ITEM, name[:40], words)
+
+
+def _number(name: str, value: object) -> float:
+    code, low, high = _NUMBERS[name]
+    try:
+        found = (
+            float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+        )
+    except (ValueError, OverflowError):
+        found = math.nan
+    if not low <= found <= high:
+        raise RecordError(code, f"{name} is not a number between {low:g} and {high:g}.")
+    return found
+
+
+def _choice(name: str, value: object) -> Sex | Smoking:
+    kind, code = (Sex, RecordCode.SEX_VALUE) if name == "sex" else (Smoking, RecordCode.SMOKING_VALUE)
+    word = str(value).strip().lower().replace("_", " ")
+    word = {"f": "female", "m": "male"}.get(word, word)
+    if word not in {str(option) for option in kind}:
+        raise RecordError(code, f"{name} is none of: {', '.join(kind)}, unknown.")
+    return kind(word)
+
+
+def _flag(name: str, value: object) -> bool:
+    word = str(value).strip().lower()
+    if word in {"true", "yes", "y", "1"}:
+        return True
+    if word in {"false", "no", "n", "0"}:
+        return False
+    raise RecordError(RecordCode.FLAG_VALUE, f"{name} is neither yes nor no nor unknown.")
+
+
+def _free_text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise RecordError(RecordCode.TEXT_VALUE, f"{name} is not a text.")
+    return value
+
+
+_PARSERS: dict[str, Callable[[str, object], object]] = {
+    **dict.fromkeys(_NUMBERS, _number),
+    **dict.fromkeys(("sex", "smoking"), _choice),
+    **dict.fromkeys(("family_history_lung_cancer", "cancer_history", "emphysema"), _flag),
+    "history_text": _free_text,
+}
+
+
+def _settle_smoking(values: dict[str, Any]) -> None:
+    """Say former or never where the other items tell, in place."""
+    status, packs, quit_for = (values.get(name) for name in ("smoking", "pack_years", "years_quit"))
+    if status in {None, Smoking.NOT_CURRENT}:
+        if quit_for is not None or (status is not None and packs):
+            values["smoking"] = Smoking.FORMER
+        elif packs == 0:
+            values["smoking"] = Smoking.NEVER
+
+
+def _contradictions(values: Mapping[str, Any]) -> Iterator[tuple[RecordIssue, tuple[str, ...]]]:
+    """What can't be true together, with the items that then can't be trusted."""
+    status, packs, quit_for = (values.get(name) for name in ("smoking", "pack_years", "years_quit"))
+    age = values.get("age_years")
+    if status is Smoking.NEVER and (packs or quit_for is not None):
+        words = "Never smoked, but there are pack-years or years since quitting."
+        yield _contradiction("smoking", words), ("smoking", "pack_years", "years_quit")
+    if status is Smoking.CURRENT and quit_for:
+        words = "Smokes, but there are years since quitting."
+        yield _contradiction("smoking", words), ("smoking", "years_quit")
+    if age is not None and quit_for is not None and quit_for > age:
+        yield _contradiction("years_quit", "Quit smoking before birth."), ("years_quit",)
+    if age is not None and packs and packs > _MOST_PACKS_A_DAY * max(age - _FIRST_SMOKING_AGE, 0):
+        words = f"More than {_MOST_PACKS_A_DAY:g} packs a day since the age of {_FIRST_SMOKING_AGE:g}."
+        yield _contradiction("pack_years", words), ("pack_years",)
+
+
+def _contradiction(item: str, words: str) -> RecordIssue:
+    return RecordIssue(RecordCode.CONTRADICTION, item, words)
