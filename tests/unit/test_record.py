@@ -280,13 +280,13 @@ def test_nothing_merged_with_nothing() -> None:
 
 def test_sentence() -> None:
     assert ClinicalRecord(**FULL).sentence() == (
-        "Woman of 62 years. Former smoker, 40 pack-years, quit 8 years ago. "
-        "Lung cancer in the family. No earlier cancer. Emphysema."
+        "Woman aged 62, former smoker, 40 pack years, quit 8 years. "
+        "Family lung cancer, emphysema. No earlier cancer."
     )
     assert ClinicalRecord().sentence() == ""
-    assert ClinicalRecord(age_years=50).sentence() == "Patient of 50 years."
+    assert ClinicalRecord(age_years=50).sentence() == "Aged 50."
     assert ClinicalRecord(sex=Sex.MALE).sentence() == "Man."
-    assert ClinicalRecord(pack_years=30).sentence() == "30 pack-years."
+    assert ClinicalRecord(pack_years=30).sentence() == "30 pack years."
     assert ClinicalRecord(emphysema=False).sentence() == "No emphysema."
 
 
