@@ -43,11 +43,14 @@ class Pipeline:
         One for each stage that has parameters or weights.
     version
         Changes whenever the same input could give another result; at most 64 characters.
+    folder
+        Where the cards and their weights are.
     """
 
     profile: str
     cards: tuple[ModelCard, ...]
     version: str
+    folder: Traversable
 
     def card(self, task: str) -> ModelCard:
         """The card of one task.
@@ -61,6 +64,19 @@ class Pipeline:
             if card.task == task:
                 return card
         raise ModelUnavailableError(f"profile {self.profile} has no model for {task}")
+
+    def weights(self, task: str) -> tuple[Traversable, str]:
+        """The weights file of one task and the sha256 that it must have.
+
+        Raises
+        ------
+        ModelUnavailableError
+            The profile has no model for the task, or one without weights.
+        """
+        card = self.card(task)
+        if card.weights is None or card.weights_sha256 is None:
+            raise ModelUnavailableError(f"{card.name} has no weights")
+        return self.folder / card.weights, card.weights_sha256
 
 
 def load_pipeline(profile: str = "classical", *, folder: Path | None = None) -> Pipeline:
@@ -91,7 +107,7 @@ def load_pipeline(profile: str = "classical", *, folder: Path | None = None) -> 
             contents.append(content)
     if not cards:
         raise ModelUnavailableError(f"no model card names the profile {profile!r}")
-    return Pipeline(profile, tuple(cards), f"{profile}-{PIPELINE_VERSION}+{_digest(contents)}")
+    return Pipeline(profile, tuple(cards), f"{profile}-{PIPELINE_VERSION}+{_digest(contents)}", root)
 
 
 def profiles() -> tuple[str, ...]:
@@ -138,6 +154,7 @@ def read_card(table: Mapping[str, Any], name: str, root: Traversable) -> ModelCa
     return ModelCard(
         **{key: body[key].strip() for key in _TEXTS},
         performance=tuple(line.strip() for line in performance or ()),
+        weights=body.get("weights"),
         weights_sha256=body.get("weights_sha256"),
         parameters={key: float(value) for key, value in parameters.items()},
     )

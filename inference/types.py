@@ -255,8 +255,9 @@ class ModelCard:
 
     Parameters
     ----------
-    weights_sha256
-        Hex digest of the weights file, None for an algorithm without trained weights.
+    weights, weights_sha256
+        Name of the weights file beside the card and its hex digest, None for an algorithm without trained
+        weights.
     performance
         Sentences of measured performance, each with its data and its interval.
     """
@@ -272,6 +273,7 @@ class ModelCard:
     performance: tuple[str, ...]
     weights_sha256: str | None = None
     parameters: dict[str, float] = field(default_factory=dict)
+    weights: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
