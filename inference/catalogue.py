@@ -54,7 +54,7 @@ class Checkpoint:
     member
         Path of the weights in a zip.
     ignored
-        Tensors of the file that are no weights.
+        Last part of the keys of tensors in the file that are no weights.
     """
 
     name: str

@@ -1,7 +1,8 @@
 """Networks at the published sizes, for the checkpoints of the catalogue.
 
 Built from the packages' own classes and configurations, so that keys and shapes are the publishers'. Weights
-are random until `inference.weights.load_into` has filled them: nothing here loads or downloads any.
+are random until `inference.weights.load_into` has filled them: nothing here loads or downloads any. Each
+package is imported when its first network is built: together they take seconds, and a command needs one.
 """
 
 from __future__ import annotations
@@ -9,12 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from open_clip import get_model_config
-from open_clip.model import CLIP
-from sam2.build_sam import build_sam2
 from torch import nn
 
-from inference import retinanet
 from inference.errors import ModelUnavailableError
 from inference.weights import layout_of
 
@@ -29,6 +26,8 @@ _AT_512 = (
 
 
 def _sam2(size: str, overrides: tuple[str, ...] = ()) -> nn.Module:
+    from sam2.build_sam import build_sam2  # noqa: PLC0415 - see above
+
     # no postprocessing: its hole filling is a CUDA extension, its multimask rule is for clicks
     model: nn.Module = build_sam2(
         _SAM2.format(size),
@@ -41,13 +40,22 @@ def _sam2(size: str, overrides: tuple[str, ...] = ()) -> nn.Module:
 
 
 def _clip() -> nn.Module:
+    from open_clip import get_model_config  # noqa: PLC0415 - see above
+    from open_clip.model import CLIP  # noqa: PLC0415 - see above
+
     # not open_clip.create_model: it falls back to random weights with a line in the log
     model: nn.Module = CLIP(**get_model_config("ViT-B-32-quickgelu"))
     return model
 
 
+def _retinanet() -> nn.Module:
+    from inference import retinanet  # noqa: PLC0415 - see above
+
+    return retinanet.build_network()
+
+
 BUILDERS: dict[str, Callable[[], nn.Module]] = {
-    "monai-retinanet": retinanet.build_network,
+    "monai-retinanet": _retinanet,
     "sam2.1-hiera-tiny": partial(_sam2, "t"),
     "sam2.1-hiera-small": partial(_sam2, "s"),
     "sam2.1-hiera-base-plus": partial(_sam2, "b+"),
