@@ -169,7 +169,17 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Peaks:
-    """Maxima of the map, highest first: fractional index in the volume (n, 3), logit (n,), diameter mm (n,)."""
+    """Maxima of the map, highest first.
+
+    Parameters
+    ----------
+    index
+        Fractional index in the volume, (n, 3).
+    logit
+        Height, (n,).
+    diameter_mm
+        (n,).
+    """
 
     index: NDArray[np.float64]
     logit: NDArray[np.float64]
@@ -253,7 +263,7 @@ class Detector:
 def _half_pays(device: torch.device) -> bool:
     """Whether bfloat16 is computed by the hardware: elsewhere it is slower than float32."""
     if device.type == "cpu":
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001  # torch has no public name
     return True
 
 

@@ -1,8 +1,8 @@
 """Real nodules pasted into real lungs: whole scans of known truth, for training and for FROC curves.
 
 A nodule is cut from its strip along the readers' agreement and laid into a chest at a free, a juxtavascular
-or a juxtapleural place, on the grid and with the slice profile and the noise of that scan. Attenuation follows
-the parenchyma: what lies between parenchyma and water in the strip lies at the same share between the
+or a juxtapleural place, on the grid and with the slice profile and the noise of that scan. Attenuation
+follows the parenchyma: what lies between parenchyma and water in the strip lies at the same share between the
 parenchyma of the new place and water, so ground glass stays ground glass. After Pezeshk et al., Seamless
 lesion insertion for data augmentation in CAD training, IEEE TMI 36:1005-1015, 2017 (their blending solves a
 Poisson equation; here it is the agreement, softened by a pixel).
@@ -195,6 +195,25 @@ def random_pose(rng: np.random.Generator, scale: tuple[float, float] = (0.8, 1.2
 
 
 @dataclass(frozen=True, slots=True)
+class Canvas:
+    """What is pasted into.
+
+    Parameters
+    ----------
+    array
+        HU, float32, shape (z, y, x); changed by `paste`.
+    field
+        Lung field, bool, same shape.
+    spacing_mm
+        (z, y, x).
+    """
+
+    array: Singles
+    field: Mask
+    spacing_mm: tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Pasted:
     """What became of a nodule: centre as fractional index, diameter of what is visible, mm."""
 
@@ -203,24 +222,14 @@ class Pasted:
 
 
 def paste(
-    array: Singles,
-    field: Mask,
-    spacing_mm: tuple[float, float, float],
-    implant: Implant,
-    centre: Floats,
-    pose: Pose,
-    rng: np.random.Generator,
+    canvas: Canvas, implant: Implant, centre: Floats, pose: Pose, rng: np.random.Generator
 ) -> Pasted | None:
     """Paste a nodule in place.
 
     Parameters
     ----------
-    array
-        HU, float32, shape (z, y, x); changed.
-    field
-        Lung field, same shape. What would lie outside is not pasted.
-    spacing_mm
-        Of the array, (z, y, x).
+    canvas
+        Its array is changed. What would lie outside the lung field is not pasted.
     implant, pose
         What, and how turned.
     centre
@@ -233,7 +242,7 @@ def paste(
     Pasted or None
         None, and nothing is changed, where less than `LEAST_VISIBLE` would stand out from the lung field.
     """
-    pitch = np.array(spacing_mm)
+    array, pitch = canvas.array, np.array(canvas.spacing_mm)
     reach = pose.scale * np.linalg.norm(np.array(implant.alpha.shape) * np.array(implant.spacing_mm)) / 2
     low = np.maximum(np.floor(centre - reach / pitch).astype(int), 0)
     high = np.minimum(np.ceil(centre + reach / pitch).astype(int) + 1, array.shape)
@@ -241,7 +250,7 @@ def paste(
         return None
     box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
     hu, agreement, alpha = _sample(implant, pose, [np.arange(s.start, s.stop) for s in box], centre, pitch)
-    inside, around = field[box], array[box]
+    inside, around = canvas.field[box], array[box]
     lung = around[inside & (around < -600)]
     parenchyma = float(np.median(lung)) if lung.size > 30 else PARENCHYMA_HU
     # below water attenuation is a share of lung and water: it moves with the lung around
@@ -266,7 +275,7 @@ def _sample(
     own = implant.spacing_mm[0] * pose.scale
     parts = max(1, min(8, round(float(pitch[0]) / own)))  # thicker slices blur it
     to_source = pose.rotation.T / pose.scale / np.array(implant.spacing_mm)[:, None]
-    hu = agreement = alpha = np.zeros([len(axis) for axis in axes], np.float32)
+    hu, agreement, alpha = (np.zeros([len(axis) for axis in axes], np.float32) for _ in range(3))
     for part in range(parts):
         shift = (part + 0.5) / parts - 0.5
         z, y, x = np.meshgrid(axes[0] + shift, axes[1], axes[2], indexing="ij", sparse=True)
@@ -276,9 +285,9 @@ def _sample(
             for row, middle in zip(to_source, implant.centre, strict=True)
         ]
         weight = ndimage.map_coordinates(implant.alpha, at, order=1, mode="constant")
-        hu = hu + weight * ndimage.map_coordinates(implant.hu, at, order=1, mode="nearest")
-        agreement = agreement + ndimage.map_coordinates(implant.agreement, at, order=1, mode="constant")
-        alpha = alpha + weight
+        hu += weight * ndimage.map_coordinates(implant.hu, at, order=1, mode="nearest")
+        agreement += ndimage.map_coordinates(implant.agreement, at, order=1, mode="constant")
+        alpha += weight
     hu = np.where(alpha > 1e-4, hu / np.maximum(alpha, 1e-4), PARENCHYMA_HU)
     return hu.astype(np.float32), agreement / np.float32(parts), alpha / np.float32(parts)
 
@@ -402,7 +411,7 @@ def make_case(
     volume, spacing = background.volume, background.volume.spacing_mm
     field = background.lungs.labels > 0
     places = places or Places(volume.array, field, spacing)
-    array = volume.array.astype(np.float32)
+    canvas = Canvas(volume.array.astype(np.float32), field, spacing)
     taken = [
         (volume.lps_to_index(centre) * np.array(spacing), radius + 5.0) for centre, radius in background.known
     ]
@@ -415,13 +424,13 @@ def make_case(
         if 2 * radius < smallest_mm:
             continue
         at = places.choose(rng, place, radius, taken)
-        pasted = None if at is None else paste(array, field, spacing, implant, at, pose, rng)
+        pasted = None if at is None else paste(canvas, implant, at, pose, rng)
         if pasted is None:
             continue
         taken.append((pasted.centre * np.array(spacing), radius))
         x, y, z = (float(v) for v in volume.index_to_lps(pasted.centre))
         lesions.append(Inserted((x, y, z), pasted.diameter_mm, implant.name, place))
-    hu = np.clip(np.rint(array), -1024, 3071).astype(np.int16)
+    hu = np.clip(np.rint(canvas.array), -1024, 3071).astype(np.int16)
     uid = derived_uid("insertion", background.volume.series_uid, str(seed), *(one.name for one in lesions))
     name = f"{background.name}/{seed}"
     return Case(name, replace(volume, array=hu, series_uid=uid), tuple(lesions), background.known)
