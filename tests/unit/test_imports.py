@@ -31,9 +31,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "inference": (
         "errors types uids headers decode_probes digest durable mesh prompts cards",
         "datasets datasets.* intensity decode geometry lungs segment weights catalogue download torchscript risk radiomics record phantom phantom.*",
-        "compare select cade measure retinanet pull inventory record_files pleura",
+        "compare select cade measure retinanet pull inventory record_files pleura views descriptors",
         "load registry published openclip_model",
-        "sam2_model lora insertion views fusion convert full",
+        "sam2_model lora insertion cadx_network fusion convert full",
         "prompted detector cadx",
         "analyse",
         "evaluate evaluate.*",
@@ -212,7 +212,7 @@ def test_every_module_has_its_layer() -> None:
 def test_every_name_in_the_layers_exists() -> None:
     planned = {
         f"inference.{name}"
-        for name in "sam2_model lora insertion views fusion convert full prompted detector cadx".split()
+        for name in "sam2_model lora insertion cadx_network fusion convert full prompted detector cadx".split()
     }
     named = {
         f"{package}.{name.removesuffix('.*')}"
