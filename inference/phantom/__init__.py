@@ -5,26 +5,36 @@ geometric shapes: results on it show that a pipeline works, not how it performs 
 """
 
 from inference.phantom.build import Phantom, make_phantom
-from inference.phantom.imaging import Kernel
-from inference.phantom.nodules import (
+from inference.phantom.imaging import Kernel, SliceProfile
+from inference.phantom.specs import (
     DEFAULT_NODULES,
     Attachment,
+    Calcification,
+    Content,
     Margin,
     NoduleSpec,
     PhantomNodule,
     random_specs,
 )
+from inference.phantom.structures import PhantomStructure, StructureKind, StructureSpec, random_structures
 from inference.phantom.write import write_phantom
 
 __all__ = [
     "DEFAULT_NODULES",
     "Attachment",
+    "Calcification",
+    "Content",
     "Kernel",
     "Margin",
     "NoduleSpec",
     "Phantom",
     "PhantomNodule",
+    "PhantomStructure",
+    "SliceProfile",
+    "StructureKind",
+    "StructureSpec",
     "make_phantom",
     "random_specs",
+    "random_structures",
     "write_phantom",
 ]

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.phantom.paint import Array, Canvas, Grid, occupancy, paint_path
+from inference.types import Lobe
 
 LABEL_RIGHT_LUNG = 1
 LABEL_LEFT_LUNG = 2
@@ -233,16 +234,37 @@ def _span(axis: Array, low: float, high: float) -> slice:
     return slice(int(first), int(last))
 
 
+def _oblique_height(side: int, z: float, y: Array, x: Array) -> Array:
+    """Signed distance in mm to the oblique fissure, positive above and in front of it."""
+    lean = z - (62 if side == LEFT else 54) + 1.05 * (62 - y) + 0.12 * np.abs(x)
+    return np.asarray(lean / 1.45, dtype=np.float32)
+
+
+def _horizontal_height(z: float, x: Array) -> Array:
+    """Height in mm above the horizontal fissure of the right lung."""
+    return np.asarray(z - (4 + 0.0016 * (x + 70) ** 2), dtype=np.float32)
+
+
 def _fissures(side: int, canvas: Canvas) -> Array:
     """Extra HU of the oblique fissure and, on the right, the horizontal one: sheets thinner than a voxel."""
-    z, y, x = canvas.z, canvas.y, canvas.x
-    lean = z - (62 if side == LEFT else 54) + 1.05 * (62 - y) + 0.12 * np.abs(x)
-    oblique = lean / 1.45
+    oblique = _oblique_height(side, canvas.z, canvas.y, canvas.x)
     sheet = np.exp(-((oblique / canvas.width) ** 2))
     if side == RIGHT:
-        level = z - (4 + 0.0016 * (x + 70) ** 2)
-        sheet = np.maximum(sheet, np.exp(-((level / 1.6) ** 2)) * (oblique < 0) * 0.6)
+        level = _horizontal_height(canvas.z, canvas.x)
+        sheet = np.maximum(sheet, np.exp(-((level / 1.6) ** 2)) * (oblique > 0) * 0.6)
     return np.asarray(130 * sheet, dtype=np.float32)
+
+
+def lobe_at(plan: Plan, side: int, point: NDArray[np.float64]) -> Lobe:
+    """Lobe of a point (z, y, x) in mm in the lung of this side, by the fissures as they are drawn."""
+    z, y, x = (float(value) for value in point)
+    shift_y, shift_x = plan.warp(z, np.array([y], np.float32), np.array([x], np.float32))
+    drawn_y, drawn_x = y + shift_y, x + shift_x
+    if _oblique_height(side, z, drawn_y, drawn_x).item() < 0:
+        return Lobe.LOWER
+    if side == RIGHT and _horizontal_height(z, drawn_x).item() < 0:
+        return Lobe.MIDDLE
+    return Lobe.UPPER
 
 
 def _above_diaphragms(plan: Plan, z: float, y: Array, x: Array) -> Array:

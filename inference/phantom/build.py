@@ -17,9 +17,11 @@ from inference.phantom.anatomy import (
     draw_table,
     draw_tubes,
 )
-from inference.phantom.imaging import Kernel, image
-from inference.phantom.nodules import DEFAULT_NODULES, NoduleSpec, PhantomNodule, Scene, draw_nodules, place
+from inference.phantom.imaging import Kernel, SliceProfile, image
+from inference.phantom.nodules import Scene, draw_nodules, place
 from inference.phantom.paint import Array, Grid
+from inference.phantom.specs import DEFAULT_NODULES, NoduleSpec, PhantomNodule
+from inference.phantom.structures import PhantomStructure, StructureSpec, draw_emphysema, draw_structures
 from inference.phantom.trees import draw_trees
 from inference.types import SourceFrame, Volume
 from inference.uids import derived_uid
@@ -46,6 +48,8 @@ class Phantom:
         Reconstruction kernel that was modelled.
     seed
         It made this phantom.
+    structures
+        What else was drawn that may look like a nodule, emphysema first. `truth` calls it lung.
     """
 
     volume: Volume
@@ -53,6 +57,7 @@ class Phantom:
     nodules: tuple[PhantomNodule, ...]
     kernel: Kernel
     seed: int
+    structures: tuple[PhantomStructure, ...] = ()
 
 
 def make_phantom(
@@ -63,6 +68,10 @@ def make_phantom(
     *,
     kernel: Kernel = Kernel.STANDARD,
     slice_thickness_mm: float | None = None,
+    slice_profile: SliceProfile = SliceProfile.GAUSSIAN,
+    dose: float | None = None,
+    structures: Sequence[StructureSpec] = (),
+    emphysema: float = 0.0,
 ) -> Phantom:
     """Make a chest phantom. The same arguments always give the same voxels and UIDs.
 
@@ -78,12 +87,26 @@ def make_phantom(
         Reconstruction kernel model.
     slice_thickness_mm
         Width of the slice profile; None for the slice distance.
+    slice_profile
+        Its shape.
+    dose
+        None for noise of a fixed strength; a positive number for that of a scan with this share of the usual
+        dose, which depends on slice thickness and kernel too, see `inference.phantom.imaging.image`.
+    structures
+        What else to draw that may look like a nodule.
+    emphysema
+        Share of the parenchyma that is lost, 0 to 0.6.
 
     Raises
     ------
     ValueError
-        The grid is smaller than the chest, or the lungs have no room for a nodule.
+        The grid is smaller than the chest, the lungs have no room for a nodule or a structure, or a number
+        is out of its range.
     """
+    if dose is not None and dose <= 0:
+        raise ValueError(f"a dose is positive, not {dose}")
+    if not 0 <= emphysema <= 0.6:
+        raise ValueError(f"emphysema takes 0 to 0.6 of the parenchyma, not {emphysema}")
     grid = Grid(shape, spacing_mm)
     extent = [n * d for n, d in zip(shape, spacing_mm, strict=True)]
     if extent[0] < 250 or extent[1] < 230 or extent[2] < 330:
@@ -97,12 +120,28 @@ def make_phantom(
     _add_texture(values, labels, grid, rng)
     vessels = draw_trees(values, labels, grid, rng)
     centres = place(specs, labels, grid, vessels, rng)
-    drawn = draw_nodules(Scene(values, labels, grid, rng), list(zip(specs, centres, strict=True)))
+    # random numbers of their own: with or without them the rest stays the same
+    others = Scene(values, labels, grid, np.random.default_rng([seed, 1]), plan)
+    extra: tuple[PhantomStructure, ...] = (draw_emphysema(others, emphysema),) if emphysema > 0 else ()
+    drawn = draw_nodules(Scene(values, labels, grid, rng, plan), list(zip(specs, centres, strict=True)))
+    extra += draw_structures(others, structures, vessels)
     draw_table(values, grid, plan)
-    image(values, grid, kernel, thickness, rng)
+    image(values, grid, kernel, thickness, rng, profile=slice_profile, dose=dose)
     hu = np.clip(np.rint(values), -1024, 3071).astype(np.int16)
-    identity = ("phantom", str(seed), str(shape), str(spacing_mm), str(specs), str(kernel), str(thickness))
-    return Phantom(_volume(hu, grid, thickness, identity), labels, drawn, kernel, seed)
+    told = f"({', '.join(spec.identity for spec in specs)}{',' if len(specs) == 1 else ''})"
+    identity: tuple[str, ...] = (
+        "phantom",
+        str(seed),
+        str(shape),
+        str(spacing_mm),
+        told,
+        str(kernel),
+        str(thickness),
+    )
+    finer = (slice_profile, dose, tuple(structures), emphysema)
+    if finer != (SliceProfile.GAUSSIAN, None, (), 0.0):
+        identity += (str(finer),)
+    return Phantom(_volume(hu, grid, thickness, identity), labels, drawn, kernel, seed, extra)
 
 
 def _draw_body(plan: Plan, grid: Grid) -> tuple[Array, NDArray[np.uint8]]:

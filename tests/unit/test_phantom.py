@@ -47,6 +47,22 @@ def test_lungs_lie_on_their_side_and_the_left_one_is_smaller(phantom: Phantom) -
     assert 4.5 > litres[0] > litres[1] > 1.2
 
 
+def test_the_body_is_not_its_own_mirror_image(phantom: Phantom) -> None:
+    right, left = (phantom.truth == label for label in (1, 2))
+    mirrored = right[:, :, ::-1]  # the grid is centred on the midline
+    assert 2 * (mirrored & left).sum() / (mirrored.sum() + left.sum()) < 0.92
+    below = int(phantom.volume.lps_to_index((0.0, 0.0, -40.0))[0].round())
+    heart = (phantom.volume.array[below] > -50) & (phantom.truth[below] == 0)
+    columns = np.nonzero(heart[35:65])[1]  # in front of the spine
+    x = (columns - (SHAPE[2] - 1) / 2) * SPACING[2]
+    assert x[np.abs(x) < 80].mean() > 8
+    liver, other = (
+        phantom.volume.array[tuple(np.round(phantom.volume.lps_to_index((x, -20.0, -120.0))).astype(int))]
+        for x in (-60.0, 60.0)
+    )
+    assert abs(int(liver) - int(other)) > 25
+
+
 def test_tissues_have_plausible_hu(phantom: Phantom) -> None:
     hu = phantom.volume.array
     assert hu.dtype == np.int16
