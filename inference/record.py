@@ -179,8 +179,8 @@ class ClinicalRecord:
     def sentence(self) -> str:
         """The known items in words for a text tower; "" for an empty record.
 
-        Short: a full record has 31 to 34 tokens of CLIP, and the small tower reads 32. Made of the typed items
-        alone: free text never enters it.
+        Short: a full record has 31 to 34 tokens of CLIP, and the small tower reads 32. Made of the typed
+        items alone: free text never enters it.
         """
         flags = {
             "family lung cancer": self.family_history_lung_cancer,

@@ -11,9 +11,8 @@ Swensen et al., Arch Intern Med 157:849-855, 1997 (Mayo). Research use only, not
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import product
 
 from inference.types import Attenuation
 
@@ -188,7 +187,8 @@ def bounds(
     Parameters
     ----------
     model
-        One of this module's functions.
+        One of this module's functions: each fact adds to the logit by itself, so the extremes are found fact
+        by fact.
     facts
         Its parameters by name. A fact that is None is tried with every value it can have; age, diameter and
         count must be known.
@@ -206,13 +206,18 @@ def bounds(
     numbers = [name for name in unknown if name in {"age_years", "diameter_mm", "nodule_count"}]
     if numbers:
         raise ValueError(f"{', '.join(numbers)} must be known")
-    options: list[Iterable[bool | Attenuation]] = [
-        tuple(Attenuation) if name == "attenuation" else (False, True) for name in unknown
-    ]
-    estimates = [
-        model(**{**facts, **dict(zip(unknown, values, strict=True))}) for values in product(*options)
-    ]
-    return min(estimates, key=lambda e: e.logit), max(estimates, key=lambda e: e.logit)
+    options = {name: tuple(Attenuation) if name == "attenuation" else (False, True) for name in unknown}
+    low = high = model(**{**facts, **{name: values[0] for name, values in options.items()}})
+    best, worst = ({name: values[0] for name, values in options.items()} for _ in range(2))
+    for name, values in options.items():
+        for value in values[1:]:
+            lower = model(**{**facts, **best, name: value})
+            higher = model(**{**facts, **worst, name: value})
+            if lower.logit < low.logit:
+                low, best[name] = lower, value
+            if higher.logit > high.logit:
+                high, worst[name] = higher, value
+    return low, high
 
 
 def _check(age_years: float, diameter_mm: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import Any
 
 import pytest
@@ -139,3 +140,13 @@ def test_numbers_must_be_known() -> None:
 def test_probability_and_logit_agree() -> None:
     assert RiskEstimate("x", 0.0).probability == 0.5
     assert RiskEstimate("x", math.log(3)).probability == pytest.approx(0.75)
+
+
+def test_the_range_is_that_of_all_combinations() -> None:
+    unknown = {"female": (False, True), "attenuation": tuple(Attenuation), "upper_lobe": (False, True)}
+    every = [
+        brock_2b(**{**PLAIN, **dict(zip(unknown, values, strict=True))}).logit
+        for values in product(*unknown.values())
+    ]
+    low, high = bounds(brock_2b, {**PLAIN, **dict.fromkeys(unknown)})
+    assert (low.logit, high.logit) == (min(every), max(every))
