@@ -25,6 +25,7 @@ from pacs_node.config_template import render_settings
 from pacs_node.db import Database, Study
 from pacs_node.destinations import EchoResult
 from pacs_node.errors import ConfigurationError, StaleStateError
+from pacs_node.models_cli import models
 from pacs_node.storage import open_database
 from pacs_node.timeline import timeline, words
 
@@ -184,6 +185,9 @@ def demo(source: str, out: Path, seed: int, tcia_url: str | None) -> None:
     from pacs_node.demo import run_demo  # noqa: PLC0415 - see analyze
 
     sys.exit(run_demo(source, out, seed=seed, tcia_url=tcia_url, console=Console()))
+
+
+main.add_command(models)
 
 
 def _find(database: Database, key: str) -> list[Study]:

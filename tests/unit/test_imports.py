@@ -35,6 +35,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "load registry published openclip_model",
         "sam2_model lora insertion cadx_network fusion convert full",
         "prompted detector cadx",
+        "stack",
         "analyse",
         "evaluate evaluate.*",
         "train train.*",
@@ -47,7 +48,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "report summary",
     ),
     "pacs_node": (
-        "errors clock states logs destinations peer present tcia request",
+        "errors clock states logs destinations peer present tcia request models_cli",
         "config db spool association dicomweb engines",
         "audit storage case dimse config_template config_docs migrations migrations.*",
         "lifecycle retention",
