@@ -214,7 +214,7 @@ class Detector:
         volume
             CT in HU.
         lungs
-            Its lung field; nothing further than `FIELD_MARGIN_MM` outside is marked.
+            Its lung field; nothing further than about `FIELD_MARGIN_MM` outside is marked.
 
         Returns
         -------
