@@ -5,7 +5,7 @@ renamed or given another meaning without a new major number.
 
 ::
 
-    schema_version   "1.0"
+    schema_version   "1.1"
     notice           research-use sentence
     status           "analysed" | "not_analysed"
     reason           null | {code, sentence}
@@ -14,7 +14,7 @@ renamed or given another meaning without a new major number.
     series           {analysed: null | {...}, refused: [{series_uid, modality, description, code, sentence}]}
     findings         [{number, tracking_uid, tracking_id, site, attenuation, key_slice, point_lps_mm,
                        long_axis_lps_mm, short_axis_lps_mm, measurements, detection_probability,
-                       malignancy, features, key_image}]
+                       malignancy, features, descriptors: [{name, value, unit, source}], key_image}]
     observations     [{name, value, probability}]
     models           [{name, version, task, weights_sha256, parameters, performance, limits, ...}]
     warnings         [sentence]
@@ -44,7 +44,7 @@ from dicom_sr.keyimages import KeyImage
 from inference.errors import ReasonCode
 from inference.types import Finding, ModelCard, Result, Volume
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +266,9 @@ def _finding(volume: Volume, finding: Finding, number: int, picture: str | None)
         "detection_probability": round(finding.detection_probability, 4),
         "malignancy": finding.malignancy and asdict(finding.malignancy),
         "features": features,
+        "descriptors": [
+            {**asdict(descriptor), "value": round(descriptor.value, 5)} for descriptor in finding.descriptors
+        ],
         "key_image": picture,
     }
 

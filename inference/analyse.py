@@ -1,21 +1,47 @@
-"""One volume in, one `Result` out: lungs, nodules, measurements."""
+"""One volume in, one `Result` out: lungs, nodules, measurements, and what trained models say of each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 import torch
 
-from inference.cade import Candidate, detect
+from inference.cade import detect
 from inference.lungs import Lungs, find_lungs
 from inference.measure import attenuation, measure, site
-from inference.registry import DETECTION, Pipeline
-from inference.types import Finding, Result, Volume
+from inference.pleura import pleural_contact
+from inference.radiomics import radiomics
+from inference.record import RecordReading
+from inference.registry import DETECTION, SEGMENTATION, Pipeline
+from inference.types import Attenuation, Descriptor, Finding, Index, Malignancy, Observation, Result, Volume
 from inference.uids import derived_uid
 
-THICK_SLICE_MM = 2.5
+if TYPE_CHECKING:
+    from inference.cade import Mask
+    from inference.cadx import CadxReading
+    from inference.fusion import ImageEvidence
+    from inference.stack import Stack
+
+THICK_SLICE_MM: Final = 2.5
+RATING_STATEMENT: Final = (
+    "Probabilities of malignancy estimate how radiologists would rate the nodule on CT (LIDC-IDRI, mean "
+    "rating above 3 of 5); they were not trained on histology."
+)
 
 Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A nodule before it is measured; `reading` and `evidence` only from trained models."""
+
+    mask: Mask
+    origin: Index
+    probability: float
+    reading: CadxReading | None = None
+    evidence: ImageEvidence | None = None
 
 
 def analyse(
@@ -23,8 +49,10 @@ def analyse(
     pipeline: Pipeline,
     *,
     input_digest: str,
+    record: RecordReading | None = None,
     progress: Progress | None = None,
     device: str | torch.device = "cpu",
+    stack: Stack | None = None,
 ) -> Result:
     """Analyse one chest CT.
 
@@ -36,10 +64,15 @@ def analyse(
         From `inference.registry.load_pipeline`.
     input_digest
         Identifies the set of instances; the tracking UIDs depend on it.
+    record
+        The patient's clinical record, as far as it is known. Only a profile with a model for it uses it; the
+        image-only probability is always given.
     progress
         Called with the name of the stage that begins and the share that is done, 0..1.
     device
         Where torch computes.
+    stack
+        The trained models, if they are loaded already.
 
     Returns
     -------
@@ -50,32 +83,59 @@ def analyse(
     ------
     UnsuitableSeriesError
         The volume shows no chest.
+    ModelUnavailableError
+        Weights that a card names are missing or altered.
     """
     report = progress or (lambda _stage, _share: None)
-    card = pipeline.card(DETECTION)
     report("lungs", 0.0)
     lungs = find_lungs(volume)
     report("nodules", 0.2)
-    found = detect(volume, lungs, card.parameters, device=device)
+    is_trained = pipeline.has(SEGMENTATION)
+    if is_trained:
+        stack = stack or _load(pipeline, device)
+        found = _trained(volume, lungs, stack, report)
+    else:
+        parameters = pipeline.card(DETECTION).parameters
+        found = [
+            _Found(one.mask, one.origin, one.score)
+            for one in detect(volume, lungs, parameters, device=device)
+        ]
     report("measurements", 0.95)
     findings = tuple(
-        _finding(volume, lungs, candidate, number, (volume.series_uid, input_digest, pipeline.version))
-        for number, candidate in enumerate(found, start=1)
+        _finding(volume, lungs, one, number, (volume.series_uid, input_digest, pipeline.version))
+        for number, one in enumerate(found, start=1)
     )
+    observations: tuple[Observation, ...] = ()
+    if stack is not None and record is not None:
+        findings, observations = stack.with_record(findings, [one.evidence for one in found], record)
     report("done", 1.0)
+    is_full = len(findings) >= pipeline.card(DETECTION).parameters["max_findings"]
     return Result(
         series_uid=volume.series_uid,
         findings=findings,
         cards=pipeline.cards,
         pipeline_version=pipeline.version,
-        warnings=_warnings(volume, lungs, len(findings) >= card.parameters["max_findings"]),
+        observations=observations,
+        warnings=_warnings(volume, lungs, is_full=is_full, is_rated=is_trained and bool(findings)),
     )
 
 
+def _load(pipeline: Pipeline, device: str | torch.device) -> Stack:
+    # torchvision, MONAI, SAM 2 and open_clip take seconds to import: only who needs them waits
+    from inference.stack import load_stack  # noqa: PLC0415
+
+    return load_stack(pipeline, device=device)
+
+
+def _trained(volume: Volume, lungs: Lungs, stack: Stack, report: Progress) -> list[_Found]:
+    nodules = stack.find(volume, lungs, progress=lambda share: report("nodules", 0.4 + 0.55 * share))
+    return [_Found(one.mask, one.origin, one.probability, one.reading, one.evidence()) for one in nodules]
+
+
 def _finding(
-    volume: Volume, lungs: Lungs, candidate: Candidate, number: int, identity: tuple[str, str, str]
+    volume: Volume, lungs: Lungs, found: _Found, number: int, identity: tuple[str, str, str]
 ) -> Finding:
-    mask, origin = candidate.mask, candidate.origin
+    mask, origin, reading = found.mask, found.origin, found.reading
     measured = measure(volume, mask, origin)
     return Finding(
         tracking_uid=derived_uid(*identity, "finding", str(number)),
@@ -87,13 +147,44 @@ def _finding(
         long_axis=measured.long_axis,
         short_axis=measured.short_axis,
         measurements=measured.measurements,
-        detection_probability=candidate.score,
-        attenuation=attenuation(volume, mask, origin),
+        detection_probability=found.probability,
+        attenuation=attenuation(volume, mask, origin) if reading is None else _rated_attenuation(reading),
         site=site(lungs.labels, mask, origin),
+        malignancy=None if reading is None else Malignancy(reading.malignancy),
+        features=() if reading is None else reading.features,
+        descriptors=() if reading is None else _descriptors(volume, lungs, found, reading),
     )
 
 
-def _warnings(volume: Volume, lungs: Lungs, is_full: bool) -> tuple[str, ...]:
+def _rated_attenuation(reading: CadxReading) -> Attenuation:
+    """By the texture rank, as LIDC-IDRI is read by Zhuang et al.: below 2.5 ground glass, 5 solid."""
+    (texture,) = (feature for feature in reading.features if feature.name == "texture")
+    if texture.value <= 2:
+        return Attenuation.GROUND_GLASS
+    return Attenuation.SOLID if texture.value == 5 else Attenuation.PART_SOLID
+
+
+def _descriptors(volume: Volume, lungs: Lungs, found: _Found, reading: CadxReading) -> tuple[Descriptor, ...]:
+    contact = pleural_contact(volume, lungs, found.mask, found.origin)
+    rows: list[Descriptor] = [
+        Descriptor(one.name, one.value, one.unit, f"IBSI {one.code}".strip())
+        for one in radiomics(volume, found.mask, found.origin)
+    ]
+    if contact is not None:
+        rows += [
+            Descriptor("pleural attachment", contact.probability, "1", "pleura"),
+            Descriptor("distance to the pleura", contact.distance_mm, "mm", "pleura"),
+        ]
+    for source, numbers in (
+        ("sentence pair", reading.pair_probabilities),
+        ("structure sentence", reading.structure_similarity),
+        ("radiomic similarity", reading.radiomic_similarity),
+    ):
+        rows += [Descriptor(name, value, "1", source) for name, value in numbers.items()]
+    return tuple(rows)
+
+
+def _warnings(volume: Volume, lungs: Lungs, *, is_full: bool, is_rated: bool) -> tuple[str, ...]:
     """What the reader must know about this result."""
     sentences = list(lungs.warnings)
     thickness = max(volume.slice_thickness_mm or 0.0, volume.spacing_mm[0])
@@ -106,4 +197,6 @@ def _warnings(volume: Volume, lungs: Lungs, is_full: bool) -> tuple[str, ...]:
         sentences.append(
             "More candidates than the limit of findings were found; the most probable are shown."
         )
+    if is_rated:
+        sentences.append(RATING_STATEMENT)
     return tuple(sentences)

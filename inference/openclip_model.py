@@ -100,3 +100,11 @@ def token_embeddings(clip: CLIP, tokens: Tensor) -> Tensor:
     hidden = clip.token_embedding(tokens) + clip.positional_embedding
     hidden = clip.ln_final(clip.transformer(hidden, attn_mask=clip.attn_mask))
     return torch.where((tokens > 0).unsqueeze(-1), hidden, torch.zeros_like(hidden))
+
+
+@torch.inference_mode()
+def embed_sentences(clip: CLIP, sentences: Sequence[str]) -> Tensor:
+    """Pooled embeddings of length 1, float32, shape (n, embed_dim), on the CPU."""
+    tokens = tokenize(sentences, clip.context_length).to(clip.logit_scale.device)
+    embedding: Tensor = clip.encode_text(tokens, normalize=True)
+    return embedding.float().cpu()

@@ -24,8 +24,17 @@ PIPELINE_VERSION = "1.0.0"
 """For people. What tells two pipelines apart for certain is the digest behind it."""
 
 _STAGES = ("load", "geometry", "decode", "lungs", "cade", "segment", "measure", "analyse")
+_TRAINED_STAGES = (
+    *("stack", "detector", "prompted", "sam2_model", "windows", "intensity", "cadx", "cadx_network", "views"),
+    *("descriptors", "lora", "openclip_model", "prompts", "fusion", "record", "risk", "pleura", "radiomics"),
+    *("mesh", "weights"),
+)
 
 DETECTION = "nodule-detection"
+SEGMENTATION = "nodule-segmentation"
+CLASSIFICATION = "nodule-classification"
+TEXT = "text-tower"
+FUSION = "record-fusion"
 
 _TEXTS = ("name", "version", "task", "summary", "intended_use", "limits", "licence", "training_data")
 _OPTIONAL = ("weights", "weights_sha256")
@@ -64,6 +73,10 @@ class Pipeline:
             if card.task == task:
                 return card
         raise ModelUnavailableError(f"profile {self.profile} has no model for {task}")
+
+    def has(self, task: str) -> bool:
+        """Whether the profile has a model for a task."""
+        return any(card.task == task for card in self.cards)
 
     def weights(self, task: str) -> tuple[Traversable, str]:
         """The weights file of one task and the sha256 that it must have.
@@ -107,7 +120,9 @@ def load_pipeline(profile: str = "classical", *, folder: Path | None = None) -> 
             contents.append(content)
     if not cards:
         raise ModelUnavailableError(f"no model card names the profile {profile!r}")
-    return Pipeline(profile, tuple(cards), f"{profile}-{PIPELINE_VERSION}+{_digest(contents)}", root)
+    stages = _STAGES + (_TRAINED_STAGES if any(card.task == SEGMENTATION for card in cards) else ())
+    version = f"{profile}-{PIPELINE_VERSION}+{_digest(contents, stages)}"
+    return Pipeline(profile, tuple(cards), version, root)
 
 
 def profiles() -> tuple[str, ...]:
@@ -188,11 +203,11 @@ def _check_weights(body: Mapping[str, Any], name: str, root: Traversable) -> Non
         )
 
 
-def _digest(contents: list[str]) -> str:
+def _digest(contents: list[str], stages: tuple[str, ...]) -> str:
     """Short digest of the cards and of the source of the stages.
 
     The source is read, not imported: whoever only asks for the version loads no torch.
     """
     folder = resources.files("inference")
-    sources = [(folder / f"{stage}.py").read_text(encoding="utf-8") for stage in _STAGES]
+    sources = [(folder / f"{stage}.py").read_text(encoding="utf-8") for stage in stages]
     return hashlib.sha256(json.dumps([contents, sources]).encode()).hexdigest()[:12]

@@ -174,8 +174,34 @@ class SemanticFeature:
 
 
 @dataclass(frozen=True, slots=True)
+class Descriptor:
+    """A named number behind a finding, for whoever wants to know why.
+
+    Parameters
+    ----------
+    name
+        E.g. ``sphericity`` or ``likeness to vessel``.
+    value
+        In `unit`.
+    unit
+        UCUM; ``1`` for a number without unit.
+    source
+        What it is: ``IBSI QCFX``, ``sentence pair``, ``structure sentence``, ``radiomic similarity`` or
+        ``pleura``.
+    """
+
+    name: str
+    value: float
+    unit: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class Malignancy:
-    """Calibrated probability of cancer, 0..1. `fused` is None where no clinical record was used."""
+    """Calibrated probability, 0..1, of what the card of the model says it was trained on.
+
+    `fused` is None where no clinical record was used.
+    """
 
     image_only: float
     fused: float | None = None
@@ -201,7 +227,7 @@ class Finding:
         Each two (y, x) end points on the key slice, in volume index units.
     detection_probability
         0..1, as the card defines it.
-    malignancy, features
+    malignancy, features, descriptors
         None / empty where the pipeline has no model for them: a value is never made up.
     """
 
@@ -219,6 +245,7 @@ class Finding:
     site: Site = Site()
     malignancy: Malignancy | None = None
     features: tuple[SemanticFeature, ...] = ()
+    descriptors: tuple[Descriptor, ...] = ()
 
     def slices(self) -> tuple[slice, slice, slice]:
         """Where the mask lies in the volume."""

@@ -57,7 +57,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "schedule queries preflight",
         "overview study_detail",
         "web web.*",
-        "serve analyze demo",
+        "serve analyze demo evaluate_cli",
         "cli",
     ),
 }

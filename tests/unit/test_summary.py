@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 from copy import deepcopy
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from dicom_sr.part10 import save
 from dicom_sr.report import build_report
 from dicom_sr.seg import build_seg
 from dicom_sr.summary import DeliveryLine, Output, not_analysed_json, report_html, result_json
-from inference.types import Malignancy, Observation, SemanticFeature
+from inference.types import Descriptor, Malignancy, Observation, SemanticFeature
 from tests.ct_factory import make_ct_series
 from tests.finding_factory import (
     TRAINED,
@@ -57,6 +58,7 @@ def rich(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], tupl
     directory = tmp_path_factory.mktemp("out")
     features = (SemanticFeature("spiculation", 4, 0.71),)
     first = make_finding(VOLUME, (2, 4, 4), malignancy=Malignancy(0.3125, 0.456), features=features)
+    first = replace(first, descriptors=(Descriptor("Sphericity", 0.8031234, "1", "IBSI QCFX"),))
     findings = (first, make_findings(VOLUME, 2)[1])
     observations = (Observation("emphysema", "present", 0.83),)
     result = make_result(VOLUME, findings, CONTEXT, warnings=("Thick.",), observations=observations)
@@ -84,7 +86,7 @@ def test_layout_is_the_documented_one(rich: tuple[dict[str, Any], Any, Any]) -> 
     summary, _, _ = rich
     assert set(summary) == TOP_LEVEL
     assert set(not_analysed_json(HEADERS, "GAP", "A gap.", CONTEXT)) == TOP_LEVEL
-    assert summary["schema_version"] == "1.0"
+    assert summary["schema_version"] == "1.1"
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
 
 
@@ -115,7 +117,10 @@ def test_findings_have_patient_coordinates_and_all_measurements(
         {"name": "spiculation", "value": 4, "meaning": "4 out of 5", "probability": 0.71}
     ]
     assert (first["key_image"], second["key_image"]) == ("nodule-01.png", "nodule-02.png")
-    assert (second["malignancy"], second["features"]) == (None, [])
+    assert (second["malignancy"], second["features"], second["descriptors"]) == (None, [], [])
+    assert first["descriptors"] == [
+        {"name": "Sphericity", "value": 0.80312, "unit": "1", "source": "IBSI QCFX"}
+    ]
     assert second["site"] == {"words": "left lower lobe", "laterality": "left", "lobe": "lower"}
 
 
