@@ -1,4 +1,4 @@
-# Two commands do everything: `make demo` and `make test`. Needs git, make and Python 3.11 or newer.
+# Two commands do everything: `make demo` and `make test`. Needs git, make and Python 3.11, 3.12 or 3.13.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -6,9 +6,10 @@
 .NOTPARALLEL:
 .PHONY: help demo install install-dev test check test-peers lock docs hooks
 
+# The locks install wheels only, and not every package has one for a newer Python yet.
 ifndef PYTHON
 PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11; do \
-	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$python && break; done)
 endif
 
 VENV := .venv
@@ -59,20 +60,20 @@ hooks: install-dev  ## Let git run ruff and mypy before each commit
 	$(BIN)/pre-commit install
 
 $(MADE):
-	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer on PATH; name one: make PYTHON=/path/to/python3 ..."; exit 1; }
+	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 on PATH; name one: make PYTHON=/path/to/python3 ..."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
 	echo "$(PYTHON) can't make a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
 $(RUN): requirements.lock requirements-sdist.lock $(MADE)
-	@echo "installing requirements.lock into $(VENV) (PyTorch with its GPU libraries: about 5 GB, some minutes)"
+	@echo "installing requirements.lock into $(VENV) (PyTorch with its GPU libraries: about 6 GB, some minutes)"
 	$(WHEELS) -r requirements.lock
 	$(SDISTS) -r requirements-sdist.lock
 	@touch $@
 
 $(DEV): requirements-dev.lock requirements-sdist.lock $(MADE)
-	@echo "installing requirements-dev.lock into $(VENV) (PyTorch with its GPU libraries: about 5 GB, some minutes)"
+	@echo "installing requirements-dev.lock into $(VENV) (PyTorch with its GPU libraries: about 6 GB, some minutes)"
 	$(WHEELS) -r requirements-dev.lock
 	$(SDISTS) -r requirements-sdist.lock
 	@touch $@
