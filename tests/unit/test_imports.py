@@ -33,7 +33,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "datasets datasets.* intensity decode geometry lungs segment weights catalogue download torchscript risk radiomics record phantom phantom.*",
         "compare select cade measure retinanet pull inventory record_files pleura views descriptors",
         "load registry published openclip_model",
-        "sam2_model lora insertion cadx_network fusion convert full",
+        "windows sam2_model lora insertion cadx_network fusion convert full",
         "prompted detector cadx",
         "stack",
         "analyse",
