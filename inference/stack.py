@@ -59,8 +59,7 @@ class Nodule:
 
     def evidence(self) -> ImageEvidence:
         """What the clinical record is joined with."""
-        chance = min(max(self.reading.malignancy, 1e-6), 1 - 1e-6)
-        return ImageEvidence(float(np.log(chance / (1 - chance))), self.reading.embedding)
+        return ImageEvidence(self.reading.malignancy, self.reading.embedding)
 
 
 @dataclass(frozen=True)

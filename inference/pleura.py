@@ -1,0 +1,141 @@
+"""How a nodule lies to the pleura, measured on its mask and the lung field.
+
+The edge of the lung field stands for the pleura: chest wall, diaphragm and mediastinum. Fissures are not
+seen. The field itself is found on a grid of about 2 mm, which bounds what can be told: a nodule less than
+that away from the pleura looks attached.
+
+Measured (``python -m inference.evaluate.pleura``, see there; drawn chests that the two weights were not
+fitted on): @@MEASURED@@
+Research use only, not for primary diagnosis.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from inference.lungs import LEFT, RIGHT, Lungs
+from inference.mesh import areas_mm2, surface_triangles
+from inference.types import Index, Volume
+
+REACH_MM = 2.0
+"""Surface nearer to the edge of the lung field than this counts as contact: the field's own resolution."""
+_FIRST_MARGIN_MM = 15.0
+FARTHEST_MM = 10.0
+_HALF_MM, _PER_MM = 1.44, 2.58  # the depth of probability one half, and how steeply it falls
+
+Mask = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class PleuralContact:
+    """A nodule and the pleura.
+
+    Parameters
+    ----------
+    distance_mm
+        From the surface of the nodule to the nearest edge of its lung's field, mm; 0 where they touch.
+    contact_mm2
+        Surface of the nodule within `REACH_MM` of that edge.
+    contact_share
+        The same as a share of its whole surface, 0..1.
+    depth_mm
+        Least depth of its surface in the field, mm: the distance, but negative beyond the edge.
+    probability
+        That it is attached, 0..1.
+    """
+
+    distance_mm: float
+    contact_mm2: float
+    contact_share: float
+    depth_mm: float
+    probability: float
+
+    @property
+    def attached(self) -> bool:
+        """Whether attachment is more likely than not."""
+        return self.probability >= 0.5
+
+
+def pleural_contact(volume: Volume, lungs: Lungs, mask: Mask, origin: Index) -> PleuralContact | None:
+    """Measure the contact of one nodule with the pleura.
+
+    Parameters
+    ----------
+    volume
+        The source; only its grid is used.
+    lungs
+        From `inference.lungs.find_lungs` of the same volume.
+    mask
+        bool, shape (z, y, x), cropped.
+    origin
+        Index in the volume of ``mask[0, 0, 0]``.
+
+    Returns
+    -------
+    PleuralContact or None
+        None where no voxel of the mask lies in a lung: there is no pleura to measure to.
+
+    Raises
+    ------
+    ValueError
+        The mask is empty or reaches outside the volume.
+    """
+    where = tuple(slice(o, o + n) for o, n in zip(origin, mask.shape, strict=True))
+    if not mask.any():
+        raise ValueError("an empty mask can't be measured")
+    if any(s.start < 0 or s.stop > size for s, size in zip(where, lungs.labels.shape, strict=True)):
+        raise ValueError("the mask reaches outside the volume")
+    counts = np.bincount(lungs.labels[where][mask], minlength=3)
+    if counts[RIGHT] == counts[LEFT] == 0:
+        return None
+    side = RIGHT if counts[RIGHT] >= counts[LEFT] else LEFT
+    triangles = surface_triangles(mask, np.eye(3)) + np.array(origin)  # index units of the volume
+    depth = _depth_mm(volume, lungs.labels == side, triangles.mean(axis=1), where)
+    area = areas_mm2(triangles @ volume.affine_index_to_lps[:3, :3].T)
+    contact = float(area[depth < REACH_MM].sum())
+    nearest, share = float(depth.min()), contact / float(area.sum())
+    return PleuralContact(max(nearest, 0.0), contact, share, nearest, attachment_probability(nearest))
+
+
+def attachment_probability(depth_mm: float) -> float:
+    """Probability of attachment from the least depth of the nodule's surface in its lung, mm.
+
+    A logistic, fitted by ``python -m inference.evaluate.pleura --fit``; beside the depth the share of the
+    surface in contact added nothing.
+    """
+    return 1 / (1 + math.exp(_PER_MM * (min(max(depth_mm, -FARTHEST_MM), FARTHEST_MM) - _HALF_MM)))
+
+
+def _depth_mm(volume: Volume, lung: Mask, points: Floats, where: tuple[slice, ...]) -> Floats:
+    """Distance of points (n, 3), index units, to the edge of the lung, mm; negative outside of it.
+
+    Looks around the nodule first and farther away only where no edge is near.
+    """
+    spacing = np.array(volume.spacing_mm)
+    margin = _FIRST_MARGIN_MM
+    while True:
+        steps = np.ceil(margin / spacing).astype(int)
+        box = tuple(
+            slice(max(s.start - n, 0), min(s.stop + n, size))
+            for s, n, size in zip(where, steps, lung.shape, strict=True)
+        )
+        part = lung[box]
+        if not part.all():
+            # the edge lies half a pixel before the first voxel outside
+            half = min(spacing) / 2
+            inside = ndimage.distance_transform_edt(part, sampling=spacing) - half
+            outside = ndimage.distance_transform_edt(~part, sampling=spacing) - half
+            signed = np.where(part, inside, -outside).astype(np.float32)
+            at = (points - [s.start for s in box]).T
+            depth = ndimage.map_coordinates(signed, at, order=1, mode="nearest").astype(np.float64)
+            if depth.min() < margin:
+                return np.asarray(depth)
+        if part.shape == lung.shape:
+            return np.full(len(points), float(np.linalg.norm(spacing * lung.shape)))
+        margin *= 3

@@ -1,0 +1,486 @@
+"""Train the fusion head: ``python -m inference.train.fusion --export cadx.npz --out fusion.safetensors``.
+
+The images are real, the records are synthetic (`inference.train.records`): one for each patient, drawn anew
+each epoch by whether the patient has a nodule with a mean malignancy rating above 3. Nodules rated exactly 3
+are left out. The export of ``python -m inference.train.cadx --export`` gives embedding, logit and rating of
+each nodule; VAL patients choose the epoch and calibrate, TEST patients are only reported.
+
+CADx has seen the TRAIN nodules, so their logits are far too sure. While training each is therefore replaced
+by a draw from a normal distribution of its class, fitted to the VAL logits. A minute or two on one CPU core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+from torch import Tensor
+from torch.nn import functional
+
+from inference.datasets.lidc_crops import NoduleCrop, read_crops
+from inference.digest import sha256_of
+from inference.evaluate.metrics import PatientBootstrap, auroc, brier, calibration_error
+from inference.fusion import (
+    EMBEDDING,
+    SYNTHETIC_STATEMENT,
+    FusionNetwork,
+    NoduleFacts,
+    TextTower,
+    clip_text_tower,
+    table_rows,
+)
+from inference.measure import measure
+from inference.train.records import POOL, RecordSource, with_gaps
+from inference.types import SourceFrame, Volume
+from inference.weights import read_weights, write_weights
+
+_LOG = logging.getLogger(__name__)
+
+MISSING = 0.25
+NO_PART = 0.25
+NO_IMAGE = 0.4
+VAL_DRAWS, TEST_DRAWS = 10, 10
+RESAMPLES = 1000
+RIDGE = 1e-3
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Nodules of one split whose rating isn't 3, n items each.
+
+    Parameters
+    ----------
+    patient
+        Index into the sorted patients of the split.
+    names
+        Of these patients.
+    malignant
+        bool: rated above 3.
+    logit
+        Of the image alone, as exported.
+    embedding
+        float32, shape (n, 256).
+    facts
+        For Brock; empty where the export knows no diameters.
+    patient_malignant
+        bool, one for each patient: has a malignant nodule.
+    """
+
+    patient: NDArray[np.intp]
+    names: tuple[str, ...]
+    malignant: NDArray[np.bool_]
+    logit: Floats
+    embedding: NDArray[np.float32]
+    facts: tuple[NoduleFacts, ...]
+    patient_malignant: NDArray[np.bool_]
+
+
+def read_export(path: Path, diameters: Mapping[str, float] | None = None) -> dict[str, Samples]:
+    """Read the NPZ that the training of CADx exports.
+
+    Parameters
+    ----------
+    path
+        Arrays ``patient``, ``nodule`` (name), ``split`` (train, val, test), ``image_logit``, ``embedding``
+        (n, 256) and ``malignancy`` (mean rating, NaN where not rated).
+    diameters
+        Longest diameter in mm by name of the nodule, for Brock; None leaves Brock out.
+
+    Raises
+    ------
+    ValueError
+        An array is missing or of another length, a patient is in two splits, or a nodule has no diameter.
+    """
+    with np.load(path, allow_pickle=False) as archive:
+        found = {name: archive[name] for name in archive.files}
+    needed = ("patient", "nodule", "split", "image_logit", "embedding", "malignancy")
+    missing = [name for name in needed if name not in found]
+    if missing:
+        raise ValueError(f"{path.name} has no {', '.join(missing)}")
+    count = len(found["patient"])
+    if any(len(found[name]) != count for name in needed) or found["embedding"].shape[1:] != (EMBEDDING,):
+        raise ValueError(f"the arrays of {path.name} don't belong together")
+    pairs = {(str(p), str(s)) for p, s in zip(found["patient"], found["split"], strict=True)}
+    if len({patient for patient, _ in pairs}) != len(pairs):
+        raise ValueError(f"{path.name} has a patient in two splits")
+    if diameters is not None:
+        unknown = [name for name in found["nodule"].tolist() if name not in diameters]
+        if unknown:
+            raise ValueError(f"no diameter of {len(unknown)} nodules, such as {unknown[0]}")
+        found["diameter_mm"] = np.array([diameters[name] for name in found["nodule"].tolist()])
+    return {name: _samples(found, np.char.equal(found["split"], name)) for name in ("train", "val", "test")}
+
+
+def _samples(found: dict[str, NDArray[Any]], here: NDArray[np.bool_]) -> Samples:
+    rating = found["malignancy"].astype(float)
+    used = here & np.isfinite(rating) & (rating != 3)
+    names, patient = np.unique(found["patient"][used], return_inverse=True)
+    malignant = rating[used] > 3
+    of_patient = np.zeros(len(names), bool)
+    np.logical_or.at(of_patient, patient, malignant)
+    facts: tuple[NoduleFacts, ...] = ()
+    if "diameter_mm" in found:
+        every, counts = np.unique(found["patient"][here], return_counts=True)
+        number = dict(zip(every.tolist(), counts.tolist(), strict=True))
+        facts = tuple(
+            NoduleFacts(float(diameter), number[name])
+            for diameter, name in zip(
+                found["diameter_mm"][used], found["patient"][used].tolist(), strict=True
+            )
+        )
+    return Samples(
+        patient,
+        tuple(names.tolist()),
+        malignant,
+        found["image_logit"][used].astype(float),
+        found["embedding"][used].astype(np.float32),
+        facts,
+        of_patient,
+    )
+
+
+def measured_diameters(crops: Sequence[NoduleCrop]) -> dict[str, float]:
+    """Longest diameter of each nodule's consensus mask by name, mm, measured as a finding's."""
+    found = {}
+    for crop in crops:
+        mask = crop.consensus()
+        if crop.spacing_mm is None or not mask.any():
+            continue
+        affine = np.eye(4)
+        affine[:3, :3] = np.diag(crop.spacing_mm[::-1])[:, ::-1]
+        frames = tuple(SourceFrame("", str(number)) for number in range(len(mask)))
+        grid = Volume(np.zeros(mask.shape, np.int16), affine, "", "", "", frames)
+        found[crop.name] = measure(grid, mask, (0, 0, 0)).measurements.long_axis_mm
+    return found
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Records of n nodules as the network takes them.
+
+    Parameters
+    ----------
+    table, text
+        float32, shapes (n, len(TABLE)) and (n, 256); no text without a text tower.
+    has_record
+        bool, shape (n,): at least one item is known.
+    log_ratio
+        Exact log likelihood ratio of each nodule's complete record, shape (n,).
+    """
+
+    table: Tensor
+    text: Tensor | None
+    has_record: Tensor
+    log_ratio: Floats
+
+
+class Drawer:
+    """Draws records for samples; the same seed gives the same draws."""
+
+    def __init__(self, source: RecordSource, tower: TextTower | None, seed: int) -> None:
+        self._source, self._tower = source, tower
+        self._rng = np.random.default_rng(seed)
+
+    def draw(self, samples: Samples, missing: float, *, brock: bool = True, blind: bool = False) -> Draw:
+        """One record for each patient, an item missing with the chance `missing`.
+
+        Parameters
+        ----------
+        brock
+            False leaves Brock's estimate out of the table: it also knows the size of the nodule.
+        blind
+            True draws without regard to the truth.
+        """
+        truth = samples.patient_malignant & (not blind)
+        people, log_ratio = self._source.draw(truth, self._rng)
+        records = [with_gaps(people.record(row), missing, self._rng) for row in range(len(people))]
+        mine = [records[row] for row in samples.patient]
+        facts: Sequence[NoduleFacts | None] = samples.facts if brock and samples.facts else [None] * len(mine)
+        text = None
+        if self._tower is not None:
+            read = self._tower([record.sentence() for record in records])  # (patients, 256)
+            text = torch.from_numpy(read[samples.patient])
+        known = torch.tensor([not record.is_empty for record in mine])
+        return Draw(torch.from_numpy(table_rows(mine, facts)), text, known, log_ratio[samples.patient])
+
+
+def fit_line(x: Floats, y: NDArray[np.bool_], offset: Floats | None = None) -> tuple[float, float]:
+    """Slope and intercept of a logistic regression of y on x (Platt), beside a fixed part of the logit."""
+    fixed = np.zeros(len(x)) if offset is None else offset
+    design = np.column_stack([x, np.ones(len(x))])
+    beta = np.array([1.0, 0.0])
+    penalty = RIDGE * len(x) * np.eye(2)  # towards no change
+    for _ in range(100):
+        p = 1 / (1 + np.exp(-np.clip(fixed + design @ beta, -30, 30)))
+        gradient = design.T @ (p - y) + penalty @ (beta - [1.0, 0.0])
+        step = np.linalg.solve((design * (p * (1 - p))[:, None]).T @ design + penalty, gradient)
+        beta -= step
+        if np.abs(step).max() < 1e-9:
+            break
+    return float(beta[0]), float(beta[1])
+
+
+def honest_logits(train: Samples, val: Samples, rng: np.random.Generator) -> Floats:
+    """Logits for TRAIN nodules as they would be on unseen patients, shape (n,)."""
+    logit = np.zeros(len(train.malignant))
+    for truth in (False, True):
+        seen = val.logit[val.malignant == truth]
+        logit[train.malignant == truth] = rng.normal(
+            seen.mean(), seen.std(), int((train.malignant == truth).sum())
+        )
+    return logit
+
+
+def start(train: Samples, seed: int) -> FusionNetwork:
+    """An untrained network that knows the scale of the embeddings."""
+    torch.manual_seed(seed)
+    network = FusionNetwork()
+    embedding = torch.from_numpy(train.embedding)
+    network.image_mean.copy_(embedding.mean(0))
+    network.image_deviation.copy_(embedding.std(0).clamp_min(1e-4))
+    network.reads_brock.fill_(bool(train.facts))
+    return network
+
+
+def train_epoch(
+    network: FusionNetwork,
+    optimizer: torch.optim.Optimizer,
+    parts: dict[str, Samples],
+    drawer: Drawer,
+    rng: np.random.Generator,
+) -> None:
+    """One pass with new records, new logits and parts left out at random."""
+    network.train()
+    samples = parts["train"]
+    missing = float(rng.choice((0.0, MISSING, 2 * MISSING)))
+    draw = drawer.draw(samples, missing, brock=bool(rng.random() >= NO_PART))
+    logit = honest_logits(samples, parts["val"], rng)
+    prior = float(np.log(samples.malignant.mean() / (1 - samples.malignant.mean())))
+    truth = torch.from_numpy(samples.malignant).float()
+    order = rng.permutation(len(logit))
+    for rows in np.array_split(order, max(1, len(order) // 128)):
+        at = torch.from_numpy(rows)
+        alone = bool(rng.random() < NO_IMAGE)  # only the record speaks
+        image = None if alone else torch.from_numpy(samples.embedding[rows])
+        has_table = draw.has_record[at] & torch.from_numpy(rng.random(len(rows)) >= NO_PART)
+        has_text = draw.has_record[at] & torch.from_numpy(rng.random(len(rows)) >= NO_PART)
+        text = None if draw.text is None else draw.text[at]
+        correction = network(image, text, draw.table[at], has_text, has_table)
+        given = torch.full((len(rows),), prior) if alone else torch.from_numpy(logit[rows]).float()
+        loss = functional.binary_cross_entropy_with_logits(given + correction, truth[at])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch types it so
+        optimizer.step()
+
+
+@torch.inference_mode()
+def corrections(
+    network: FusionNetwork, samples: Samples, draw: Draw, *, parts: str = "image text table"
+) -> Floats:
+    """Uncalibrated correction of each nodule, shape (n,), from the named parts."""
+    network.eval()
+    image = torch.from_numpy(samples.embedding) if "image" in parts else None
+    none = torch.zeros_like(draw.has_record)
+    has_text = draw.has_record if "text" in parts else none
+    has_table = draw.has_record if "table" in parts else none
+    text = draw.text if "text" in parts else None
+    return np.asarray(network(image, text, draw.table, has_text, has_table).double().numpy())
+
+
+def loss_of(logit: Floats, truth: NDArray[np.bool_]) -> float:
+    """Mean negative log likelihood."""
+    return float(np.logaddexp(0, np.where(truth, -logit, logit)).mean())
+
+
+def train(
+    parts: dict[str, Samples], source: RecordSource, tower: TextTower | None, *, epochs: int, seed: int
+) -> FusionNetwork:
+    """Train, keep the epoch with the least loss on VAL, calibrate there.
+
+    The same export, seed and number of epochs always give the same network.
+    """
+    samples, val = parts["train"], parts["val"]
+    network = start(samples, seed)
+    network.reads_text.fill_(tower is not None)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    drawer, rng = Drawer(source, tower, seed), np.random.default_rng(seed)
+    val_drawer = Drawer(source, tower, seed + 1)
+    draws = [val_drawer.draw(val, MISSING * (number % 2)) for number in range(VAL_DRAWS)]
+    best, state = np.inf, deepcopy(network.state_dict())
+    for _ in track(range(epochs), "fusion"):
+        train_epoch(network, optimizer, parts, drawer, rng)
+        schedule.step()
+        loss = float(
+            np.mean([loss_of(val.logit + corrections(network, val, d), val.malignant) for d in draws])
+        )
+        if loss < best:
+            best, state = loss, deepcopy(network.state_dict())
+    network.load_state_dict(state)
+    values = np.concatenate([corrections(network, val, draw) for draw in draws])
+    scale, offset = fit_line(values, np.tile(val.malignant, VAL_DRAWS), np.tile(val.logit, VAL_DRAWS))
+    network.scale.fill_(scale)
+    network.offset.fill_(offset)
+    return network
+
+
+def ablation(
+    network: FusionNetwork,
+    parts: dict[str, Samples],
+    source: RecordSource,
+    tower: TextTower | None,
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
+) -> dict[str, dict[str, Any]]:
+    """Image, record and both on TEST patients, each figure over `TEST_DRAWS` draws of complete records.
+
+    Returns
+    -------
+    dict
+        Row -> AUROC with the 95 % interval by patient, calibration error and Brier score.
+    """
+    test = parts["test"]
+    drawer = Drawer(source, tower, seed + 2)
+    prior = float(np.log(parts["train"].malignant.mean() / (1 - parts["train"].malignant.mean())))
+    scale, offset = float(network.scale), float(network.offset)
+    full = [drawer.draw(test, 0.0) for _ in range(TEST_DRAWS)]
+    gaps = [drawer.draw(test, 0.5) for _ in range(TEST_DRAWS)]
+    plain = [drawer.draw(test, 0.0, brock=False) for _ in range(TEST_DRAWS)]
+    blind = [drawer.draw(test, 0.0, blind=True) for _ in range(TEST_DRAWS)]
+
+    def fused(draws: list[Draw], parts_used: str) -> list[Floats]:
+        found = []
+        for draw in draws:
+            correction = scale * corrections(network, test, draw, parts=parts_used) + offset
+            known = draw.has_record.numpy()
+            found.append(test.logit + np.where(known, correction, 0.0))
+        return found
+
+    alone = [prior + scale * corrections(network, test, draw, parts="text table") + offset for draw in plain]
+    rows = {
+        "image": [test.logit] * TEST_DRAWS,
+        "record": alone,
+        "image and record": fused(full, "image text table"),
+        "image and record table": fused(full, "image table"),
+        "image and record text": fused(full, "image text") if tower is not None else [],
+        "image and record without Brock": fused(plain, "image text table") if test.facts else [],
+        "image and record with half of its items": fused(gaps, "image text table"),
+        "image and a record drawn without regard to the truth": fused(blind, "image text table"),
+        "image and exact log likelihood ratio": [test.logit + draw.log_ratio for draw in full],
+    }
+    patients = [test.names[row] for row in test.patient]
+    bootstrap = PatientBootstrap(patients, resamples=resamples, seed=seed)
+    return {name: _figures(test, logits, bootstrap) for name, logits in rows.items() if logits}
+
+
+def _figures(test: Samples, logits: list[Floats], bootstrap: PatientBootstrap) -> dict[str, Any]:
+    """Means over the draws; the interval resamples patients and averages over the draws each time."""
+    chances = [1 / (1 + np.exp(-logit)) for logit in logits]
+    area = bootstrap.estimate(
+        lambda weights: float(np.mean([auroc(test.malignant, logit, weights) for logit in logits]))
+    )
+    return {
+        "auroc": area.value,
+        "low": area.low,
+        "high": area.high,
+        "calibration_error": float(np.mean([calibration_error(test.malignant, p) for p in chances])),
+        "brier": float(np.mean([brier(test.malignant, p) for p in chances])),
+    }
+
+
+def with_calibrated_logits(parts: dict[str, Samples]) -> tuple[dict[str, Samples], tuple[float, float]]:
+    """The samples with their image logits calibrated on VAL, and the slope and intercept of that."""
+    slope, intercept = fit_line(parts["val"].logit, parts["val"].malignant)
+    return {
+        name: Samples(**{**vars(one), "logit": slope * one.logit + intercept}) for name, one in parts.items()
+    }, (slope, intercept)
+
+
+def main() -> None:
+    """Parse the arguments, train, report, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--export", type=Path, required=True, help="NPZ of inference.train.cadx --export")
+    parser.add_argument("--out", type=Path, required=True, help="safetensors; the report goes beside it")
+    parser.add_argument(
+        "--crops",
+        type=Path,
+        nargs=3,
+        metavar=("TAR", "NPZ", "CSV"),
+        help="strips, masks and table, for Brock",
+    )
+    parser.add_argument("--text", type=Path, help="weights of the text tower; without it no record text")
+    parser.add_argument("--epochs", type=int, default=120)
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    tower = None
+    if chosen.text is not None:
+        tower = clip_text_tower(read_weights(chosen.text, sha256_of(chosen.text)))
+    diameters = None if chosen.crops is None else measured_diameters(read_crops(*chosen.crops))
+    parts = read_export(chosen.export, diameters)
+    report = run(parts, chosen.out, tower, epochs=chosen.epochs, seed=chosen.seed)
+    _LOG.info("%s", json.dumps(report, indent=2))
+
+
+def run(
+    parts: dict[str, Samples],
+    out: Path,
+    tower: TextTower | None,
+    *,
+    epochs: int,
+    seed: int,
+    pool: int = POOL,
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+    """Train, write the weights and, beside them as JSON, what was measured.
+
+    Parameters
+    ----------
+    parts
+        From `read_export`.
+
+    Returns
+    -------
+    dict
+        The report; it begins with `SYNTHETIC_STATEMENT`.
+    """
+    parts, calibration = with_calibrated_logits(parts)
+    source = RecordSource(seed, pool)
+    network = train(parts, source, tower, epochs=epochs, seed=seed)
+    digest = write_weights(
+        network.state_dict(), out, {"name": "fusion of image and record", "records": "synthetic"}
+    )
+    report = {
+        "statement": SYNTHETIC_STATEMENT,
+        "weights_sha256": digest,
+        "seed": seed,
+        "epochs": epochs,
+        "text_tower": tower is not None,
+        "brock": bool(parts["train"].facts),
+        "image_calibration": {"slope": calibration[0], "intercept": calibration[1]},
+        "nodules": {name: len(one.malignant) for name, one in parts.items()},
+        "patients": {name: len(one.names) for name, one in parts.items()},
+        "malignant": {name: int(one.malignant.sum()) for name, one in parts.items()},
+        "test": ablation(network, parts, source, tower, seed=seed, resamples=resamples),
+    }
+    out.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+if __name__ == "__main__":
+    main()
