@@ -223,14 +223,14 @@ class PromptedSegmenter:
         if z >= 0 and not is_whole:
             reach = max(1.0, self.sight.search_mm / spacing_mm[0])
             near = range(max(0, round(z - reach)), min(len(grey), round(z + reach) + 1))
-        for _ in range(3):
-            logits = self._wide(grey, near, (y, x), wide_mm / pitch, sentence)
+        seed: _Seed | None = None
+        for side in (wide_mm, 1.6 * wide_mm, 2.6 * wide_mm):
+            logits = self._wide(grey, near, (y, x), side / pitch, sentence)
             seed = _seed(logits, near, None if is_whole else (y, x))
-            if seed is None:
-                return np.zeros(grey.shape, bool), 0.0
-            if is_whole or seed.diameter * pitch < 0.75 * wide_mm:
+            if seed is None or is_whole or seed.diameter * pitch < 0.75 * side:
                 break
-            wide_mm *= 1.6
+        if seed is None:
+            return np.zeros(grey.shape, bool), 0.0
         return self._close(grey, pitch, sentence, seed)
 
     @torch.inference_mode()
@@ -280,7 +280,7 @@ class PromptedSegmenter:
         corners = torch.tensor([x0, y0, x1, y1])
         middle = torch.tensor([seed.centre[1], seed.centre[0]] * 2)
         scale = self.model.image_size / torch.tensor(sides)[:, None]
-        inside = (corners - middle) * scale + self.model.image_size / 2 - 0.5
+        inside: Tensor = (corners - middle) * scale + self.model.image_size / 2 - 0.5
         return inside.to(self.model.text_projection.weight.device)
 
 
@@ -308,9 +308,10 @@ class _Walk:
 
     def run(self, order: range) -> list[Frame]:
         """Walk from the first slice of ``order`` until the object ends."""
-        return self._segmenter.model.sequence(
+        frames: list[Frame] = self._segmenter.model.sequence(
             self._ahead(order), self._prompt, length=len(order), stop=_is_over
         )
+        return frames
 
     def largest(self) -> int:
         """The slice with the greatest area, each seen by itself."""

@@ -137,7 +137,7 @@ class Sampler:
             sample = _empty(strip, order, rng)
             if sample is not None:
                 return sample
-        target = strip.target[order].astype(np.float32) / 255
+        target = _unit(strip.target[order])
         known = None
         sentence = nodule_sentence(strip, rng)
         if kind == "unknown":
@@ -167,7 +167,7 @@ class Sampler:
             if donor.crop.patient == strip.crop.patient or place is None:
                 continue
             shift = np.array(place) - donor.centre
-            own = strip.target[order].astype(np.float32) / 255
+            own = _unit(strip.target[order])
             triples, other = _paste(strip, donor, order, shift, rng)
             # (x, y) from the own nodule to the pasted one, as the window will show it
             apart = turn.T @ np.array([place[1] - strip.centre[1], place[0] - strip.centre[0]])
@@ -194,10 +194,15 @@ def _walk(strip: Strip, rng: np.random.Generator, length: int) -> NDArray[np.int
     return np.asarray(np.clip(order, 0, len(area) - 1), dtype=np.intp)
 
 
+def _unit(values: Bytes) -> Floats:
+    """0..255 as 0..1."""
+    return np.asarray(values / np.float32(255), dtype=np.float32)
+
+
 def _triples(grey: Bytes, order: NDArray[np.intp]) -> Floats:
     """Each slice between its neighbours, (T, 3, 96, 96), 0..1; the first and last slice repeat themselves."""
     around = np.clip(order[:, None] + np.array([-1, 0, 1]), 0, len(grey) - 1)
-    return np.asarray(grey[around], dtype=np.float32) / 255
+    return _unit(grey[around])
 
 
 def _turn(rng: np.random.Generator) -> Floats:
@@ -317,14 +322,14 @@ def _paste(
             z = int(index) + first
             if not 0 <= z < len(donor.grey):
                 continue
-            mask = _moved(donor.target[z].astype(np.float32) / 255, dy, dx)
+            mask = _moved(_unit(donor.target[z]), dy, dx)
             if c == 1:
                 target[t] = mask
             if mask.max() < 0.4:
                 continue
             solid = ndimage.binary_dilation(mask > 0.3, iterations=1).astype(np.float32)
             alpha = np.clip(ndimage.gaussian_filter(solid, sharpness) * 1.2, 0, 1)
-            grey = _moved(donor.grey[z].astype(np.float32) / 255, dy, dx)
+            grey = _moved(_unit(donor.grey[z]), dy, dx)
             host[t, c] = (1 - alpha) * host[t, c] + alpha * np.maximum(grey, host[t, c])
     return host, target
 
