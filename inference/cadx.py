@@ -78,6 +78,9 @@ class Calibration:
     ----------
     malignancy
         Slope and offset of the logit.
+    linear
+        Shape (len(NAMES) + 1,): weights and offset of a plain linear model of the mask's numbers, which is
+        added to the networks' logit.
     ranks
         By feature: slope of the pair's logit, then one falling threshold for each step between ranks: a
         rank of at least k + 2 has the logit ``slope * pair + threshold[k]`` (proportional odds). For
@@ -87,6 +90,7 @@ class Calibration:
     """
 
     malignancy: tuple[float, float]
+    linear: NDArray[np.float32]
     ranks: Mapping[str, NDArray[np.float64]]
     prototypes: NDArray[np.float32]
 
@@ -150,18 +154,20 @@ class NineViewReader:
             The mask is empty or reaches outside the array.
         """
         part, shown, place = _around(hu, mask, origin, spacing_mm)
-        views = _mirrored(draw_views(block_of(part, spacing_mm, shown), self._members[0].size.views))
-        described = torch.from_numpy(describe(part, shown, spacing_mm)).expand(len(views), -1)
+        views = draw_views(block_of(part, spacing_mm, shown), self._members[0].size.views).unsqueeze(0)
+        numbers = describe(part, shown, spacing_mm)
+        described = torch.from_numpy(numbers).unsqueeze(0)
         logits, pairs, embeddings = [], [], []
         with torch.inference_mode():
             for member, (positive, negative) in zip(self._members, self._pairs, strict=True):
                 embedding = member.embed_views(views, described)
-                logits.append(member.malignancy_logit(embedding).mean())
-                pairs.append(member.pair_logits(embedding, positive, negative).mean(0))
+                logits.append(member.suspicion(embedding, positive, negative)[0])
+                pairs.append(member.pair_logits(embedding, positive, negative)[0])
                 embeddings.append(embedding[0].numpy())
+        linear = self._calibration.linear
         depth = float(shown.any((1, 2)).sum() * spacing_mm[0])
         return self._reading(
-            float(torch.stack(logits).mean()),
+            float(torch.stack(logits).mean()) + float(numbers @ linear[:-1] + linear[-1]),
             torch.stack(pairs).mean(0).numpy(),
             embeddings[0],
             self.structures(part, spacing_mm, place, depth),
@@ -207,7 +213,7 @@ class NineViewReader:
         middle = round(place[0])
         first, stop = max(0, middle - half), min(len(hu), middle + half + 1)
         block = block_of(hu[first:stop], spacing_mm, None, (place[0] - first, place[1], place[2]))
-        views = _mirrored(draw_views(block, self._members[0].size.views))
+        views = draw_views(block, self._members[0].size.views).unsqueeze(0)
         with torch.inference_mode():
             found = [
                 member.structure_logits(member.embed_views(views, None), sentences).softmax(1).mean(0)
@@ -235,11 +241,6 @@ def _around(
     found = np.argwhere(shown)
     z, y, x = ((found.min(0) + found.max(0)) / 2).tolist()
     return part, shown, (z, y, x)
-
-
-def _mirrored(views: Tensor) -> Tensor:
-    """Views as they are and mirrored along columns, rows and both: (9, 3, p, p) to (4, 9, 3, p, p)."""
-    return torch.stack([views, views.flip(-1), views.flip(-2), views.flip(-2, -1)])
 
 
 def build_reader(
@@ -296,6 +297,7 @@ def pack(
             if plain not in text:
                 packed[f"{_MEMBER}.{number}.{key}"] = value
     packed[f"{_CALIBRATION}malignancy"] = torch.tensor(calibration.malignancy)
+    packed[f"{_CALIBRATION}linear"] = torch.from_numpy(calibration.linear)
     packed[f"{_CALIBRATION}prototypes"] = torch.from_numpy(calibration.prototypes)
     for feature, ranks in calibration.ranks.items():
         packed[f"{_CALIBRATION}ranks.{feature}"] = torch.from_numpy(ranks).float()
@@ -305,10 +307,13 @@ def pack(
 def _calibration_of(tensors: Mapping[str, Tensor]) -> Calibration:
     try:
         slope, offset = tensors[f"{_CALIBRATION}malignancy"].tolist()
+        linear = tensors[f"{_CALIBRATION}linear"].numpy()
         ranks = {feature: tensors[f"{_CALIBRATION}ranks.{feature}"].double().numpy() for feature in RANKED}
         prototypes = tensors[f"{_CALIBRATION}prototypes"].numpy()
     except (KeyError, ValueError) as error:
         raise ModelUnavailableError(f"the CADx weights lack their calibration: {error}") from error
     if prototypes.shape[:2] != (len(NAMES), 2):
         raise ModelUnavailableError(f"the CADx prototypes have shape {prototypes.shape}")
-    return Calibration((slope, offset), ranks, prototypes)
+    if linear.shape != (len(NAMES) + 1,):
+        raise ModelUnavailableError(f"the CADx linear model has shape {linear.shape}")
+    return Calibration((slope, offset), linear, ranks, prototypes)

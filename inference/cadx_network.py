@@ -23,6 +23,7 @@ from inference.views import REFERENCE_VIEWS, VIT_B_32_VIEWS, ViewSize, normalise
 
 EMBEDDING: Final = 256
 ATTENTION: Final = 128
+MALIGNANCY: Final = [pair.feature for pair in PAIRS].index("malignancy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +160,11 @@ class CadxNetwork(nn.Module):
             Shape (n, pairs).
         """
         return self.pair_scale * (embedding @ (positive - negative).T) + self.pair_offset
+
+    def suspicion(self, embedding: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        """Mean of the classifier's logit and that of the sentence pair on malignancy, shape (n,)."""
+        pair = self.pair_logits(embedding, positive, negative)[:, MALIGNANCY]
+        return (self.malignancy_logit(embedding) + pair) / 2
 
     def structure_logits(self, embedding: Tensor, sentences: Tensor) -> Tensor:
         """Scaled similarity to the sentence of each structure, (n, 256) and (s, 256) to (n, s)."""

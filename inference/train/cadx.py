@@ -55,6 +55,7 @@ _LOG = logging.getLogger(__name__)
 
 MASKED, UNMASKED, NEGATIVES = 24, 6, 10  # examples in one step
 VIEWS_DRAWN = 3
+DESCRIBED_DROPOUT = 0.3  # of the mask's numbers as a whole, so that the views are learnt from too
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.05
 WARM_UP = 200  # steps
@@ -166,7 +167,8 @@ def losses(trainee: Trainee, batch: Batch, sentences: Sentences) -> dict[str, Te
     """Each loss by name; weights are in `WEIGHTS`."""
     network, count = trainee.network, len(batch.truths)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        embedding = network.embed_views(batch.views, batch.described, batch.has_mask)
+        counted = batch.has_mask & (torch.rand(len(batch.has_mask)) >= DESCRIBED_DROPOUT)
+        embedding = network.embed_views(batch.views, batch.described, counted)
         texts = [*sentences.captions, *sentences.positive, *sentences.negative, *sentences.structures]
         embedded = network.embed_tokens(torch.cat([tokens_of(text) for text in texts]))
     captions, positive, negative, structures = torch.split(
@@ -382,7 +384,7 @@ def train(
             0.02 + 0.98 * np.cos(np.pi / 2 * run.seconds / (60 * minutes)) ** 2
         )
         for group in run.optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * rate
+            group["lr"] = float(LEARNING_RATE * rate)  # a NumPy number could not be read back
         batch = draw_batch(nodules, truths, negatives, rng)
         run.trainee.train()
         found = losses(run.trainee, batch, draw_sentences(batch.truths, rng))
@@ -409,20 +411,15 @@ def train(
                 run.save(checkpoint)
 
 
-def export(network: CadxNetwork, nodules: Sequence[Nodule], path: Path) -> None:
-    """Write embedding, logit and truth of nodules as NPZ, for the training of the fusion."""
-    shown = show(nodules)
-    network.eval()
-    embedding = embed(network, shown)
-    np.savez_compressed(
-        path,
-        patient=np.array([nodule.patient for nodule in nodules]),
-        nodule=np.array([nodule.name for nodule in nodules]),
-        split=np.array([nodule.split.value for nodule in nodules]),
-        image_logit=network.malignancy_logit(embedding).detach().numpy(),
-        embedding=embedding.numpy().astype(np.float32),
-        malignancy=np.array([truth_of(nodule).malignancy * 4 + 1 for nodule in nodules]),
-    )
+def read_nodules(arguments: argparse.Namespace) -> list[Nodule]:
+    """All nodules of the collection that the arguments name."""
+    estimate = HounsfieldEstimate()
+    load_into(estimate, read_text(arguments.intensity))
+    crops = read_crops(arguments.images, arguments.masks, arguments.table)
+    hounsfield = {
+        crop.name: np.clip(estimate.hounsfield(crop.image), -1100, 3000).astype(np.int16) for crop in crops
+    }
+    return nodules_of(crops, hounsfield, read_readings(arguments.annotations, arguments.table))
 
 
 def main() -> None:
@@ -446,16 +443,9 @@ def main() -> None:
         "--share", type=float, default=1.0, help="of the training patients, for learning curves"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--export", type=Path, help="NPZ of embeddings, written at the end")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    estimate = HounsfieldEstimate()
-    load_into(estimate, read_text(arguments.intensity))
-    crops = read_crops(arguments.images, arguments.masks, arguments.table)
-    hounsfield = {
-        crop.name: np.clip(estimate.hounsfield(crop.image), -1100, 3000).astype(np.int16) for crop in crops
-    }
-    nodules = nodules_of(crops, hounsfield, read_readings(arguments.annotations, arguments.table))
+    nodules = read_nodules(arguments)
     _LOG.info("%d nodules", len(nodules))
     learnt = [one for one in nodules if one.split is Split.TRAIN]
     patients = sorted({one.patient for one in learnt})
@@ -478,9 +468,6 @@ def main() -> None:
         seed=arguments.seed,
         checkpoint=arguments.checkpoint,
     )
-    if arguments.export:
-        rated = [one for one in nodules if len(one.ratings)]
-        export(run.average.network, rated, arguments.export)
 
 
 if __name__ == "__main__":
