@@ -55,14 +55,13 @@ class LowRank(nn.Module):
     def delta(self) -> Tensor:
         """What is added, shape (rows, columns)."""
         stacked = self.up @ self.down
-        delta: Tensor = stacked.flatten(0, 1) * self.scale
-        return delta
+        return torch.mul(stacked.flatten(0, 1), self.scale)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The adapted weight; the weight itself where it was merged."""
         if self.is_merged:
             return weight
-        columns = self.dropout(torch.ones_like(self.down[0, 0]))
+        columns: Tensor = self.dropout(torch.ones_like(self.down[0, 0]))
         return weight + (self.delta() * columns).to(weight.dtype)
 
 

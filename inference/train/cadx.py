@@ -107,7 +107,9 @@ def draw_batch(
     ]
     structure = [0] * len(examples)
     if negatives is not None:
-        for index in rng.integers(len(negatives.hu), size=NEGATIVES):
+        kinds = np.unique(negatives.structure)
+        for kind in rng.choice(kinds, NEGATIVES):
+            index = int(rng.choice(np.flatnonzero(negatives.structure == kind)))
             examples.append(negatives.draw(int(index), size, VIEWS_DRAWN, rng))
             structure.append(int(negatives.structure[index]))
     return Batch(*stack(examples), [truths[i] for i in chosen], torch.tensor(structure))

@@ -40,7 +40,7 @@ def test_form_and_density_show() -> None:
     assert long["inscribed share"] < ball["inscribed share"]
     mask = _ellipsoid(8, 8, 8)
     star = mask.copy()
-    star[:, 39:41, 10:70] |= mask.any((1, 2))[:, None, None]
+    star[:, 39:41, 10:70] |= np.asarray(mask.any((1, 2)))[:, None, None]
     spiky = _described(star)
     assert spiky["solidity"] < 0.8 < ball["solidity"]
     assert spiky["circularity"] > 1.5 * ball["circularity"]

@@ -132,8 +132,7 @@ def test_a_short_training_learns_stops_resumes_and_calibrates(
     run = cadx.start(_prepared(text))
     frozen = run.trainee.network.clip.token_embedding.weight.clone()
     adapters = [p for name, p in run.trainee.named_parameters() if name.endswith(".up")]
-    options = {"seed": 0, "checkpoint": checkpoint}
-    cadx.train(run, learnt, shown, negatives, minutes=0.05, **options)
+    cadx.train(run, learnt, shown, negatives, minutes=0.05, seed=0, checkpoint=checkpoint)
     assert run.step >= 1
     torch.testing.assert_close(run.trainee.network.clip.token_embedding.weight, frozen)
     assert all(p.detach().abs().max() > 0 for p in adapters)
