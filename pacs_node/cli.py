@@ -25,6 +25,7 @@ from pacs_node.config_template import render_settings
 from pacs_node.db import Database, Study
 from pacs_node.destinations import EchoResult
 from pacs_node.errors import ConfigurationError, StaleStateError
+from pacs_node.evaluate_cli import evaluate
 from pacs_node.models_cli import models
 from pacs_node.storage import open_database
 from pacs_node.timeline import timeline, words
@@ -188,6 +189,7 @@ def demo(source: str, out: Path, seed: int, tcia_url: str | None) -> None:
 
 
 main.add_command(models)
+main.add_command(evaluate)
 
 
 def _find(database: Database, key: str) -> list[Study]:

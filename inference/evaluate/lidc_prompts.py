@@ -53,7 +53,10 @@ LARGEST_PASTED = 15
 """Largest half width of a nodule in a pair, pixels; two must fit into a crop."""
 LEAST_PASTED = 20
 """Least area of a nodule in a pair, pixels."""
-MOST_PAIRS = 60
+MOST_PAIRS = 40
+"""For each difference."""
+MOST_CROPS = 120
+"""With another structure; drawn by the seed."""
 _MOST_BRIGHT = 0.05
 _TRIES = 60
 _TEXTURE = pair("texture")
@@ -103,8 +106,9 @@ def evaluate_prompts(
     report = progress or (lambda _what, _done, _total: None)
     able = [crop for crop in crops if crop.readers >= LEAST_READERS]
     outcomes: list[PromptOutcome] = []
-    for number, crop in enumerate(able):
-        report("sentences, another structure", number, len(able))
+    drawn = generator(seed, ANOTHER).permutation(len(able))[:MOST_CROPS]
+    for number, crop in enumerate(able[at] for at in sorted(drawn)):
+        report("sentences, another structure", number, len(drawn))
         outcomes += another_structure(crop, models, seed=seed)
     made = list(pairs(able, seed=seed))
     for number, two in enumerate(made):
@@ -230,7 +234,9 @@ def _differ(first: _Part, second: _Part, difference: str) -> bool:
         return False
     if difference == "texture":
         known = one.is_trusted and two.is_trusted
-        return known and one.ratings["texture"] <= _SUBSOLID and _TEXTURE.holds(two.ratings["texture"])
+        if not known or "texture" not in one.ratings or "texture" not in two.ratings:
+            return False
+        return one.ratings["texture"] <= _SUBSOLID and _TEXTURE.holds(two.ratings["texture"])
     return difference != "size" or first.area >= LARGER**2 * second.area
 
 

@@ -434,7 +434,7 @@ def _row(one: CropOutcome) -> dict[str, str | int | float]:
         "name": one.name,
         "readers": one.readers,
         "slices": one.slices,
-        "diameter_mm": round(one.diameter_mm, 2),
+        "diameter_mm": "" if isnan(one.diameter_mm) else round(one.diameter_mm, 2),
         "trusted": int(one.is_trusted),
         "malignancy_median": one.ratings.get("malignancy", ""),
         "malignancy_probability": round(one.reading.malignancy, 4),

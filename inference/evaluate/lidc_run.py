@@ -39,7 +39,7 @@ class Collection:
     limit: int | None = None
 
     def read(self, seed: int) -> tuple[NoduleCrop, ...]:
-        """The nodules in the order of the table.
+        """The nodules in the order of the table, those without any reader's mask left out.
 
         Raises
         ------
@@ -49,7 +49,7 @@ class Collection:
             A file can't be read.
         """
         crops = read_crops(self.images, self.masks, self.table)
-        chosen = [crop for crop in crops if self.split in {EVERY, split_of(crop.patient)}]
+        chosen = [c for c in crops if c.readers and self.split in {EVERY, split_of(c.patient)}]
         if not chosen:
             raise ValueError(f"{self.table.name} has no nodule of the split {self.split!r}")
         if self.limit is not None and self.limit < len(chosen):
