@@ -462,6 +462,9 @@ def main() -> None:
     parser.add_argument(
         "--scan", action="append", required=True, help="NAME=PATH, a DICOM folder or MetaImage; repeatable"
     )
+    parser.add_argument(
+        "--unseen", action="append", default=[], help="NAME=PATH, for the calibration only; without, --scan"
+    )
     parser.add_argument("--phantoms", type=int, default=8)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=Plan.steps)
@@ -470,8 +473,10 @@ def main() -> None:
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     chosen.out.mkdir(parents=True, exist_ok=True)
-    named = dict(one.split("=", 1) for one in chosen.scan)
-    backgrounds = [read_background(name, Path(path)) for name, path in named.items()]
+    backgrounds, unseen = (
+        [read_background(name, Path(path)) for name, path in (one.split("=", 1) for one in named)]
+        for named in (chosen.scan, chosen.unseen)
+    )
     strips, cubes = read_strips(chosen.lidc), chosen.lidc / "cubes_51.npz"
     material = read_material(
         strips, backgrounds, cubes=cubes if cubes.exists() else None, phantoms=chosen.phantoms
@@ -481,8 +486,8 @@ def main() -> None:
         state.restore(chosen.out / "state.pt")
     plan = Plan(steps=chosen.steps, minutes=chosen.minutes, seed=chosen.seed)
     train(state, drawing(material), plan, mine=mining(material), out=chosen.out / "state.pt")
-    unseen = [make_implant(crop, hu) for crop, hu in strips if split_of(crop.patient) is Split.VAL]
-    finish(state, backgrounds, [one for one in unseen if one is not None], chosen.out)
+    others = [make_implant(crop, hu) for crop, hu in strips if split_of(crop.patient) is Split.VAL]
+    finish(state, unseen or backgrounds, [one for one in others if one is not None], chosen.out)
 
 
 if __name__ == "__main__":
