@@ -119,14 +119,20 @@ class NineViewReader:
         Fitted for these members.
     """
 
-    def __init__(self, members: Sequence[CadxNetwork], calibration: Calibration) -> None:
+    def __init__(
+        self, members: Sequence[CadxNetwork], calibration: Calibration, *, unseen: bool = False
+    ) -> None:
         if not members:
             raise ValueError("there is no network to read with")
         self._members = [member.eval() for member in members]
         self._calibration = calibration
         with torch.inference_mode():
-            self._pairs = [member.pair_sentences() for member in self._members]
+            self._pairs = [member.pair_sentences(unseen=unseen) for member in self._members]
             self._structures = [member.structure_sentences() for member in self._members]
+
+    def in_unseen_words(self) -> NineViewReader:
+        """The same networks asked in wordings that they were never trained on, to measure the difference."""
+        return NineViewReader(self._members, self._calibration, unseen=True)
 
     def read(
         self,

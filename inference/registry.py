@@ -35,6 +35,7 @@ SEGMENTATION = "nodule-segmentation"
 CLASSIFICATION = "nodule-classification"
 TEXT = "text-tower"
 FUSION = "record-fusion"
+HOUNSFIELD = "hounsfield-estimate"
 
 _TEXTS = ("name", "version", "task", "summary", "intended_use", "limits", "licence", "training_data")
 _OPTIONAL = ("weights", "weights_sha256")
