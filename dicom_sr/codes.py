@@ -101,7 +101,7 @@ OTHER_FAILURE = Code("111220", "DCM", "Other failure")
 # Private, because PS3.16 has nothing for them
 LUNG_RADS_VERSION = Code("NN-1", PRIVATE_SCHEME, "Lung-RADS version")
 ATTENUATION_TYPE = Code("NN-2", PRIVATE_SCHEME, "Nodule attenuation type")
-IMAGE_ONLY_PROBABILITY = Code("NN-9", PRIVATE_SCHEME, "Probability of cancer from the image alone")
+FUSED_PROBABILITY = Code("NN-10", PRIVATE_SCHEME, "Probability of cancer with the clinical record")
 
 ATTENUATION = {
     Attenuation.SOLID: Code("RID50151", "RADLEX", "solid pulmonary nodule"),

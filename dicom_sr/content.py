@@ -78,7 +78,9 @@ def nodule_groups(
 def measurement_rows(finding: Finding) -> list[tuple[Code, float, Code, Code | None]]:
     """Concept, value, unit and method of each number of a nodule, rounded to what can be trusted.
 
-    Lengths to 0.1 mm, volume to 0.1 mm3, attenuation to 0.1 HU, probabilities to 0.1 %.
+    Lengths to 0.1 mm, volume to 0.1 mm3, attenuation to 0.1 HU, probabilities to 0.1 %. The standard concept
+    for the probability of cancer always holds the value of the image alone: the one that also reads the
+    clinical record has a name of its own behind it.
     """
     m = finding.measurements
     rows: list[tuple[Code, float, Code, Code | None]] = [
@@ -94,11 +96,9 @@ def measurement_rows(finding: Finding) -> list[tuple[Code, float, Code, Code | N
         (codes.CERTAINTY_OF_FINDING, 100 * finding.detection_probability, codes.PERCENT, None),
     ]
     if (malignancy := finding.malignancy) is not None:
-        best = malignancy.image_only if malignancy.fused is None else malignancy.fused
-        rows.append((codes.PROBABILITY_OF_CANCER, 100 * best, codes.PERCENT, None))
+        rows.append((codes.PROBABILITY_OF_CANCER, 100 * malignancy.image_only, codes.PERCENT, None))
         if malignancy.fused is not None:
-            alone = 100 * malignancy.image_only
-            rows.append((codes.IMAGE_ONLY_PROBABILITY, alone, codes.PERCENT, None))
+            rows.append((codes.FUSED_PROBABILITY, 100 * malignancy.fused, codes.PERCENT, None))
     return [(concept, round(float(value), 1), unit, method) for concept, value, unit, method in rows]
 
 

@@ -15,14 +15,17 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from dicom_sr.context import OtherSeries
 from inference.errors import ReasonCode, UnsuitableSeriesError
+from inference.headers import text
 from inference.load import read_header
+from inference.record import RecordError, RecordReading
+from inference.record_files import find_beside, read_record
 from inference.select import judge_study
 from pacs_node.case import run_case
 from pacs_node.present import show_result
 from pacs_node.request import CaseOutcome, CaseRequest, Refusal
 from pacs_node.states import JobOutcome
 
-ANALYSED, NOT_SUITABLE, NO_IMAGES, FAILED = 0, 3, 4, 5
+ANALYSED, WRONG_USAGE, NOT_SUITABLE, NO_IMAGES, FAILED = 0, 2, 3, 4, 5
 _SHOWN = 400
 
 
@@ -31,13 +34,16 @@ class _Options:
     out: Path
     profile: str
     device: str
+    record: RecordReading | None = None
 
 
 _Study = dict[str, list[tuple[Path, Dataset]]]
 """Series UID -> files and headers."""
 
 
-def analyze_directory(directory: Path, out: Path, *, profile: str, device: str, console: Console) -> int:
+def analyze_directory(
+    directory: Path, out: Path, *, profile: str, device: str, console: Console, record: Path | None = None
+) -> int:
     """Analyse every study below a folder.
 
     Parameters
@@ -46,11 +52,14 @@ def analyze_directory(directory: Path, out: Path, *, profile: str, device: str, 
         Searched through all its folders; files that aren't DICOM are passed over.
     out
         Gets the results; with several studies one folder for each.
+    record
+        File with clinical records; None takes ``record.json`` or ``record.csv`` of the folder, if any.
 
     Returns
     -------
     int
-        0 analysed, 3 not suitable, 4 no readable DICOM objects, 5 failed; the highest of all studies.
+        0 analysed, 2 the record can't be used, 3 not suitable, 4 no readable DICOM objects, 5 failed; the
+        highest of all studies.
     """
     studies, unreadable = _read(directory)
     if not studies:
@@ -61,11 +70,16 @@ def analyze_directory(directory: Path, out: Path, *, profile: str, device: str, 
         place = out if len(studies) == 1 else out / f"study-{number}"
         console.rule(f"study {study_uid}")
         try:
-            outcome = _analyze_study(studies[study_uid], _Options(place, profile, device), console)
+            reading = _record(record or find_beside(directory), study_uid, studies[study_uid])
+            outcome = _analyze_study(studies[study_uid], _Options(place, profile, device, reading), console)
+        except RecordError as error:
+            console.print(f"the clinical record can't be used: {error}", markup=False)
+            status = max(status, WRONG_USAGE)
+            continue
         except Exception as error:  # noqa: BLE001 - see below
             # as in the loop of the worker: whatever one study dies of, the next one is still analysed
-            text = " ".join(str(error).split())
-            console.print(f"the analysis failed: {type(error).__name__}: {text[:_SHOWN]}", markup=False)
+            words = " ".join(str(error).split())
+            console.print(f"the analysis failed: {type(error).__name__}: {words[:_SHOWN]}", markup=False)
             status = max(status, FAILED)
             continue
         show_result(json.loads((place / "result.json").read_text(encoding="utf-8")), console)
@@ -73,6 +87,14 @@ def analyze_directory(directory: Path, out: Path, *, profile: str, device: str, 
         if outcome.status == JobOutcome.NOT_ANALYSED:
             status = max(status, NOT_SUITABLE)
     return status
+
+
+def _record(path: Path | None, study_uid: str, study: _Study) -> RecordReading | None:
+    """What the file says of this study; the patient is the one of the images."""
+    if path is None:
+        return None
+    header = next(iter(study.values()))[0][1]
+    return read_record(path, study_uid=study_uid, patient_id=text(header, "PatientID"))
 
 
 def _read(directory: Path) -> tuple[dict[str, _Study], int]:
@@ -144,6 +166,7 @@ def _request(
             for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
         },
         other_series=tuple(row for uid, row in refused.items() if uid != series_uid),
+        record=options.record,
     )
 
 

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from dicom_sr.verify import reread, reread_not_analysed
 from inference.analyse import analyse
 from inference.errors import UnsuitableSeriesError
 from inference.load import LoadedSeries, load_series, read_header
-from inference.registry import Pipeline, load_pipeline
+from inference.record import RecordReading, from_dicom, merge
+from inference.registry import FUSION, Pipeline, load_pipeline
 from pacs_node import __version__
 from pacs_node.request import CaseFile, CaseOutcome, CaseRequest, Refusal
 from pacs_node.spool import sync_directory
@@ -77,8 +79,12 @@ def run_case(request: CaseRequest, progress: Progress | None = None) -> CaseOutc
                 loaded.volume,
                 pipeline,
                 input_digest=request.input_digest,
+                record=(reading := _reading(request, loaded)),
                 progress=progress,
                 device=request.device,
+            )
+            result = replace(
+                result, warnings=(*result.warnings, *_record_warnings(request, pipeline, reading))
             )
     except UnsuitableSeriesError as error:
         refusal = Refusal(error.code, error.sentence)
@@ -86,6 +92,19 @@ def run_case(request: CaseRequest, progress: Progress | None = None) -> CaseOutc
             return CaseOutcome(JobOutcome.NOT_ANALYSED.value, (), refusal.code.value, refusal.sentence)
         return _refuse(request, refusal, pipeline, watch)
     return _write_results(request, loaded, result, pipeline, watch)
+
+
+def _reading(request: CaseRequest, loaded: LoadedSeries) -> RecordReading:
+    """The record of the file, its gaps filled from the images' header."""
+    return merge(request.record or RecordReading(), from_dicom(loaded.headers[0]))
+
+
+def _record_warnings(request: CaseRequest, pipeline: Pipeline, reading: RecordReading) -> Iterator[str]:
+    """What was left out of the record, or that no model of the profile reads it."""
+    if pipeline.has(FUSION):
+        yield from (f"Clinical record, {issue}" for issue in reading.issues)
+    elif request.record is not None:
+        yield f"The profile {pipeline.profile} has no model that reads a clinical record: it was not used."
 
 
 def _context(request: CaseRequest, pipeline: Pipeline) -> ResultContext:

@@ -52,7 +52,8 @@ def _show_findings(summary: Mapping[str, Any], console: Console) -> None:
     table = Table(title="Findings", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for heading in ("nodule", "site", "type"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("axes, mm", "mm3", "HU", "slice", "certainty"):
+    is_rated = any(finding["malignancy"] for finding in summary["findings"])
+    for heading in ("axes, mm", "mm3", "HU", "slice", "certainty", *(("cancer",) if is_rated else ())):
         table.add_column(heading, justify="right", no_wrap=True)
     for finding in summary["findings"]:
         size = finding["measurements"]
@@ -65,5 +66,17 @@ def _show_findings(summary: Mapping[str, Any], console: Console) -> None:
             f"{size['mean_hu']:.0f}",
             str(finding["key_slice"]["index"] + 1),
             f"{100 * finding['detection_probability']:.0f} %",
+            *((_cancer(finding["malignancy"]),) if is_rated else ()),
         )
     console.print(table)
+    for observation in summary["observations"]:
+        console.print(f"  {escape(observation['name'].replace('_', ' '))}: {escape(observation['value'])}")
+
+
+def _cancer(malignancy: Mapping[str, float | None] | None) -> str:
+    """The image's value first, always."""
+    if malignancy is None:
+        return ""
+    fused = malignancy["fused"]
+    alone = f"{100 * (malignancy['image_only'] or 0.0):.0f} %"
+    return alone if fused is None else f"{alone}, with record {100 * fused:.0f} %"

@@ -10,6 +10,7 @@ from typing import cast
 
 from dicom_sr.context import OtherSeries, Predecessor
 from inference.errors import ReasonCode
+from inference.record import RecordReading
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,8 @@ class CaseRequest:
         False: if the pixels turn out unsuitable another series will be tried, so make no report.
     identity
         Keyword -> value of what the node knows of the series, for the report of files that can't be read.
+    record
+        The clinical record from a file, None without one. What the images' headers say fills its gaps.
     """
 
     files: tuple[Path, ...]
@@ -55,6 +58,7 @@ class CaseRequest:
     uid_salt: str = ""
     predecessors: tuple[Predecessor, ...] = ()
     other_series: tuple[OtherSeries, ...] = ()
+    record: RecordReading | None = None
 
     def with_refusal(self, refusal: Refusal) -> CaseRequest:
         """Return the same request, but for the report only."""

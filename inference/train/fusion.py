@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.progress import track
+from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn import functional
 
@@ -219,17 +220,13 @@ class Drawer:
 def fit_line(x: Floats, y: NDArray[np.bool_], offset: Floats | None = None) -> tuple[float, float]:
     """Slope and intercept of a logistic regression of y on x (Platt), beside a fixed part of the logit."""
     fixed = np.zeros(len(x)) if offset is None else offset
-    design = np.column_stack([x, np.ones(len(x))])
-    beta = np.array([1.0, 0.0])
-    penalty = RIDGE * len(x) * np.eye(2)  # towards no change
-    for _ in range(100):
-        p = 1 / (1 + np.exp(-np.clip(fixed + design @ beta, -30, 30)))
-        gradient = design.T @ (p - y) + penalty @ (beta - [1.0, 0.0])
-        step = np.linalg.solve((design * (p * (1 - p))[:, None]).T @ design + penalty, gradient)
-        beta -= step
-        if np.abs(step).max() < 1e-9:
-            break
-    return float(beta[0]), float(beta[1])
+    no_change = np.array([1.0, 0.0])
+
+    def loss(beta: Floats) -> float:
+        return loss_of(fixed + beta[0] * x + beta[1], y) + RIDGE * float(((beta - no_change) ** 2).sum())
+
+    slope, intercept = minimize(loss, no_change).x
+    return float(slope), float(intercept)
 
 
 def honest_logits(train: Samples, val: Samples, rng: np.random.Generator) -> Floats:

@@ -182,8 +182,8 @@ def test_brock_is_a_range_where_something_isn_t_known() -> None:
         "nodule_count": 1,
     }
     flags = ("family_history_lung_cancer", "emphysema", "upper_lobe", "spiculated")
-    assert found[0] == brock_2b(**facts, **dict.fromkeys(flags, False))
-    assert found[1] == brock_2b(**facts, **dict.fromkeys(flags, True))
+    assert found[0] == brock_2b(**{**facts, **dict.fromkeys(flags, False)})
+    assert found[1] == brock_2b(**{**facts, **dict.fromkeys(flags, True)})
     assert brock_range(ClinicalRecord(sex=Sex.MALE), NODULE) is None
 
 

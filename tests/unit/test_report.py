@@ -179,7 +179,7 @@ def test_malignancy_from_the_image_alone() -> None:
     (container,) = named(report, "126010")
     values = numbers(container.ContentSequence[0])
     assert values["Probability of cancer"] == ("31.2", "%")
-    assert "Probability of cancer from the image alone" not in values
+    assert "Probability of cancer with the clinical record" not in values
     assert "Not assessed: semantic features." in conclusion(report)
 
 
@@ -187,8 +187,12 @@ def test_fused_malignancy_keeps_the_image_only_value() -> None:
     report = report_on((make_finding(VOLUME, malignancy=Malignancy(0.3125, 0.456)),))
     (container,) = named(report, "126010")
     values = numbers(container.ContentSequence[0])
-    assert values["Probability of cancer"] == ("45.6", "%")
-    assert values["Probability of cancer from the image alone"] == ("31.2", "%")
+    assert values["Probability of cancer"] == ("31.2", "%")
+    assert values["Probability of cancer with the clinical record"] == ("45.6", "%")
+    names = list(values)
+    assert names.index("Probability of cancer") < names.index(
+        "Probability of cancer with the clinical record"
+    )
     assert "from the image alone 31.2 %, with the clinical record 45.6 %" in conclusion(report)
 
 

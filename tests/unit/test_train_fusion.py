@@ -210,7 +210,7 @@ def test_line() -> None:
 def test_a_short_training(tmp_path: Path) -> None:
     path = export(tmp_path / "x.npz")
     report = run(
-        read_export(path), tmp_path / "f.safetensors", None, epochs=12, seed=0, pool=20_000, resamples=20
+        read_export(path), tmp_path / "f.safetensors", None, epochs=12, seed=0, pool=20_000, resamples=8
     )
     assert report["statement"] == SYNTHETIC_STATEMENT
     assert json.loads((tmp_path / "f.json").read_text()) == report
@@ -229,7 +229,7 @@ def test_a_short_training(tmp_path: Path) -> None:
     assert fusion.probability(seen, ClinicalRecord()) == 0.25
     heavy = ClinicalRecord(age_years=75, smoking=Smoking.CURRENT, pack_years=80, cancer_history=True)
     light = ClinicalRecord(age_years=45, smoking=Smoking.NEVER, cancer_history=False)
-    assert fusion.probability(seen, heavy) > 0.25 > fusion.probability(seen, light)
+    assert fusion.probability(seen, heavy) > fusion.probability(seen, light) + 0.05
 
 
 def test_training_again_gives_the_same_weights(tmp_path: Path) -> None:
