@@ -154,7 +154,12 @@ for _verb, _part, _help in (
 )
 @click.option("--profile", default="classical", show_default=True, help="Model cards to use.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-def analyze(directory: Path, out: Path, profile: str, device: str) -> None:
+@click.option(
+    "--record",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Clinical record, JSON or CSV (docs/record.md); by default record.json or record.csv of DIRECTORY.",
+)
+def analyze(directory: Path, out: Path, profile: str, device: str, record: Path | None) -> None:
     """Analyse a folder of DICOM files without any network.
 
     Exit status: 0 analysed; 2 wrong usage; 3 not suitable (reason and a "not analysed" report); 4 no
@@ -163,7 +168,10 @@ def analyze(directory: Path, out: Path, profile: str, device: str) -> None:
     logs.silence_libraries()
     from pacs_node.analyze import analyze_directory  # noqa: PLC0415 - loads torch; the other verbs don't need it
 
-    sys.exit(analyze_directory(directory, out, profile=profile, device=device, console=Console()))
+    console = Console()
+    sys.exit(
+        analyze_directory(directory, out, profile=profile, device=device, console=console, record=record)
+    )
 
 
 @main.command()
