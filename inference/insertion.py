@@ -30,7 +30,7 @@ TISSUE_HU = -500.0
 
 MIN_READERS = 2
 PLACE_GRID_MM = 2.5
-LEAST_VISIBLE = 0.5
+LEAST_VISIBLE = 0.7
 """Share of a nodule that must lie inside the lung field and be denser than what was there."""
 
 Floats = NDArray[np.float64]
@@ -328,7 +328,7 @@ class Places:
             return (self.depth > 0.4 * radius_mm) & (self.depth < 0.9 * radius_mm + 1)
         inner = self.depth > radius_mm + 2
         if place is Place.JUXTAVASCULAR:
-            return inner & (self.gap > 0.5 * radius_mm) & (self.gap < radius_mm + 1)
+            return inner & (self.gap > 0.8 * radius_mm) & (self.gap < radius_mm + 1)
         return inner & (self.gap > radius_mm + 2)
 
     def choose(
@@ -360,11 +360,14 @@ class Places:
 
 
 PLACES: tuple[tuple[Place, float], ...] = (
-    (Place.FREE, 0.4),
-    (Place.JUXTAVASCULAR, 0.35),
+    (Place.FREE, 0.5),
+    (Place.JUXTAVASCULAR, 0.25),
     (Place.JUXTAPLEURAL, 0.25),
 )
 """How often each is tried."""
+
+TRIES = 6
+"""Places of a kind that are tried for a nodule."""
 
 
 def random_place(rng: np.random.Generator) -> Place:
@@ -423,8 +426,12 @@ def make_case(
         radius = implant.diameter_mm * pose.scale / 2
         if 2 * radius < smallest_mm:
             continue
-        at = places.choose(rng, place, radius, taken)
-        pasted = None if at is None else paste(canvas, implant, at, pose, rng)
+        pasted = None
+        for _ in range(TRIES):
+            at = places.choose(rng, place, radius, taken)
+            pasted = None if at is None else paste(canvas, implant, at, pose, rng)
+            if at is None or pasted is not None:
+                break
         if pasted is None:
             continue
         taken.append((pasted.centre * np.array(spacing), radius))
