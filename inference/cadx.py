@@ -44,8 +44,8 @@ class CadxReading:
     Parameters
     ----------
     malignancy
-        Calibrated probability that the mean of radiologists' ratings (1 to 5) would be above 3. It is no
-        probability of histological cancer.
+        Calibrated probability that the median of radiologists' ratings (1 to 5) is above 3 rather than below,
+        of nodules that they don't rate 3. It is no probability of histological cancer.
     logit
         Uncalibrated, for `inference.fusion`.
     features

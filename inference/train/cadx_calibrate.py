@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,13 +20,13 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression, RidgeCV
-from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
 from inference.cadx import CALCIFICATION, RANKED, Calibration, pack
 from inference.cadx_network import CadxNetwork
 from inference.datasets.lidc_crops import RATINGS, Split
 from inference.descriptors import NAMES
+from inference.evaluate.metrics import PatientBootstrap, auroc, calibration_error, operating_point
 from inference.prompts import PAIRS
 from inference.train.cadx import Shown, embed, prepare, read_nodules, read_text, show
 from inference.train.cadx_data import Nodule, truth_of
@@ -35,7 +36,6 @@ _LOG = logging.getLogger(__name__)
 
 Floats = NDArray[np.float64]
 
-BOOTSTRAPS: Final = 1000
 RIDGE: Final = np.logspace(-2, 4, 13)
 PSEUDO: Final = 0.5
 """Added to each count of a rank, so that a rank that nobody gave keeps a probability."""
@@ -93,9 +93,10 @@ def fit_linear(shown: Shown) -> Tensor:
 
 
 def fit_malignancy(scores: Scores) -> tuple[float, float]:
-    """Platt's slope and offset: the readers' mean is above 3."""
-    truth = [truth_of(nodule).malignancy > 0.5 for nodule in scores.nodules]
-    model = LogisticRegression(C=1e4).fit(scores.logit[:, None], truth)
+    """Platt's slope and offset: the readers' median is above 3, among nodules where it isn't 3 itself."""
+    medians = np.array([nodule.medians["malignancy"] for nodule in scores.nodules])
+    clear = medians != 3
+    model = LogisticRegression(C=1e4).fit(scores.logit[clear, None], medians[clear] > 3)
     return float(model.coef_[0, 0]), float(model.intercept_[0])
 
 
@@ -151,62 +152,48 @@ def prototypes(first: CadxNetwork, shown: Shown) -> NDArray[np.float32]:
     return np.array(rows, dtype=np.float32)
 
 
-def expected_calibration_error(probability: Floats, truth: NDArray[np.bool_], bins: int = 10) -> float:
-    """Mean distance of predicted and observed share over bins of equal width, weighted by their size."""
-    which = np.minimum((probability * bins).astype(int), bins - 1)
-    return float(
-        sum(
-            (which == one).mean() * abs(probability[which == one].mean() - truth[which == one].mean())
-            for one in np.unique(which)
-        )
-    )
-
-
-def specificity_at(truth: NDArray[np.bool_], scores: Floats, sensitivity: float = 0.9) -> float:
-    """Highest specificity with at least this sensitivity."""
-    false_rate, true_rate, _ = roc_curve(truth, scores)
-    return float(1 - false_rate[true_rate >= sensitivity].min())
-
-
-def figures(scores: Scores, calibration: tuple[float, float]) -> dict[str, float]:
-    """All figures on nodules; names say the truth: the readers' median (as in the CSV) or mean."""
+def figures(scores: Scores, calibration: tuple[float, float], resamples: int) -> dict[str, str]:
+    """All figures with intervals by patient; names say the truth: the readers' median or mean."""
     medians = np.array([nodule.medians["malignancy"] for nodule in scores.nodules])
     means = np.array([4 * truth_of(nodule).malignancy + 1 for nodule in scores.nodules]).round(3)
-    probability = 1 / (1 + np.exp(-(calibration[0] * scores.logit + calibration[1])))
-    found: dict[str, float] = {}
+    chance = 1 / (1 + np.exp(-(calibration[0] * scores.logit + calibration[1])))
+    patients = [nodule.patient for nodule in scores.nodules]
+    bootstrap = PatientBootstrap(patients, resamples=resamples)
+    found: dict[str, str] = {}
+    every = np.ones(len(patients))
+
+    def tell(name: str, statistic: Callable[[Floats], float]) -> None:
+        found[name] = bootstrap.estimate(statistic).text()
+
     for name, truth in (("median", medians), ("mean", means)):
-        kept = truth != 3
-        if len(set(truth[kept] > 3)) < 2:
-            continue
-        found[f"AUROC {name}, 3 left out"] = roc_auc_score(truth[kept] > 3, scores.logit[kept])
-        found[f"AUROC {name}, 3 benign"] = roc_auc_score(truth > 3, scores.logit)
-        found[f"specificity {name}, 3 left out"] = specificity_at(truth[kept] > 3, scores.logit[kept])
-        found[f"calibration error {name}"] = expected_calibration_error(probability, truth > 3)
+        is_high, clear = truth > 3, (truth != 3).astype(np.float64)
+        tell(f"AUROC {name}, 3 left out", partial(_weighted, auroc, is_high, scores.logit, clear))
+        tell(f"AUROC {name}, 3 benign", partial(_weighted, auroc, is_high, scores.logit, every))
+        tell(
+            f"specificity {name}, 3 left out", partial(_weighted, _specificity, is_high, scores.logit, clear)
+        )
+        tell(
+            f"calibration error {name}, 3 left out",
+            partial(_weighted, calibration_error, is_high, chance, clear),
+        )
     for kind, logits in (("trained", scores.pairs), ("unseen", scores.unseen)):
-        for index, pair in enumerate(PAIRS):
-            if pair.feature not in RANKED:
-                continue
-            holds = np.array([pair.holds(nodule.medians[pair.rating or ""]) for nodule in scores.nodules])
-            if len(set(holds)) == 2:
-                found[f"AUROC {pair.feature}, {kind}"] = roc_auc_score(holds, logits[:, index])
-    return {name: float(value) for name, value in found.items()}
+        for feature in RANKED:
+            pair = PAIRS[[one.feature for one in PAIRS].index(feature)]
+            ratings = [nodule.medians[pair.rating or ""] for nodule in scores.nodules]
+            holds = np.array([pair.holds(rating) for rating in ratings])
+            column = logits[:, PAIRS.index(pair)]
+            tell(f"AUROC {feature}, {kind}", partial(_weighted, auroc, holds, column, every))
+    return found
 
 
-def with_intervals(scores: Scores, calibration: tuple[float, float], seed: int = 0) -> dict[str, list[float]]:
-    """Each figure with its 95 % interval: bootstrap by patient."""
-    rng = np.random.default_rng(seed)
-    patients = np.array([nodule.patient for nodule in scores.nodules])
-    rows = {patient: np.flatnonzero(patients == patient) for patient in np.unique(patients)}
-    names = list(rows)
-    drawn: dict[str, list[float]] = {}
-    for _ in range(BOOTSTRAPS):
-        chosen = np.concatenate([rows[names[i]] for i in rng.integers(len(names), size=len(names))])
-        for name, value in figures(_part(scores, chosen), calibration).items():
-            drawn.setdefault(name, []).append(value)
-    return {
-        name: [value, *(float(v) for v in np.percentile(drawn[name], (2.5, 97.5)))]
-        for name, value in figures(scores, calibration).items()
-    }
+def _weighted(
+    figure: Callable[..., float], labels: NDArray[np.bool_], values: Floats, counted: Floats, weights: Floats
+) -> float:
+    return figure(labels, values, weights=weights * counted)
+
+
+def _specificity(labels: NDArray[np.bool_], scores: Floats, *, weights: Floats) -> float:
+    return operating_point(labels, scores, weights=weights)[0]
 
 
 def _part(scores: Scores, rows: NDArray[np.int64]) -> Scores:
@@ -215,14 +202,14 @@ def _part(scores: Scores, rows: NDArray[np.int64]) -> Scores:
     )
 
 
-def report(scores: Scores, calibration: tuple[float, float]) -> dict[str, Any]:
+def report(scores: Scores, calibration: tuple[float, float], resamples: int) -> dict[str, Any]:
     """Figures of all nodules and of those that at least three readers drew."""
     many = np.flatnonzero([len(nodule.masks) >= 3 for nodule in scores.nodules])
     return {
         "nodules": len(scores.nodules),
-        "all": with_intervals(scores, calibration),
+        "all": figures(scores, calibration, resamples),
         "nodules of 3 or 4 readers": len(many),
-        "3 or 4 readers": with_intervals(_part(scores, many), calibration),
+        "3 or 4 readers": figures(_part(scores, many), calibration, resamples),
     }
 
 
@@ -272,6 +259,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--checkpoints", type=Path, nargs="+", required=True, help="one for each member")
     parser.add_argument("--export", type=Path, help="NPZ of embeddings and logits of all rated nodules")
+    parser.add_argument("--resamples", type=int, default=1000, help="of the patients, for the intervals")
     parser.add_argument("--test", action="store_true", help="report the test patients too")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -290,10 +278,10 @@ def main() -> None:
     )
     tensors = pack(states, read_text(arguments.text), calibration)
     digest = write_weights(tensors, arguments.out, {"name": "reference CADx"})
-    found = {"sha256": digest, "val": report(val, calibration.malignancy)}
+    found = {"sha256": digest, "val": report(val, calibration.malignancy, arguments.resamples)}
     if arguments.test:
         test = score(members, show(parts[Split.TEST]), linear)
-        found["test"] = report(test, calibration.malignancy)
+        found["test"] = report(test, calibration.malignancy, arguments.resamples)
     arguments.out.with_suffix(".json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     _LOG.info("%s", json.dumps(found, indent=1))
     if arguments.export:

@@ -118,7 +118,6 @@ def test_a_short_training_learns_stops_resumes_and_calibrates(
     monkeypatch.setattr(cadx, "MASKED", 8)
     monkeypatch.setattr(cadx, "UNMASKED", 2)
     monkeypatch.setattr(cadx, "NEGATIVES", 3)
-    monkeypatch.setattr(cadx_calibrate, "BOOTSTRAPS", 5)
     nodules = _nodules()
     _write_negatives(tmp_path / "negatives.npz")
     negatives = read_negatives(tmp_path / "negatives.npz")
@@ -146,9 +145,9 @@ def test_a_short_training_learns_stops_resumes_and_calibrates(
     linear = cadx_calibrate.fit_linear(cadx.show(learnt))
     scores = cadx_calibrate.score(members, shown, linear)
     slope, offset = cadx_calibrate.fit_malignancy(scores)
-    found = cadx_calibrate.report(scores, (slope, offset))
+    found = cadx_calibrate.report(scores, (slope, offset), 5)
     # size alone tells these drawn nodules apart
-    assert found["all"]["AUROC median, 3 left out"][0] > 0.95
+    assert float(found["all"]["AUROC median, 3 left out"].split()[0]) > 0.95
     assert found["nodules"] == len(held)
     assert len(cadx_calibrate.fit_ranks("margin", scores)) == 5
     assert cadx_calibrate.prototypes(members[0], shown).shape == (len(NAMES), 2, 256)
@@ -169,14 +168,6 @@ def test_proportional_odds_find_what_was_drawn() -> None:
     ratings = 1 + (1.5 * logits[:, None] + thresholds + noise[:, None] > 0).sum(1)
     found = cadx_calibrate.proportional_odds(logits, ratings, np.ones(4000), 5)
     np.testing.assert_allclose(found, [1.5, *thresholds], atol=0.15)
-
-
-def test_calibration_error_and_specificity_by_hand() -> None:
-    probability = np.array([0.05, 0.05, 0.95, 0.95])
-    truth = np.array([False, True, True, True])
-    assert cadx_calibrate.expected_calibration_error(probability, truth) == pytest.approx(0.25)
-    scores = np.array([0.1, 0.4, 0.35, 0.8])
-    assert cadx_calibrate.specificity_at(np.array([False, False, True, True]), scores) == pytest.approx(0.5)
 
 
 def test_negatives_keep_their_place_in_the_middle() -> None:
