@@ -16,6 +16,7 @@ from inference.record import (
     ITEMS,
     RATINGS,
     ClinicalRecord,
+    RecordCode,
     RecordError,
     RecordReading,
     Sex,
@@ -438,3 +439,27 @@ def test_the_file_beside_the_study(tmp_path: Path) -> None:
     write_json(tmp_path)
     with pytest.raises(RecordError, match="AMBIGUOUS"):
         find_beside(tmp_path)
+
+
+# the document
+
+DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "record.md").read_text(encoding="utf-8")
+
+
+def test_the_document_names_every_item_and_code() -> None:
+    section = DOCUMENT.split("## Items")[1].split("## Files")[0]
+    rows = [line.split("|")[1].strip(" `") for line in section.splitlines() if line.startswith("| `")]
+    assert rows == [*ITEMS, "history_text"]
+    assert [code for code in RecordCode if f"`{code}`" not in DOCUMENT] == []
+
+
+def test_the_examples_of_the_document_are_valid_and_equal(tmp_path: Path) -> None:
+    found = []
+    for kind in ("json", "csv"):
+        path = tmp_path / f"record.{kind}"
+        path.write_text(DOCUMENT.split(f"```{kind}\n")[1].split("```")[0], encoding="utf-8")
+        reading = read_record(path, study_uid="1.2.840.99.1", patient_id="P-17")
+        assert reading.issues == ()
+        found.append(reading.record)
+    assert found == [ClinicalRecord(**FULL)] * 2
+    assert " ".join(ClinicalRecord(**FULL).sentence().split()) in " ".join(DOCUMENT.split())
