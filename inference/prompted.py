@@ -56,13 +56,14 @@ class Sight:
     reach_mm
         Along z on either side of the key slice, where a walk ends at the latest.
     threshold
-        Logit from which on a voxel belongs to the mask.
+        Logit from which on a voxel belongs to the mask. With a box the one is taken, at most 2 off, whose
+        mask has that box on the key slice.
     """
 
     wide_mm: float = 40.0
-    close: tuple[float, ...] = (2.2, 3.0)
+    close: tuple[float, ...] = (2.5, 3.2)
     least_mm: float = 19.0
-    box: tuple[float, ...] = (2.0, 2.6)
+    box: tuple[float, ...] = (2.0, 2.5)
     search_mm: float = 5.0
     reach_mm: float = 60.0
     threshold: float = 0.0
@@ -105,7 +106,7 @@ class PromptedSegmenter:
     model
         Trained; put into evaluation mode.
     clip
-        The frozen text tower that the model was trained with.
+        The frozen text tower that the model was trained with, on the same device.
     context_length
         Tokens of that tower.
     sight
@@ -123,7 +124,7 @@ class PromptedSegmenter:
     def _embed(self, sentence: str) -> Tensor:
         """Token embeddings, (1, tokens, width)."""
         device = self.model.text_projection.weight.device
-        return token_embeddings(self._clip, tokenize([sentence], self._context)).to(device)
+        return token_embeddings(self._clip, tokenize([sentence], self._context).to(device))
 
     def segment(
         self,
@@ -252,9 +253,17 @@ class PromptedSegmenter:
         slices = torch.from_numpy(grey[around])  # (n, 3, y, x)
         return cut(slices, affine, self.model.image_size).to(self.model.text_projection.weight.device)
 
-    @torch.inference_mode()
     def _close(self, grey: Floats, pitch: float, sentence: str, seed: _Seed) -> tuple[Mask, float]:
-        """Second pass: walk both ways from the key slice in several windows at once."""
+        """Second pass."""
+        logits, key, score = self._carried(grey, pitch, sentence, seed)
+        if seed.box is None:
+            return _object(logits > self.sight.threshold, key, seed.centre), score
+        level = self.sight.threshold + _fitting(logits[key] - self.sight.threshold, seed.box)
+        return _within(_object(logits > level, key, seed.centre), seed.box), score
+
+    @torch.inference_mode()
+    def _carried(self, grey: Floats, pitch: float, sentence: str, seed: _Seed) -> tuple[Floats, int, float]:
+        """Walk both ways from the key slice in several windows at once: logits, key slice and score."""
         factors = self.sight.box if seed.box is not None else self.sight.close
         sides = [max(self.sight.least_mm / pitch, factor * seed.diameter) for factor in factors]
         affine = _affine(seed.centre, sides, grey)
@@ -270,7 +279,7 @@ class PromptedSegmenter:
                 score = float((frames[0].iou * frames[0].presence.sigmoid()).mean())
             for index, frame in zip(order, frames, strict=False):
                 logits[index] = walk.back(frame)
-        return _object(logits > self.sight.threshold, key, seed.centre), score
+        return logits, key, score
 
     def _boxes(self, seed: _Seed, sides: Sequence[float]) -> Tensor | None:
         """The box in pixels of each window, (windows, 4) as (x0, y0, x1, y1)."""
@@ -375,6 +384,36 @@ def _object(mask: Mask, key: int, centre: tuple[float, float]) -> Mask:
     nearest = int(distance.argmin())
     chosen = parts == parts[z[nearest], y[nearest], x[nearest]]
     return np.stack([ndimage.binary_fill_holes(one) for one in chosen])
+
+
+def _fitting(logits: Floats, box: tuple[float, float, float, float]) -> float:
+    """The level, -2 to 2, at which the mask (y, x) best has this box; nearer to 0 among equals."""
+    y0, x0, y1, x1 = box
+    best, found = -1.0, 0.0
+    for level in np.linspace(-2, 2, 21):
+        mask = _object((logits > level)[None], 0, ((y0 + y1) / 2, (x0 + x1) / 2))[0]
+        if not mask.any():
+            continue
+        (top, bottom), (left, right) = (np.flatnonzero(mask.any(axis))[[0, -1]] for axis in (1, 0))
+        height = max(0.0, min(bottom + 0.5, y1) - max(top - 0.5, y0))
+        width = max(0.0, min(right + 0.5, x1) - max(left - 0.5, x0))
+        union = (bottom - top + 1) * (right - left + 1) + (y1 - y0) * (x1 - x0) - height * width
+        if height * width / union - 0.02 * abs(level) > best:
+            best, found = height * width / union - 0.02 * abs(level), float(level)
+    return found
+
+
+def _within(mask: Mask, box: tuple[float, float, float, float]) -> Mask:
+    """The mask in its box and one pixel around."""
+    y0, x0, y1, x1 = box
+    out = np.zeros_like(mask)
+    window = (
+        slice(None),
+        slice(max(0, int(np.ceil(y0 - 1))), int(np.floor(y1 + 1)) + 1),
+        slice(max(0, int(np.ceil(x0 - 1))), int(np.floor(x1 + 1)) + 1),
+    )
+    out[window] = mask[window]
+    return out
 
 
 def _cropped(mask: Mask, offset: Index, score: float) -> Segmented:

@@ -184,3 +184,19 @@ def test_a_higher_threshold_gives_a_smaller_mask() -> None:
         for level in (-2.0, 0.0, 2.0)
     ]
     assert sizes[0] > sizes[1] > sizes[2] > 0
+
+
+def test_with_a_box_the_threshold_is_the_one_that_fits_it() -> None:
+    hu, _ = _balls((8, 96, 96), ((4.0, 40.0, 60.0), 5.0))
+    smooth = ndimage.gaussian_filter(hu, (0, 2, 2))
+    segmenter, _ = _segmenter()
+    widths = []
+    for half in (5.5, 6.5):
+        box = (40 - half, 60 - half, 40 + half, 60 + half)
+        mask = segmenter.segment_strip(smooth, SPACING, "lung nodule", box=box, key_slice=4)
+        widths.append(int(mask[4].any(0).sum()))
+        rows, columns = (np.flatnonzero(mask.any((0, axis))) for axis in (2, 1))
+        # nothing more than a pixel beyond it, on any slice
+        assert min(rows[0] - box[0], columns[0] - box[1]) >= -1
+        assert max(rows[-1] - box[2], columns[-1] - box[3]) <= 1
+    assert widths == [11, 13]
