@@ -45,8 +45,6 @@ HALO = 32
 MAX_PEAKS = 100
 LEAST_SCORE = 0.02
 SAME_MM = 5.0
-FLIPS: tuple[tuple[int, ...], ...] = ((), (4,), (3,), (2,))
-"""The network sees the box as it is and from three mirrors: lungs have no side that it must know."""
 
 Singles = NDArray[np.float32]
 
@@ -200,22 +198,14 @@ class Detector:
         Of the peaks' height.
     device
         ``cpu`` or ``cuda``.
-    flips
-        Axes of (n, 1, z, y, x) along which the box is flipped, for each run whose map is averaged.
     """
 
     def __init__(
-        self,
-        network: CentreNet,
-        calibration: Calibration | None = None,
-        *,
-        device: str = "cpu",
-        flips: tuple[tuple[int, ...], ...] = FLIPS,
+        self, network: CentreNet, calibration: Calibration | None = None, *, device: str = "cpu"
     ) -> None:
         self._network = network.to(device).eval().to(memory_format=torch.channels_last_3d)
         self._calibration = calibration or Calibration()
         self._device = torch.device(device)
-        self._flips = flips
 
     def detect(self, volume: Volume, lungs: Lungs) -> tuple[Detection, ...]:
         """Mark what may be a nodule of 3 to 40 mm.
@@ -260,19 +250,15 @@ class Detector:
         return Peaks(source, logit, diameter)
 
     def _maps(self, image: Tensor) -> Tensor:
-        """Mean over `FLIPS` of the map, shape (2, z / 2, y / 2, x / 2), float32; slab by slab along z."""
+        """Run the network over slabs along z; shape (2, z / 2, y / 2, x / 2), float32."""
         device, parts = self._device, []
         with torch.autocast(device.type, torch.bfloat16, enabled=_half_pays(device)):
             for start in range(0, image.shape[0], SLAB):
                 low, high = max(start - HALO, 0), min(start + SLAB + HALO, image.shape[0])
-                answer = self._mean(window(image[None, None, low:high].to(device)))[0].cpu()
+                answer = self._network(window(image[None, None, low:high].to(device)))[0].float().cpu()
                 skip, size = (start - low) // STRIDE, min(SLAB, image.shape[0] - start) // STRIDE
                 parts.append(answer[:, skip : skip + size])
         return torch.cat(parts, 1)
-
-    def _mean(self, slab: Tensor) -> Tensor:
-        turned = (self._network(slab.flip(axes)).float().flip(axes) for axes in self._flips)
-        return sum(turned, torch.zeros((), device=slab.device)) / len(self._flips)
 
 
 def _half_pays(device: torch.device) -> bool:

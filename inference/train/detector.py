@@ -144,8 +144,7 @@ def as_image(rng: np.random.Generator, samples: Sequence[Sample]) -> Tensor:
 
 def false_peaks(network: CentreNet, background: Background, most: int = 40) -> Floats:
     """Indices of the highest peaks away from the known lesions of a scan, (n, 3)."""
-    once = Detector(copy.deepcopy(network), flips=((),))
-    peaks = once.peaks(background.volume, background.lungs)
+    peaks = Detector(copy.deepcopy(network)).peaks(background.volume, background.lungs)
     points = background.volume.index_to_lps(peaks.index)
     away = np.ones(len(points), np.bool_)
     for centre, radius in background.known:
