@@ -145,7 +145,8 @@ def _profile(grey: Floats, shape: Mask, pitch: float) -> list[float]:
     depth = ndimage.distance_transform_edt(shape) * pitch
     core = grey[depth >= 0.6 * depth.max()]
     gradient = np.hypot(*np.gradient(grey)) / pitch
-    edge = gradient[(outside <= EDGE_MM) & (depth <= EDGE_MM)]
+    reach = max(EDGE_MM, pitch)  # coarse pixels: at least those on either side
+    edge = gradient[(outside <= reach) & (depth <= reach)]
     rim = _of(grey, (outside > 0) & (outside <= RIM_MM))
     around = _of(grey, (outside > RIM_MM) & (outside <= SURROUNDINGS_MM))
     return [
