@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 THICK_SLICE_MM: Final = 2.5
 RATING_STATEMENT: Final = (
-    "Probabilities of malignancy estimate how radiologists would rate the nodule on CT (LIDC-IDRI, mean "
-    "rating above 3 of 5); they were not trained on histology."
+    "Probabilities of malignancy estimate how radiologists would rate the nodule on CT (LIDC-IDRI, median "
+    "rating above rather than below 3 of 5); they were not trained on histology."
 )
 
 Progress = Callable[[str, float], None]

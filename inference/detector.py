@@ -8,7 +8,7 @@ training didn't see turns their height into a probability.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources.abc import Traversable
 
 import numpy as np
@@ -42,6 +42,10 @@ FIELD_MARGIN_MM = 5.0
 BOX_MARGIN_MM = 20.0
 SLAB = 160
 HALO = 32
+COARSE = 2.0
+LARGE_MM = 25.0
+"""A second run sees the scan as if it were half as large; what it says to measure at least this is kept."""
+
 MAX_PEAKS = 100
 LEAST_SCORE = 0.02
 SAME_MM = 5.0
@@ -236,9 +240,21 @@ class Detector:
             )
         )
 
-    @torch.inference_mode()
     def peaks(self, volume: Volume, lungs: Lungs) -> Peaks:
-        """Maxima of the map before calibration."""
+        """Maxima of the map before calibration, of nodules and, from a smaller image, of masses."""
+        shrunk = volume.affine_index_to_lps @ np.diag([1 / COARSE] * 3 + [1.0])
+        fine = self._peaks(volume, lungs)
+        coarse = self._peaks(replace(volume, affine_index_to_lps=shrunk), lungs)
+        large = coarse.diameter_mm * COARSE >= LARGE_MM
+        index = np.concatenate([fine.index, coarse.index[large]])
+        logit = np.concatenate([fine.logit, coarse.logit[large]])
+        diameter = np.concatenate([fine.diameter_mm, COARSE * coarse.diameter_mm[large]])
+        order = np.argsort(-logit, kind="stable")
+        kept = _apart(index[order] * np.array(volume.spacing_mm), diameter[order])[:MAX_PEAKS]
+        return Peaks(index[order][kept], logit[order][kept], diameter[order][kept])
+
+    @torch.inference_mode()
+    def _peaks(self, volume: Volume, lungs: Lungs) -> Peaks:
         image, field, corner = sample_lung_box(volume, lungs)
         maps = self._maps(image)
         cells = functional.max_pool3d(field[None, None], STRIDE, ceil_mode=True)
@@ -338,13 +354,18 @@ def find_peaks(
     cells = at.numpy()[order]
     sizes = REFERENCE_MM * np.exp(maps[1].numpy()[tuple(cells.T)].astype(np.float64).clip(-1.5, 2.5))
     centres = np.array([_refined(height.numpy(), cell) for cell in cells]).reshape(-1, 3)
-    kept: list[int] = []
-    for number in range(len(cells)):
-        gaps = np.linalg.norm(centres[kept] - centres[number], axis=1) * CELL_MM
-        if (gaps > np.maximum(sizes[kept] / 2, SAME_MM)).all():
-            kept.append(number)
-    kept = kept[:most]
+    kept = _apart(centres * CELL_MM, sizes)[:most]
     return centres[kept], maps[0].numpy()[tuple(cells[kept].T)].astype(np.float64), sizes[kept]
+
+
+def _apart(points_mm: NDArray[np.float64], sizes_mm: NDArray[np.float64]) -> list[int]:
+    """Which of the places, best first, lie in no better one."""
+    kept: list[int] = []
+    for number in range(len(points_mm)):
+        gaps = np.linalg.norm(points_mm[kept] - points_mm[number], axis=1)
+        if (gaps > np.maximum(sizes_mm[kept] / 2, SAME_MM)).all():
+            kept.append(number)
+    return kept
 
 
 def _refined(height: Singles, cell: NDArray[np.int64]) -> NDArray[np.float64]:

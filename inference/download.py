@@ -355,7 +355,10 @@ class _Download:
 
     def _blocks(self, response: requests.Response) -> Iterator[bytes]:
         try:
-            yield from response.iter_content(BLOCK)
+            for block in response.iter_content(BLOCK):
+                # where nobody said how much is coming, a full disk is noticed on the way
+                need_space(self.part.parent, len(block))
+                yield block
         except requests.RequestException as error:
             raise _BrokenError(f"the connection broke off ({type(error).__name__})") from error
 

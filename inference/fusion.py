@@ -2,9 +2,11 @@
 
 Three parts meet: the embedding of the nodule from its nine views, the embedding of the record's sentence by
 the text tower, and a table of the record's items with the range of Brock's model. The network gives a
-correction to the logit of the image alone. It is the difference of one score with the record and the same
-score with the learned "absent" tokens in its place, so without a record it is exactly 0 and the fused result
-is the image-only one, bit for bit.
+correction to the logit of the image alone. The record says in which direction: the difference of one score
+with the record and the same score with the learned "absent" tokens in its place, so without a record it is
+exactly 0 and the fused result is the image-only one, bit for bit. The image says how much the record counts:
+a factor between 0 and 2. It can't do more, because the network that made the embedding has seen the training
+nodules: a head that may read their label off it does, and then fails on unseen patients.
 
 The part that reads the record was trained on synthetic records (`inference.train.fusion`): see
 `SYNTHETIC_STATEMENT`. Research use only, not for primary diagnosis.
@@ -167,8 +169,11 @@ class FusionNetwork(nn.Module):
         self.text = nn.Sequential(nn.Dropout(0.1), nn.Linear(EMBEDDING, WIDTH), nn.GELU())
         self.table = nn.Sequential(nn.Linear(len(TABLE), WIDTH), nn.GELU())
         self.absent = nn.Parameter(0.02 * torch.randn(3, WIDTH))  # image, text, table
-        self.joint = nn.Sequential(
-            nn.Linear(3 * WIDTH, 2 * WIDTH), nn.GELU(), nn.Dropout(0.1), nn.Linear(2 * WIDTH, 1)
+        self.score = nn.Sequential(
+            nn.Linear(2 * WIDTH, WIDTH), nn.GELU(), nn.Dropout(0.1), nn.Linear(WIDTH, 1)
+        )
+        self.gate = nn.Sequential(
+            nn.Linear(3 * WIDTH, WIDTH), nn.GELU(), nn.Dropout(0.1), nn.Linear(WIDTH, 1)
         )
         self.direct = nn.Linear(len(TABLE), 1, bias=False)
         # calibration of the correction, fitted after training
@@ -213,9 +218,10 @@ class FusionNetwork(nn.Module):
         )
         told = torch.where(has_table[:, None], self.table(table), no_table)
         known = torch.where(has_table[:, None], table, torch.zeros_like(table))
-        with_record = self.joint(torch.cat([seen, read, told], dim=1)) + self.direct(known)
-        without = self.joint(torch.cat([seen, no_text, no_table], dim=1))
-        correction = (with_record - without).squeeze(1)  # (n,)
+        with_record = self.score(torch.cat([read, told], dim=1)) + self.direct(known)
+        without = self.score(torch.cat([no_text, no_table], dim=1))
+        weight = 2 * torch.sigmoid(self.gate(torch.cat([seen, read, told], dim=1)))
+        correction = (weight * (with_record - without)).squeeze(1)  # (n,)
         has_record = has_table if text is None else has_table | has_text
         return torch.where(has_record, correction, torch.zeros_like(correction))
 

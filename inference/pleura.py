@@ -26,7 +26,7 @@ REACH_MM = 2.0
 """Surface nearer to the edge of the lung field than this counts as contact: the field's own resolution."""
 _FIRST_MARGIN_MM = 15.0
 FARTHEST_MM = 10.0
-_HALF_MM, _PER_MM = 1.44, 2.58  # the depth of probability one half, and how steeply it falls
+_HALF_MM, _PER_MM = 1.52, 2.60  # the depth of probability one half, and how steeply it falls
 
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]

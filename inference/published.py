@@ -40,11 +40,9 @@ def _sam2(size: str, overrides: tuple[str, ...] = ()) -> nn.Module:
 
 
 def _clip() -> nn.Module:
-    from open_clip import get_model_config  # noqa: PLC0415 - see above
-    from open_clip.model import CLIP  # noqa: PLC0415 - see above
+    from inference.openclip_model import VIT_B_32, build_clip  # noqa: PLC0415 - see above
 
-    # not open_clip.create_model: it falls back to random weights with a line in the log
-    model: nn.Module = CLIP(**get_model_config("ViT-B-32-quickgelu"))
+    model: nn.Module = build_clip(VIT_B_32)
     return model
 
 

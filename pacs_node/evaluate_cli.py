@@ -117,7 +117,7 @@ def _measure(asked: _Asked, measure: Callable[[Options], Report]) -> None:
     for target in report.targets:
         word = {True: "met", False: "not met", None: "not defined"}[target.met]
         limit = f"{target.relation} {target.limit:g}"
-        console.print(f"{target.name}: {target.figure.text()}, target {limit}: {word}", markup=False)
+        console.print(f"{target.name}: {target.text()}, target {limit}: {word}", markup=False)
     console.print("Research use only, not for primary diagnosis.")
     console.print(f"{in_words}\n{in_json}", markup=False)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from time import monotonic
@@ -30,7 +29,7 @@ from inference.intensity import HounsfieldEstimate
 from inference.load import load_series
 from inference.lungs import find_lungs
 from inference.phantom import make_phantom
-from inference.registry import Pipeline, load_pipeline
+from inference.registry import HOUNSFIELD, Pipeline, load_pipeline
 from inference.types import Volume
 from inference.weights import load_into, read_weights
 
@@ -181,10 +180,9 @@ def implants_of(crops: Sequence[NoduleCrop]) -> tuple[Implant, ...]:
     ModelUnavailableError
         The estimate's weights are missing or differ.
     """
-    card = load_pipeline("crops").card("hounsfield-estimate")
+    scaled = load_pipeline("crops")
     estimate = HounsfieldEstimate()
-    weights = resources.files("inference") / "cards" / "hounsfield.safetensors"
-    load_into(estimate, read_weights(weights, card.weights_sha256 or ""))
+    load_into(estimate, read_weights(*scaled.weights(HOUNSFIELD)), name=scaled.card(HOUNSFIELD).name)
     made = [
         make_implant(crop, estimate.hounsfield(crop.image)) for crop in crops if crop.readers >= LEAST_READERS
     ]

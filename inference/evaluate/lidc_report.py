@@ -42,6 +42,7 @@ _ALTERNATIVES = {
     PRECISION: "Precision-recall curves of malignancy",
     CALIBRATION: "Calibration of malignancy",
 }
+_SHORT = {"auroc": "AUROC", "auprc": "AUPRC", "calibration_error": "ECE"}
 _COLUMNS = (
     "name",
     "readers",
@@ -389,7 +390,7 @@ def _draw_malignancy(
     caption = f"{data}; " + "; ".join(f"{name} n = {len(of.labels)}" for name, of in drawn.items())
 
     def label(name: str, key: str) -> str:
-        return f"{name}: {found[name.replace(' ', '_')][key].text()}"
+        return f"{name}, {_SHORT[key]} {found[name.replace(' ', '_')][key].text()}"
 
     plots.roc(
         options.out / ROC,

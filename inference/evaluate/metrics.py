@@ -74,9 +74,10 @@ class Estimate:
         """Such as ``0.912 (0.871-0.944)``."""
         if not self.defined:
             return "not defined"
-        if isnan(self.low):
-            return f"{self.value:.{digits}f}"
-        return f"{self.value:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
+        value, low, high = (
+            f"{round(number, digits) + 0.0:.{digits}f}" for number in (self.value, self.low, self.high)
+        )
+        return value if isnan(self.low) else f"{value} ({low} to {high})"
 
 
 class PatientBootstrap:

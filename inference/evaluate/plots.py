@@ -118,7 +118,7 @@ def calibration(
             )
         axes.plot(probabilities, np.full(len(probabilities), 0.005), "|", color=_SOFT, markersize=6)
         _unit_square(axes, "predicted probability", "observed share")
-        axes.legend(loc="upper left")
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.03))
 
     _draw(path, caption, paint)
 

@@ -105,6 +105,16 @@ class Target:
         if not self.figure.defined:
             return None
         value = self.figure.value
+        return self._holds(value)
+
+    def text(self) -> str:
+        """The figure with as many digits as it takes to see on which side of the limit it lies."""
+        digits = 3
+        while digits < 6 and self.met is False and self._holds(round(self.figure.value, digits)):
+            digits += 1
+        return self.figure.text(digits)
+
+    def _holds(self, value: float) -> bool:
         return value >= self.limit if self.relation == ">=" else value <= self.limit
 
 
@@ -324,7 +334,7 @@ def _targets(targets: Sequence[Target]) -> str:
     rows = tuple(
         (
             target.name,
-            target.figure,
+            target.text(),
             f"{target.relation} {target.limit:g}{f' {target.unit}' if target.unit else ''}",
             words[target.met],
             f"{target.figure.samples} of {target.figure.patients}",

@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from inference.datasets.lidc_crops import NoduleCrop, read_crops
 from inference.digest import sha256_of
-from inference.evaluate.metrics import PatientBootstrap, auroc, brier, calibration_error
+from inference.evaluate.metrics import PatientBootstrap, brier, calibration_error
 from inference.fusion import (
     EMBEDDING,
     SYNTHETIC_STATEMENT,
@@ -43,7 +43,7 @@ from inference.fusion import (
 from inference.measure import measure
 from inference.train.records import POOL, RecordSource, with_gaps
 from inference.types import SourceFrame, Volume
-from inference.weights import read_weights, write_weights
+from inference.weights import load_into, read_weights, write_weights
 
 _LOG = logging.getLogger(__name__)
 
@@ -386,9 +386,15 @@ def ablation(
 def _figures(test: Samples, logits: list[Floats], bootstrap: PatientBootstrap) -> dict[str, Any]:
     """Means over the draws; the interval resamples patients and averages over the draws each time."""
     chances = [1 / (1 + np.exp(-logit)) for logit in logits]
-    area = bootstrap.estimate(
-        lambda weights: float(np.mean([auroc(test.malignant, logit, weights) for logit in logits]))
-    )
+    sick, well = test.malignant, ~test.malignant
+    # share of the draws in which each malignant nodule lies above each benign one; ties count one half
+    above = np.mean([(np.sign(one[sick][:, None] - one[well][None]) + 1) / 2 for one in logits], axis=0)
+
+    def auroc(weights: Floats) -> float:
+        total = weights[sick].sum() * weights[well].sum()
+        return float(weights[sick] @ above @ weights[well] / total) if total else float("nan")
+
+    area = bootstrap.estimate(auroc)
     return {
         "auroc": area.value,
         "low": area.low,
@@ -462,6 +468,7 @@ def run(
     digest = write_weights(
         network.state_dict(), out, {"name": "fusion of image and record", "records": "synthetic"}
     )
+    load_into(network, read_weights(out, digest))  # the figures are those of the weights as stored
     report = {
         "statement": SYNTHETIC_STATEMENT,
         "weights_sha256": digest,

@@ -69,7 +69,7 @@ class TextTower(nn.Module):
         """Logits (n, classes) for each of `CLASSES` from tokens (n, context)."""
         embedding = self.clip.encode_text(tokens, normalize=True)  # (n, 256)
         logits: Tensor = self.heads(SCALE * embedding)
-        return torch.split(logits, CLASSES, dim=1)
+        return torch.split(logits, list(CLASSES), dim=1)
 
 
 def text_state(clip: nn.Module) -> dict[str, Tensor]:

@@ -46,6 +46,19 @@ class BrightBalls(nn.Module):
         return torch.cat([logit, torch.zeros_like(logit)], 1)
 
 
+class BallsOfOneSize(nn.Module):
+    """Another: it doesn't see what is larger than about 30 mm."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        """As `CentreNet.forward`; the size is 20 mm everywhere."""
+        near, wide = (
+            functional.avg_pool3d(image, side, stride=1, padding=side // 2, count_include_pad=False)
+            for side in (13, 25)
+        )
+        logit = 24 * functional.avg_pool3d(near - wide, 2) - 8
+        return torch.cat([logit, torch.full_like(logit, float(np.log(20 / 8)))], 1)
+
+
 def scan(affine: np.ndarray, balls: list[tuple[float, float, float]]) -> tuple[Volume, Lungs]:
     """Lung with bright balls at fractional indices."""
     shape, spacing = (48, 150, 150), np.array([2.5, 0.8, 0.8])
@@ -98,6 +111,17 @@ def test_marks_come_in_falling_order_and_again_the_same() -> None:
     marks = detector.detect(volume, lungs)
     assert [one.probability for one in marks] == sorted((one.probability for one in marks), reverse=True)
     assert marks == detector.detect(volume, lungs)
+
+
+def test_a_mass_is_found_in_the_smaller_image_and_marked_once() -> None:
+    volume, lungs = scan(AFFINES["to the head"], [])
+    centre, spacing = np.array([24.0, 75.0, 75.0]), np.array([2.5, 0.8, 0.8])
+    grid = np.moveaxis(np.indices(volume.array.shape), 0, -1)
+    volume.array[np.linalg.norm((grid - centre) * spacing, axis=-1) < 18] = 40
+    marks = Detector(BallsOfOneSize()).detect(volume, lungs)  # type: ignore[arg-type]  # for a CentreNet
+    assert len(marks) == 1
+    assert marks[0].diameter_mm == pytest.approx(40)
+    assert np.linalg.norm((np.array(marks[0].index) - centre) * spacing) < 3
 
 
 def test_outside_the_lung_field_nothing_is_marked() -> None:

@@ -77,6 +77,14 @@ def test_page_shows_targets_tables_and_pictures(source: Path, tmp_path: Path) ->
     assert "`abababababab`" in words
 
 
+def test_a_target_shows_on_which_side_it_lies() -> None:
+    just_below = Target("dice", Estimate(0.83962, 0.82, 0.86, 9, 9), ">=", 0.84)
+    assert just_below.met is False
+    assert just_below.text() == "0.8396 (0.8200 to 0.8600)"
+    assert Target("dice", Estimate(0.84, 0.82, 0.86, 9, 9), ">=", 0.84).text() == "0.840 (0.820 to 0.860)"
+    assert Estimate(-0.0001, -0.001, 0.0, 9, 9).text() == "0.000 (-0.001 to 0.000)"
+
+
 def test_cells_do_not_break_the_table() -> None:
     text = table_text(Table(("a|b",), (("x\ny",), (None,), (nan,), (3,))))
     assert text.splitlines() == ["| a\\|b |", "| --- |", "| x y |", "| - |", "| - |", "| 3 |"]

@@ -306,6 +306,17 @@ def test_too_little_space_is_told_before(
     assert caught.value.fault == Fault.DISK
 
 
+def test_too_little_space_is_noticed_on_the_way_where_nobody_told_the_size(
+    unknown: Checkpoint, folder: Path, server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.offers["/w.pt"].length = False
+    usage = shutil.disk_usage(folder.parent)
+    free = iter(range(download.RESERVE_BYTES + 4 * BLOCK, 0, -BLOCK))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=next(free)))
+    assert "MiB free" in refused(unknown, folder, Fault.DISK, sha256=SHA256)
+    assert part(folder) == 4 * BLOCK
+
+
 _FULL = """
 import resource, sys
 from pathlib import Path

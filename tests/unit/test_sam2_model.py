@@ -31,7 +31,8 @@ SMALL = Sam2Size(
 @pytest.fixture(scope="module")
 def model() -> TextPromptedSam2:
     torch.manual_seed(0)
-    return TextPromptedSam2(SMALL).eval()
+    built: TextPromptedSam2 = TextPromptedSam2(SMALL).eval()
+    return built
 
 
 def _images(number: int) -> torch.Tensor:
@@ -112,7 +113,7 @@ def test_every_part_learns_from_a_walk() -> None:
     frames = [features.take(slice(index, index + 1)) for index in range(3)]
     answers = model.sequence(frames, Prompt(_text(1), torch.tensor([[8.0, 8.0, 40.0, 30.0]])), length=3)
     total = torch.stack([one.logits.mean() + one.presence.mean() + one.iou.mean() for one in answers]).sum()
-    total.backward()
+    torch.autograd.backward(total)
     learnt = {
         name.split(".")[0]
         for name, one in model.named_parameters()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -269,7 +270,7 @@ def test_calibration_and_weights_are_written(tmp_path: Path, monkeypatch: pytest
     state = new_state(0)
     monkeypatch.setattr(training, "calibrate", lambda *_: fitted)
     training.finish(state, [chest], implants, tmp_path)
-    digest = training.json.loads((tmp_path / "detector.json").read_text())["sha256"]
+    digest = json.loads((tmp_path / "detector.json").read_text())["sha256"]
     loaded = load_detector(tmp_path / "detector.safetensors", digest, fitted)
     assert isinstance(loaded, Detector)
 

@@ -68,10 +68,19 @@ def test_floats_are_stored_in_two_bytes(file: Path) -> None:
     assert file.stat().st_size < 20_200
 
 
-def test_a_value_too_large_for_float16_is_stored_as_float32(file: Path) -> None:
-    digest = write_weights({"var": torch.tensor([1e6, 1.0]), "b": torch.ones(2)}, file, {})
-    assert read_weights(file, digest)["var"].tolist() == [1e6, 1.0]
+@pytest.mark.parametrize("values", [[1e6, 1.0], [1.1e-6, -1e-7], [1e-12]])
+def test_what_float16_cant_hold_is_stored_as_float32(file: Path, values: list[float]) -> None:
+    """Running variances may be huge, layer scales begin at 1e-6."""
+    digest = write_weights({"var": torch.tensor(values), "b": torch.ones(2)}, file, {})
+    assert torch.equal(read_weights(file, digest)["var"], torch.tensor(values))
     assert b'"F16"' in file.read_bytes()
+
+
+def test_empty_and_zero_tensors(file: Path) -> None:
+    digest = write_weights({"none": torch.ones(0), "zero": torch.zeros(2)}, file, {})
+    tensors = read_weights(file, digest)
+    assert tensors["none"].shape == (0,)
+    assert tensors["zero"].tolist() == [0, 0]
 
 
 def test_the_same_tensors_give_the_same_bytes_in_every_process(tmp_path: Path) -> None:
