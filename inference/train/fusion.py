@@ -6,7 +6,8 @@ are left out. The export of ``python -m inference.train.cadx --export`` gives em
 each nodule; VAL patients choose the epoch and calibrate, TEST patients are only reported.
 
 CADx has seen the TRAIN nodules, so their logits are far too sure. While training each is therefore replaced
-by a draw from a normal distribution of its class, fitted to the VAL logits. A minute or two on one CPU core.
+by a draw from a normal distribution of its class, fitted to the VAL logits. Before, the head learns to read
+records by themselves, of invented patients without images. A minute or two on one CPU core.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,193 +28,25 @@ from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn import functional
 
-from inference.datasets.lidc_crops import NoduleCrop, read_crops
+from inference.datasets.lidc_crops import read_crops
 from inference.digest import sha256_of
 from inference.evaluate.metrics import PatientBootstrap, brier, calibration_error
-from inference.fusion import (
-    EMBEDDING,
-    SYNTHETIC_STATEMENT,
-    FusionNetwork,
-    NoduleFacts,
-    TextTower,
-    clip_text_tower,
-    table_rows,
-)
-from inference.measure import measure
-from inference.train.records import POOL, RecordSource, with_gaps
-from inference.types import SourceFrame, Volume
+from inference.fusion import SYNTHETIC_STATEMENT, FusionNetwork, TextTower, clip_text_tower
+from inference.train.fusion_data import Draw, Drawer, Samples, measured_diameters, read_export
+from inference.train.records import POOL, RecordSource
 from inference.weights import load_into, read_weights, write_weights
 
 _LOG = logging.getLogger(__name__)
 
 MISSING = 0.25
-NO_PART = 0.25
+NO_PART = 0.4
 NO_IMAGE = 0.4
+REHEARSED, REHEARSALS = 4000, 30
 VAL_DRAWS, TEST_DRAWS = 10, 10
 RESAMPLES = 1000
 RIDGE = 1e-3
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Nodules of one split whose rating isn't 3, n items each.
-
-    Parameters
-    ----------
-    patient
-        Index into the sorted patients of the split.
-    names
-        Of these patients.
-    malignant
-        bool: rated above 3.
-    logit
-        Of the image alone, as exported.
-    embedding
-        float32, shape (n, 256).
-    facts
-        For Brock; empty where the export knows no diameters.
-    patient_malignant
-        bool, one for each patient: has a malignant nodule.
-    """
-
-    patient: NDArray[np.intp]
-    names: tuple[str, ...]
-    malignant: NDArray[np.bool_]
-    logit: Floats
-    embedding: NDArray[np.float32]
-    facts: tuple[NoduleFacts, ...]
-    patient_malignant: NDArray[np.bool_]
-
-
-def read_export(path: Path, diameters: Mapping[str, float] | None = None) -> dict[str, Samples]:
-    """Read the NPZ that the training of CADx exports.
-
-    Parameters
-    ----------
-    path
-        Arrays ``patient``, ``nodule`` (name), ``split`` (train, val, test), ``image_logit``, ``embedding``
-        (n, 256) and ``malignancy`` (mean rating, NaN where not rated).
-    diameters
-        Longest diameter in mm by name of the nodule, for Brock; None leaves Brock out.
-
-    Raises
-    ------
-    ValueError
-        An array is missing or of another length, a patient is in two splits, or a nodule has no diameter.
-    """
-    with np.load(path, allow_pickle=False) as archive:
-        found = {name: archive[name] for name in archive.files}
-    needed = ("patient", "nodule", "split", "image_logit", "embedding", "malignancy")
-    missing = [name for name in needed if name not in found]
-    if missing:
-        raise ValueError(f"{path.name} has no {', '.join(missing)}")
-    count = len(found["patient"])
-    if any(len(found[name]) != count for name in needed) or found["embedding"].shape[1:] != (EMBEDDING,):
-        raise ValueError(f"the arrays of {path.name} don't belong together")
-    pairs = {(str(p), str(s)) for p, s in zip(found["patient"], found["split"], strict=True)}
-    if len({patient for patient, _ in pairs}) != len(pairs):
-        raise ValueError(f"{path.name} has a patient in two splits")
-    if diameters is not None:
-        unknown = [name for name in found["nodule"].tolist() if name not in diameters]
-        if unknown:
-            raise ValueError(f"no diameter of {len(unknown)} nodules, such as {unknown[0]}")
-        found["diameter_mm"] = np.array([diameters[name] for name in found["nodule"].tolist()])
-    return {name: _samples(found, np.char.equal(found["split"], name)) for name in ("train", "val", "test")}
-
-
-def _samples(found: dict[str, NDArray[Any]], here: NDArray[np.bool_]) -> Samples:
-    rating = found["malignancy"].astype(float)
-    used = here & np.isfinite(rating) & (rating != 3)
-    names, patient = np.unique(found["patient"][used], return_inverse=True)
-    malignant = rating[used] > 3
-    of_patient = np.zeros(len(names), bool)
-    np.logical_or.at(of_patient, patient, malignant)
-    facts: tuple[NoduleFacts, ...] = ()
-    if "diameter_mm" in found:
-        every, counts = np.unique(found["patient"][here], return_counts=True)
-        number = dict(zip(every.tolist(), counts.tolist(), strict=True))
-        facts = tuple(
-            NoduleFacts(float(diameter), number[name])
-            for diameter, name in zip(
-                found["diameter_mm"][used], found["patient"][used].tolist(), strict=True
-            )
-        )
-    return Samples(
-        patient,
-        tuple(names.tolist()),
-        malignant,
-        found["image_logit"][used].astype(float),
-        found["embedding"][used].astype(np.float32),
-        facts,
-        of_patient,
-    )
-
-
-def measured_diameters(crops: Sequence[NoduleCrop]) -> dict[str, float]:
-    """Longest diameter of each nodule's consensus mask by name, mm, measured as a finding's."""
-    found = {}
-    for crop in crops:
-        mask = crop.consensus()
-        if crop.spacing_mm is None or not mask.any():
-            continue
-        affine = np.eye(4)
-        affine[:3, :3] = np.diag(crop.spacing_mm[::-1])[:, ::-1]
-        frames = tuple(SourceFrame("", str(number)) for number in range(len(mask)))
-        grid = Volume(np.zeros(mask.shape, np.int16), affine, "", "", "", frames)
-        found[crop.name] = measure(grid, mask, (0, 0, 0)).measurements.long_axis_mm
-    return found
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Records of n nodules as the network takes them.
-
-    Parameters
-    ----------
-    table, text
-        float32, shapes (n, len(TABLE)) and (n, 256); no text without a text tower.
-    has_record
-        bool, shape (n,): at least one item is known.
-    log_ratio
-        Exact log likelihood ratio of each nodule's complete record, shape (n,).
-    """
-
-    table: Tensor
-    text: Tensor | None
-    has_record: Tensor
-    log_ratio: Floats
-
-
-class Drawer:
-    """Draws records for samples; the same seed gives the same draws."""
-
-    def __init__(self, source: RecordSource, tower: TextTower | None, seed: int) -> None:
-        self._source, self._tower = source, tower
-        self._rng = np.random.default_rng(seed)
-
-    def draw(self, samples: Samples, missing: float, *, brock: bool = True, blind: bool = False) -> Draw:
-        """One record for each patient, an item missing with the chance `missing`.
-
-        Parameters
-        ----------
-        brock
-            False leaves Brock's estimate out of the table: it also knows the size of the nodule.
-        blind
-            True draws without regard to the truth.
-        """
-        truth = samples.patient_malignant & (not blind)
-        people, log_ratio = self._source.draw(truth, self._rng)
-        records = [with_gaps(people.record(row), missing, self._rng) for row in range(len(people))]
-        mine = [records[row] for row in samples.patient]
-        facts: Sequence[NoduleFacts | None] = samples.facts if brock and samples.facts else [None] * len(mine)
-        text = None
-        if self._tower is not None:
-            read = self._tower([record.sentence() for record in records])  # (patients, 256)
-            text = torch.from_numpy(read[samples.patient])
-        known = torch.tensor([not record.is_empty for record in mine])
-        return Draw(torch.from_numpy(table_rows(mine, facts)), text, known, log_ratio[samples.patient])
 
 
 def fit_line(x: Floats, y: NDArray[np.bool_], offset: Floats | None = None) -> tuple[float, float]:
@@ -251,6 +83,63 @@ def start(train: Samples, seed: int) -> FusionNetwork:
     return network
 
 
+@dataclass(frozen=True)
+class Step:
+    """One optimisation step: what is seen of some nodules beside their records."""
+
+    image: Tensor | None
+    given: Tensor
+    truth: Tensor
+
+
+def take_step(
+    network: FusionNetwork, optimizer: torch.optim.Optimizer, step: Step, draw: Draw, rng: np.random.Generator
+) -> None:
+    """Text and table are left out of some rows at random."""
+    count = len(step.truth)
+    has_table = draw.has_record & torch.from_numpy(rng.random(count) >= NO_PART)
+    has_text = draw.has_record & torch.from_numpy(rng.random(count) >= NO_PART)
+    correction = network(step.image, draw.text, draw.table, has_text, has_table)
+    loss = functional.binary_cross_entropy_with_logits(step.given + correction, step.truth)
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]  # torch types it so
+    optimizer.step()
+
+
+def batches(count: int, size: int, rng: np.random.Generator) -> list[Tensor]:
+    """All rows in random order, in batches of about `size`."""
+    order = rng.permutation(count)
+    return [torch.from_numpy(rows) for rows in np.array_split(order, max(1, count // size))]
+
+
+def rehearse(network: FusionNetwork, samples: Samples, drawer: Drawer, rng: np.random.Generator) -> None:
+    """Learn to read records by themselves, of many invented patients; no image is shown."""
+    network.train()
+    malignant = np.arange(REHEARSED) % 2 == 0
+    facts = (
+        [samples.facts[row] for row in rng.integers(len(samples.facts), size=REHEARSED)]
+        if samples.facts
+        else ()
+    )
+    patients = Samples(
+        patient=np.arange(REHEARSED),
+        names=(),
+        malignant=malignant,
+        logit=np.zeros(REHEARSED),
+        embedding=np.zeros((REHEARSED, 0), np.float32),
+        facts=tuple(facts),
+        patient_malignant=malignant,
+    )
+    truth = torch.from_numpy(malignant).float()
+    draws = [drawer.draw(patients, MISSING * level, brock=level != 1) for level in range(3)]
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.02)
+    for _ in range(REHEARSALS):
+        for draw in draws:
+            for rows in batches(REHEARSED, 256, rng):
+                step = Step(None, torch.zeros(len(rows)), truth[rows])
+                take_step(network, optimizer, step, draw.rows(rows), rng)
+
+
 def train_epoch(
     network: FusionNetwork,
     optimizer: torch.optim.Optimizer,
@@ -263,23 +152,15 @@ def train_epoch(
     samples = parts["train"]
     missing = float(rng.choice((0.0, MISSING, 2 * MISSING)))
     draw = drawer.draw(samples, missing, brock=bool(rng.random() >= NO_PART))
-    logit = honest_logits(samples, parts["val"], rng)
+    logit = torch.from_numpy(honest_logits(samples, parts["val"], rng)).float()
     prior = float(np.log(samples.malignant.mean() / (1 - samples.malignant.mean())))
-    truth = torch.from_numpy(samples.malignant).float()
-    order = rng.permutation(len(logit))
-    for rows in np.array_split(order, max(1, len(order) // 128)):
-        at = torch.from_numpy(rows)
-        alone = bool(rng.random() < NO_IMAGE)  # only the record speaks
-        image = None if alone else torch.from_numpy(samples.embedding[rows])
-        has_table = draw.has_record[at] & torch.from_numpy(rng.random(len(rows)) >= NO_PART)
-        has_text = draw.has_record[at] & torch.from_numpy(rng.random(len(rows)) >= NO_PART)
-        text = None if draw.text is None else draw.text[at]
-        correction = network(image, text, draw.table[at], has_text, has_table)
-        given = torch.full((len(rows),), prior) if alone else torch.from_numpy(logit[rows]).float()
-        loss = functional.binary_cross_entropy_with_logits(given + correction, truth[at])
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch types it so
-        optimizer.step()
+    truth, embedding = torch.from_numpy(samples.malignant).float(), torch.from_numpy(samples.embedding)
+    for rows in batches(len(truth), 128, rng):
+        if rng.random() < NO_IMAGE:  # only the record speaks
+            step = Step(None, torch.full((len(rows),), prior), truth[rows])
+        else:
+            step = Step(embedding[rows], logit[rows], truth[rows])
+        take_step(network, optimizer, step, draw.rows(rows), rng)
 
 
 @torch.inference_mode()
@@ -311,9 +192,10 @@ def train(
     samples, val = parts["train"], parts["val"]
     network = start(samples, seed)
     network.reads_text.fill_(tower is not None)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     drawer, rng = Drawer(source, tower, seed), np.random.default_rng(seed)
+    rehearse(network, samples, drawer, rng)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=5e-4, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     val_drawer = Drawer(source, tower, seed + 1)
     draws = [val_drawer.draw(val, MISSING * (number % 2)) for number in range(VAL_DRAWS)]
     best, state = np.inf, deepcopy(network.state_dict())
