@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import identify.identify
+import click
 import pytest
 import yaml
 from pydantic import BaseModel
@@ -164,6 +165,8 @@ def test_the_readme_names_every_verb() -> None:
 def test_options_in_the_readme_exist() -> None:
     for verb, rest in re.findall(r"pacs-node ([a-z]+)([^`\n]*)", _text("README.md")):
         command = cli.main.commands.get(verb)
+        if isinstance(command, click.Group) and rest.split():
+            command = command.commands[rest.split()[0]]
         if command is not None:
             known = {option for parameter in command.params for option in parameter.opts}
             assert set(re.findall(r"--[a-z-]+", rest)) <= known, verb
