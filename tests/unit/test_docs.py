@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import identify.identify
 import click
+import identify.identify
 import pytest
 import yaml
 from pydantic import BaseModel
