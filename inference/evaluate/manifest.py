@@ -70,22 +70,22 @@ class Annotation:
         """The lesion on a volume.
 
         A box on several slices reaches from the first to the last of them; on one slice it is as thick as it
-        is wide on average.
+        is wide on average. Boxes on images of other series are passed over.
 
         Raises
         ------
         ManifestError
-            A box names an image that isn't in the volume.
+            No box is on an image of the volume.
         """
         if self.centre_lps is not None and self.diameter_mm is not None:
             return Sphere(self.centre_lps, self.diameter_mm)
         place = {frame.sop_instance_uid: z for z, frame in enumerate(volume.frames)}
-        missing = [box.sop_instance_uid for box in self.boxes if box.sop_instance_uid not in place]
-        if missing:
-            raise ManifestError(f"{self.name}: the series has no image {missing[0]}")
-        planes = [place[box.sop_instance_uid] for box in self.boxes]
-        y0, x0 = min(box.y0 for box in self.boxes) - 0.5, min(box.x0 for box in self.boxes) - 0.5
-        y1, x1 = max(box.y1 for box in self.boxes) + 0.5, max(box.x1 for box in self.boxes) + 0.5
+        here = [box for box in self.boxes if box.sop_instance_uid in place]
+        if not here:
+            raise ManifestError(f"{self.name}: the series has no image {self.boxes[0].sop_instance_uid}")
+        planes = [place[box.sop_instance_uid] for box in here]
+        y0, x0 = min(box.y0 for box in here) - 0.5, min(box.x0 for box in here) - 0.5
+        y1, x1 = max(box.y1 for box in here) + 0.5, max(box.x1 for box in here) + 0.5
         depth, pitch_y, pitch_x = volume.spacing_mm
         half = 0.5 if len(set(planes)) > 1 else ((y1 - y0) * pitch_y + (x1 - x0) * pitch_x) / 4 / depth
         return Box((min(planes) - half, y0, x0), (max(planes) + half, y1, x1), volume)

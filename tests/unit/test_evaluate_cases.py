@@ -189,6 +189,9 @@ def test_boxes_are_found_on_their_images(folder: Path, phantom: Phantom, result:
     around = loaded.volume.index_to_lps(np.array([[z - 1 + half - 0.1, y, x], [z - 1 + half + 0.1, y, x]]))
     assert single[0].on(loaded.volume).contains(around).tolist() == [True, False]
     elsewhere = [{"sop_instance_uid": "1.2.3", "corners": [1, 1, 2, 2]}]
+    more = case(folder, [{"name": "t", "boxes": boxes + elsewhere}]).lesions
+    assert more is not None
+    assert more[0].on(loaded.volume) == lesion
     wrong = case(folder, [{"boxes": elsewhere}])
     assert "no image 1.2.3" in run_case(wrong, Settings(), lambda *_asked: result).failure
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from inference.datasets.lidc_crops import NoduleCrop
 from inference.fusion import EMBEDDING, SYNTHETIC_STATEMENT, Fusion, ImageEvidence
 from inference.record import ITEMS, ClinicalRecord, Smoking
-from inference.train.fusion import fit_line, loss_of, run
+from inference.registry import FUSION, load_pipeline
+from inference.train.fusion import card, fit_line, loss_of, run
 from inference.train.fusion_data import Drawer, Samples, measured_diameters, read_export
 from inference.train.records import RecordSource, base_population, score, with_gaps
 
@@ -203,7 +204,7 @@ def test_line() -> None:
 def test_a_short_training(tmp_path: Path) -> None:
     path = export(tmp_path / "x.npz")
     report = run(
-        read_export(path), tmp_path / "f.safetensors", None, epochs=12, seed=0, pool=20_000, resamples=8
+        read_export(path), tmp_path / "f.safetensors", None, epochs=6, seed=0, pool=20_000, resamples=8
     )
     assert report["statement"] == SYNTHETIC_STATEMENT
     assert json.loads((tmp_path / "f.json").read_text()) == report
@@ -217,7 +218,13 @@ def test_a_short_training(tmp_path: Path) -> None:
     assert blind < image + 0.01
     assert rows["image"]["low"] <= image <= rows["image"]["high"]
     assert "image and record text" not in rows
-    fusion = Fusion.load(tmp_path / "f.safetensors", report["weights_sha256"])
+    (tmp_path / "f.toml").write_text(card(report, "f.safetensors", "short"))
+    pipeline = load_pipeline("short", folder=tmp_path)
+    assert "synthetic records" in pipeline.card(FUSION).limits
+    assert f"image and record: area under the ROC curve {both:.3f}" in " ".join(
+        pipeline.card(FUSION).performance
+    )
+    fusion = Fusion.load(*pipeline.weights(FUSION))
     seen = ImageEvidence(0.25, np.zeros(EMBEDDING, np.float32))
     assert fusion.probability(seen, ClinicalRecord()) == 0.25
     heavy = ClinicalRecord(age_years=75, smoking=Smoking.CURRENT, pack_years=80, cancer_history=True)
