@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -120,7 +121,9 @@ def analyse(
     )
 
 
+@lru_cache(maxsize=1)
 def _load(pipeline: Pipeline, device: str | torch.device) -> Stack:
+    """The models, kept from one analysis to the next: a worker has one pipeline."""
     # torchvision, MONAI, SAM 2 and open_clip take seconds to import: only who needs them waits
     from inference.stack import load_stack  # noqa: PLC0415
 

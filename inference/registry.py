@@ -23,6 +23,9 @@ from inference.types import ModelCard
 PIPELINE_VERSION = "1.0.0"
 """For people. What tells two pipelines apart for certain is the digest behind it."""
 
+DEFAULT_PROFILE = "reference"
+"""What a node and the commands use when nothing else is asked for."""
+
 _STAGES = ("load", "geometry", "decode", "lungs", "cade", "segment", "measure", "analyse")
 _TRAINED_STAGES = (
     *("stack", "detector", "prompted", "sam2_model", "windows", "intensity", "cadx", "cadx_network", "views"),
@@ -62,6 +65,10 @@ class Pipeline:
     version: str
     folder: Traversable
 
+    def __hash__(self) -> int:
+        """By version: cards hold tables, which have no hash of their own."""
+        return hash(self.version)
+
     def card(self, task: str) -> ModelCard:
         """The card of one task.
 
@@ -93,7 +100,7 @@ class Pipeline:
         return self.folder / card.weights, card.weights_sha256
 
 
-def load_pipeline(profile: str = "classical", *, folder: Path | None = None) -> Pipeline:
+def load_pipeline(profile: str = DEFAULT_PROFILE, *, folder: Path | None = None) -> Pipeline:
     """Read and check the cards of a profile.
 
     Parameters

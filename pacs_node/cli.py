@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from sqlalchemy.exc import DatabaseError
 
+from inference.registry import DEFAULT_PROFILE
 from pacs_node import __version__, delivery, jobs, logs, preflight, queries, serve
 from pacs_node.clock import utc_now
 from pacs_node.config import (
@@ -152,7 +153,7 @@ for _verb, _part, _help in (
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Where results go."
 )
-@click.option("--profile", default="classical", show_default=True, help="Model cards to use.")
+@click.option("--profile", default=DEFAULT_PROFILE, show_default=True, help="Model cards to use.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option(
     "--record",

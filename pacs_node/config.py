@@ -23,6 +23,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from inference.registry import DEFAULT_PROFILE
 from pacs_node.errors import ConfigurationError
 
 
@@ -138,7 +139,10 @@ class CompletenessSettings(_Section):
 class PipelineSettings(_Section):
     """What analyses the series."""
 
-    profile: str = Field("classical", description="Model cards to use.")
+    profile: str = Field(
+        DEFAULT_PROFILE,
+        description="Model cards to use: reference (trained networks) or classical (no networks, no malignancy).",
+    )
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where the computation runs.")
     engine: Literal["process", "in-process"] = Field(
         "process", description="process: in a child that may die without harm; in-process: for debugging."

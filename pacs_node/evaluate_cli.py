@@ -22,6 +22,7 @@ from rich.progress import (
 )
 
 from inference.errors import InferenceError
+from inference.registry import DEFAULT_PROFILE
 from pacs_node import logs
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--seed", type=int, default=None, help="Of the bootstrap and of all that is drawn."),
         click.option("--resamples", type=click.IntRange(0), default=None, help="Of the bootstrap."),
         click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True),
-        click.option("--profile", default="reference", show_default=True, help="Model cards to use."),
+        click.option("--profile", default=DEFAULT_PROFILE, show_default=True, help="Model cards to use."),
         click.option(
             "--out", type=_NEW_FOLDER, required=True, help="Folder for the report; made if missing."
         ),

@@ -25,7 +25,7 @@ from inference.headers import text
 from inference.load import LoadedSeries, load_series, read_header
 from inference.record import RecordError, RecordReading, from_dicom, merge
 from inference.record_files import read_record
-from inference.registry import SEGMENTATION, load_pipeline
+from inference.registry import DEFAULT_PROFILE, SEGMENTATION, load_pipeline
 from inference.types import Finding, Point, Result, Volume
 
 
@@ -95,7 +95,7 @@ class CaseOutcome:
 class Settings:
     """What runs: pickled to the child."""
 
-    profile: str = "classical"
+    profile: str = DEFAULT_PROFILE
     device: str = "cpu"
 
 

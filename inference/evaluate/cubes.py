@@ -33,7 +33,7 @@ def best_candidate(cube: Cube) -> tuple[float, Candidate | None]:
 
 def main() -> None:
     """Write candidate recall, Dice, and the table of types as JSON."""
-    parameters = load_pipeline().card(DETECTION).parameters
+    parameters = load_pipeline("classical").card(DETECTION).parameters
     overlaps, types, kept = [], Counter[str](), 0
     for cube in read_cubes(Path(sys.argv[1])):
         overlap, candidate = best_candidate(cube)

@@ -153,7 +153,7 @@ def held_out_scores(samples: list[Sample]) -> Floats:
 
 def figures(samples: list[Sample]) -> dict[str, object]:
     """What the fit and the weights of the present card do on samples that the fit didn't see."""
-    current = load_pipeline().card(DETECTION).parameters
+    current = load_pipeline("classical").card(DETECTION).parameters
     by_card = np.array([probability(s.features, current) for s in samples])
     held_out = held_out_scores(samples)
     found: dict[str, object] = {}
@@ -186,7 +186,7 @@ def main() -> None:
     for number in range(chosen.phantoms):
         samples.extend(phantom_samples(FIRST_SEED + number))
     low, high = (
-        load_pipeline().card(DETECTION).parameters[key] for key in ("min_diameter_mm", "max_diameter_mm")
+        load_pipeline("classical").card(DETECTION).parameters[key] for key in ("min_diameter_mm", "max_diameter_mm")
     )
     samples = [s for s in samples if low <= s.features["diameter_mm"] <= high]
     report = {"parameters": fit(samples), "held_out": figures(samples)}

@@ -56,7 +56,7 @@ def dice(mask: Mask, found: Mask, origin: tuple[int, int, int]) -> float:
     return float(2 * (whole & mask).sum() / (whole.sum() + mask.sum()))
 
 
-PARAMETERS = load_pipeline().card(DETECTION).parameters
+PARAMETERS = load_pipeline("classical").card(DETECTION).parameters
 
 
 @pytest.mark.parametrize("diameter", [7.0, 10.0, 16.0, 28.0])

@@ -130,7 +130,7 @@ def test_inserted_nodules_are_the_truth_of_the_curve(background: Background, tmp
         ]
 
     options = Options(tmp_path, "c", resamples=10)
-    found = froc.evaluate(make, (3, 4), load_pipeline(), mark, options, data="test").figures
+    found = froc.evaluate(make, (3, 4), load_pipeline("classical"), mark, options, data="test").figures
     missed = 2 / (len(one.lesions) + len(other.lesions))
     assert found["mean_sensitivity"].value == pytest.approx(1 - missed)
     assert found["false_per_scan_of_all_marks"].value == 1

@@ -48,7 +48,7 @@ def options(tmp_path: Path) -> Options:
 
 
 def test_a_phantom_written_as_luna16_through_the_classical_pipeline(data: Luna16, tmp_path: Path) -> None:
-    pipeline = load_pipeline()
+    pipeline = load_pipeline("classical")
     made = evaluate(data, pipeline, marker(pipeline), options(tmp_path))
     facts = json.loads(write(made, tmp_path)[0].read_text())
     assert facts["figures"]["lesions"] == 2
@@ -68,7 +68,7 @@ def test_the_lists_decide(data: Luna16, phantom: Phantom, tmp_path: Path) -> Non
         return [Mark(first, 0.9), Mark(far, 0.8), Mark(second, 0.7)]
 
     def figures(of: Luna16) -> tuple[float, float]:
-        found = evaluate(of, load_pipeline(), mark, options(tmp_path)).figures
+        found = evaluate(of, load_pipeline("classical"), mark, options(tmp_path)).figures
         return found["mean_sensitivity"].value, found["false_per_scan_of_all_marks"].value
 
     assert figures(data) == pytest.approx(((0.5 * 3 + 4) / 7, 1))
@@ -79,7 +79,7 @@ def test_the_lists_decide(data: Luna16, phantom: Phantom, tmp_path: Path) -> Non
 
 def test_a_scan_that_cannot_be_analysed_counts_as_missed_and_is_named(data: Luna16, tmp_path: Path) -> None:
     (tmp_path / "subset0" / "1.2.3.zraw").write_bytes(b"junk")
-    made = evaluate(data, load_pipeline(), lambda _volume: [], options(tmp_path))
+    made = evaluate(data, load_pipeline("classical"), lambda _volume: [], options(tmp_path))
     assert made.figures["found_by_any_mark"].value == 0
     assert "damaged" in made.figures["not_analysed"]["1.2.3"]
     assert "Not analysed" in write(made, tmp_path)[1].read_text()

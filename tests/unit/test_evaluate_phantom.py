@@ -22,7 +22,7 @@ def drawn() -> Phantom:
 
 @pytest.fixture(scope="module")
 def result(drawn: Phantom) -> Result:
-    return analyse(drawn.volume, load_pipeline(), input_digest="d")
+    return analyse(drawn.volume, load_pipeline("classical"), input_digest="d")
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_sizes_of_found_nodules_are_compared_with_the_truth(outcome: subject.Cas
 
 def test_the_report_has_the_targets_and_the_pictures(outcome: subject.CaseOutcome, tmp_path: Path) -> None:
     options = Options(tmp_path, "pacs-node evaluate phantom", resamples=50)
-    made = subject.make_report([outcome, outcome], load_pipeline(), options, first_seed=7, seconds=1.0)
+    made = subject.make_report([outcome, outcome], load_pipeline("classical"), options, first_seed=7, seconds=1.0)
     in_json, in_words = write(made, tmp_path)
     facts = json.loads(in_json.read_text())
     errors = [n.diameter_error_mm for n in outcome.nodules if n.diameter_error_mm is not None]
@@ -59,6 +59,6 @@ def test_the_report_has_the_targets_and_the_pictures(outcome: subject.CaseOutcom
 def test_without_found_nodules_sizes_are_not_defined(drawn: Phantom, result: Result, tmp_path: Path) -> None:
     nothing = subject.compare(drawn, replace(result, findings=()))
     options = Options(tmp_path, "c", resamples=20)
-    made = subject.make_report([nothing], load_pipeline(), options, first_seed=7, seconds=1.0)
+    made = subject.make_report([nothing], load_pipeline("classical"), options, first_seed=7, seconds=1.0)
     assert [target.met for target in made.targets] == [None, None]
     assert "not defined" in write(made, tmp_path)[1].read_text()

@@ -46,7 +46,7 @@ class Asked:
 def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     """A profile that has a model for records."""
     stand_in = Asked()
-    pipeline = load_pipeline()
+    pipeline = load_pipeline("classical")
     with_fusion = replace(pipeline, cards=(*pipeline.cards, replace(TRAINED, task=FUSION)))
     monkeypatch.setattr(case, "analyse", stand_in)
     monkeypatch.setattr(case, "load_pipeline", lambda _profile: with_fusion)

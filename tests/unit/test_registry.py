@@ -35,7 +35,7 @@ def folder_with(tmp_path: Path, extra: str = "", text: str | None = None) -> Pat
 
 
 def test_the_classical_profile_is_complete_and_honest() -> None:
-    pipeline = load_pipeline()
+    pipeline = load_pipeline("classical")
     card = pipeline.card(DETECTION)
     assert pipeline.profile == "classical"
     assert pipeline.version.startswith("classical-")
