@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+_SHOWN: Final = 240  # characters of a measured figure
 
 
 def show_result(summary: Mapping[str, Any], console: Console) -> None:
@@ -29,9 +32,11 @@ def show_result(summary: Mapping[str, Any], console: Console) -> None:
     for warning in summary["warnings"]:
         console.print(f"  warning: {escape(warning)}")
     for model in summary["models"]:
-        console.print(f"Model {escape(model['name'])} {model['version']}: {escape(model['summary'])}")
+        console.print(f"Model {escape(model['name'])} {model['version']}")
         for sentence in model["performance"][:1]:
-            console.print(f"  measured: {escape(sentence)} (more in result.json)")
+            console.print(f"  measured: {escape(textwrap.shorten(sentence, _SHOWN, placeholder=' ...'))}")
+    if summary["models"]:
+        console.print("Whole model cards: result.json, or pacs-node models list.")
     console.print(f"[bold]{escape(summary['notice'])}[/] Not reviewed by a physician.")
 
 
