@@ -14,6 +14,8 @@ from dicom_sr.codes import ACQUISITION_EQUIPMENT, PROCESSING_EQUIPMENT, SCHEME_N
 from dicom_sr.context import ResultContext, card_device_uid
 
 CHARACTER_SET = "ISO_IR 192"
+LABEL_MAP_STORAGE = UID("1.2.840.10008.5.1.4.1.1.66.7")
+"""Label Map Segmentation Storage; pydicom 3.0 has no name for it."""
 
 REQUIRED = (
     "PatientName",
@@ -176,6 +178,11 @@ def _scanner(source: Dataset) -> Iterator[Dataset]:
     item.ContributionDescription = "Acquisition equipment of the source images"
     item.PurposeOfReferenceCodeSequence = [code_item(ACQUISITION_EQUIPMENT)]
     yield item
+
+
+def nodule_segments(seg: Dataset) -> list[Dataset]:
+    """The items of the Segment Sequence without the background that a label map describes as number 0."""
+    return [item for item in seg.SegmentSequence if item.SegmentNumber > 0]
 
 
 def coding_schemes(dataset: Dataset) -> list[Dataset]:

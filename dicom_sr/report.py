@@ -22,6 +22,7 @@ from dicom_sr.header import (
     contributing_equipment,
     hierarchical_references,
     instance_ids,
+    nodule_segments,
     patient_and_study,
     stamp,
 )
@@ -78,7 +79,8 @@ def build_report(
     root.ContentSequence.append(content.evaluations_container(outcome, None, sentences, result.observations))
     root.ContentSequence.append(_conclusion(result_sentences(result, context)))
     evidence = [*headers] if seg is None else [*headers, seg]
-    return _document(root, evidence, context, role="sr", description=DESCRIPTION, complete=True)
+    role = _role(volume, seg, context)
+    return _document(root, evidence, context, role=role, description=DESCRIPTION, complete=True)
 
 
 def build_not_analysed_report(
@@ -127,6 +129,12 @@ def build_not_analysed_report(
     )
 
 
+def _role(volume: Volume, seg: Dataset | None, context: ResultContext) -> str:
+    """A report that refers to another form of the SEG is another document."""
+    usual = context.uid(volume.series_uid, "seg")
+    return "sr" if seg is None or usual == seg.SOPInstanceUID else f"sr-of-{seg.SOPInstanceUID}"
+
+
 def _check(volume: Volume, result: Result, seg: Dataset | None, context: ResultContext) -> None:
     if result.series_uid != volume.series_uid:
         raise ValueError("result and volume are of different series")
@@ -134,7 +142,7 @@ def _check(volume: Volume, result: Result, seg: Dataset | None, context: ResultC
         raise ValueError("result and context name different pipeline versions or models")
     if (seg is None) != (not result.findings):
         raise ValueError("a SEG belongs to a result with findings, and only to one")
-    if seg is not None and [s.TrackingUID for s in seg.SegmentSequence] != [
+    if seg is not None and [s.TrackingUID for s in nodule_segments(seg)] != [
         f.tracking_uid for f in result.findings
     ]:
         raise ValueError("the segments aren't the findings of the result in their order")

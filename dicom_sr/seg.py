@@ -3,13 +3,15 @@
 Frames without a mask voxel are left out by default: ten nodules in a CT of 133 slices make 52 frames and
 1.8 MB so, and 1330 frames and 44 MB with all frames. Every frame carries its position and its source
 image, so no reader needs the empty ones; some tools then show a volume that spans only the kept slices.
-A destination that wants all frames gets them with ``omit_empty_frames=False``.
+A destination that wants all frames gets them with ``omit_empty_frames=False``, and one that reads label maps
+one of these with ``encoding=SegEncoding.LABELMAP``. Each of the four forms is an object with UIDs of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from enum import StrEnum
 from math import cos, radians, sin
 from typing import Any
 
@@ -30,12 +32,20 @@ CONTENT_LABEL = "LUNG_NODULES"
 DESCRIPTION = "Automatic lung nodules (research use only)"
 
 
+class SegEncoding(StrEnum):
+    """How voxels are stored: BINARY in Segmentation Storage, LABELMAP in Label Map Segmentation Storage."""
+
+    BINARY = "binary"
+    LABELMAP = "labelmap"
+
+
 def build_seg(
     volume: Volume,
     findings: Sequence[Finding],
     headers: Sequence[Dataset],
     context: ResultContext,
     *,
+    encoding: SegEncoding = SegEncoding.BINARY,
     omit_empty_frames: bool = True,
 ) -> Dataset:
     """Build the SEG of a result.
@@ -50,13 +60,17 @@ def build_seg(
         The source images without pixel data, one for each slice in slice order, or one multi-frame image.
     context
         Provenance; every date comes from it.
+    encoding
+        BINARY is what every viewer reads. A label map is smaller, but few receivers take it (Orthanc 1.10
+        refuses it by C-STORE, dciodvfy doesn't know it).
     omit_empty_frames
         Leave out frames in which a segment has no voxel.
 
     Returns
     -------
     Dataset
-        Segmentation Storage, BINARY, Explicit VR Little Endian, with file meta information.
+        Segmentation Storage or Label Map Segmentation Storage, Explicit VR Little Endian, with file meta
+        information.
 
     Raises
     ------
@@ -73,14 +87,15 @@ def build_seg(
     labels, slices = label_map(volume, findings)
     chosen = slices if omit_empty_frames else list(range(len(volume.frames)))
     frames = {_stand_in_uid(volume.frames[z]): volume.frames[z] for z in chosen}
+    role = seg_role(encoding, omit_empty_frames=omit_empty_frames)
     seg = hd.seg.Segmentation(
         source_images=[_stand_in(volume, headers, z) for z in chosen],
         pixel_array=np.stack([labels.get(z, _blank(volume)) for z in chosen]),
-        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segmentation_type=hd.seg.SegmentationTypeValues[encoding.name],
         segment_descriptions=[_segment(n, f, context) for n, f in enumerate(findings, start=1)],
-        series_instance_uid=context.uid(volume.series_uid, "seg-series"),
+        series_instance_uid=context.uid(volume.series_uid, f"{role}-series"),
         series_number=context.series_numbers.seg,
-        sop_instance_uid=context.uid(volume.series_uid, "seg"),
+        sop_instance_uid=context.uid(volume.series_uid, role),
         instance_number=1,
         manufacturer=context.manufacturer,
         manufacturer_model_name=context.manufacturer_model_name,
@@ -93,6 +108,13 @@ def build_seg(
         omit_empty_frames=omit_empty_frames,
     )
     return _finish(seg, volume, headers[0], context, frames)
+
+
+def seg_role(encoding: SegEncoding, *, omit_empty_frames: bool) -> str:
+    """What tells the UIDs of the forms apart: other bytes are another object."""
+    if encoding is SegEncoding.BINARY and omit_empty_frames:
+        return "seg"
+    return f"seg-{encoding}-{'some' if omit_empty_frames else 'all'}-frames"
 
 
 def label_map(volume: Volume, findings: Sequence[Finding]) -> tuple[dict[int, NDArray[np.uint16]], list[int]]:

@@ -23,7 +23,7 @@ from pydicom.valuerep import validate_value
 
 from dicom_sr import codes
 from dicom_sr.content import evaluation_rows, measurement_rows
-from dicom_sr.header import COPIED, REQUIRED
+from dicom_sr.header import COPIED, LABEL_MAP_STORAGE, REQUIRED, nodule_segments
 from inference.errors import ReasonCode
 from inference.types import Finding, Result, SourceFrame, Volume
 
@@ -72,7 +72,7 @@ def reread(volume: Volume, result: Result, seg_path: Path | None, sr_path: Path)
         raise VerificationError(["a SEG belongs to a result with findings, and only to one"])
     seg = None
     if seg_path is not None:
-        seg = _read(seg_path, SegmentationStorage)
+        seg = _read(seg_path, SegmentationStorage, LABEL_MAP_STORAGE)
         _raise_if([*_strict(seg), *_segments(seg, volume, result), *_equipment(seg)])
     report = _read(sr_path, Comprehensive3DSRStorage)
     _raise_if(
@@ -113,16 +113,16 @@ def _raise_if(differences: Sequence[str]) -> None:
         raise VerificationError(differences)
 
 
-def _read(path: Path, sop_class_uid: str) -> Dataset:
+def _read(path: Path, *sop_class_uids: str) -> Dataset:
     """Read with pydicom and with highdicom's own parser."""
     try:
         dataset = dcmread(path)
-        if dataset.SOPClassUID != sop_class_uid:
+        if dataset.SOPClassUID not in sop_class_uids:
             raise VerificationError([f"{path.name} is {dataset.SOPClassUID.name}"])
-        if sop_class_uid == SegmentationStorage:
-            hd.seg.segread(path)
-        else:
+        if dataset.SOPClassUID == Comprehensive3DSRStorage:
             hd.sr.srread(path)
+        else:
+            hd.seg.segread(path)
     except (OSError, InvalidDicomError, ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
         raise VerificationError([f"{path.name} can't be read back: {error!r}"]) from error
     return dataset
@@ -150,7 +150,7 @@ def _segments(seg: Dataset, volume: Volume, result: Result) -> Iterator[str]:
     """Tracking identity, geometry and every voxel of every segment."""
     if (seg.StudyInstanceUID, seg.FrameOfReferenceUID) != (volume.study_uid, volume.frame_of_reference_uid):
         yield "the SEG has another study or frame of reference than the series"
-    tracked = [(s.get("TrackingUID"), s.get("TrackingID")) for s in seg.SegmentSequence]
+    tracked = [(s.get("TrackingUID"), s.get("TrackingID")) for s in nodule_segments(seg)]
     if tracked != [(f.tracking_uid, f.tracking_id) for f in result.findings]:
         yield "the segments aren't the findings"
         return
@@ -159,12 +159,13 @@ def _segments(seg: Dataset, volume: Volume, result: Result) -> Iterator[str]:
     if (seg.Rows, seg.Columns) != volume.array.shape[1:]:
         yield "the SEG has another matrix than the series"
         return
-    pixels = (
-        np.atleast_3d(seg.pixel_array) if seg.NumberOfFrames > 1 else seg.pixel_array.reshape(1, seg.Rows, -1)
-    )
+    bits = int(seg.NumberOfFrames) * int(seg.Rows) * int(seg.Columns) * int(seg.BitsAllocated)
+    if len(seg.PixelData) < -(-bits // 8):
+        yield "the SEG has fewer pixels than frames"
+        return
     missing = _expected(volume, result.findings)
     for number, group in enumerate(seg.PerFrameFunctionalGroupsSequence):
-        yield from _frame(seg, group, pixels[number] > 0, volume, missing)
+        yield from _frame(seg, group, _pixels(seg, number), volume, missing)
     for segment, z in missing:
         yield f"segment {segment} has no frame on slice {z}"
 
@@ -184,38 +185,71 @@ def _expected(volume: Volume, findings: Sequence[Finding]) -> dict[tuple[int, in
 def _frame(
     seg: Dataset,
     group: Dataset,
-    mask: NDArray[np.bool_],
+    plane: NDArray[Any],
     volume: Volume,
     missing: dict[tuple[int, int], NDArray[np.bool_]],
 ) -> Iterator[str]:
-    """One frame: where it lies, what it was derived from, and its voxels; takes it out of `missing`."""
-    shared = seg.SharedFunctionalGroupsSequence[0]
+    """One frame: where it lies, what it was derived from, and its voxels; takes these out of `missing`."""
+    z, difference = _place(seg, group, plane.shape, volume)
+    if difference:
+        yield difference
+        return
+    for segment, mask in _masks(seg, group, plane):
+        expected = missing.pop((segment, z), None)
+        if not np.array_equal(mask, np.zeros_like(mask) if expected is None else expected):
+            yield f"the voxels of segment {segment} on slice {z} differ from the finding's mask"
+    source = group.DerivationImageSequence[0].SourceImageSequence[0]
+    if _reference(source) != volume.frames[z]:
+        yield f"a frame on slice {z} names another source image"
 
-    def item(keyword: str) -> Dataset:
-        found: Dataset = (group if keyword in group else shared)[keyword][0]
-        return found
 
-    segment = int(item("SegmentIdentificationSequence").ReferencedSegmentNumber)
-    spacing = [float(v) for v in item("PixelMeasuresSequence").PixelSpacing]
-    cosines = np.array(item("PlaneOrientationSequence").ImageOrientationPatient, dtype=float)
-    corner = np.array(item("PlanePositionSequence").ImagePositionPatient, dtype=float)
-    last_row, last_column = mask.shape[0] - 1, mask.shape[1] - 1
+def _pixels(seg: Dataset, number: int) -> NDArray[Any]:
+    """One frame, shape (rows, columns): all of them at once would take eight times the file."""
+    size = int(seg.Rows) * int(seg.Columns)
+    if seg.BitsAllocated > 1:
+        kind = np.dtype(f"<u{seg.BitsAllocated // 8}")
+        flat = np.frombuffer(seg.PixelData, kind, size, number * size * kind.itemsize)
+    else:  # frames follow each other without padding (PS3.5 section 8.1.1)
+        first, last = number * size // 8, -(-(number + 1) * size // 8)
+        packed = np.frombuffer(seg.PixelData, np.uint8, last - first, first)
+        start = number * size - 8 * first
+        flat = np.unpackbits(packed, bitorder="little")[start : start + size]
+    return flat.reshape(seg.Rows, seg.Columns)
+
+
+def _masks(seg: Dataset, group: Dataset, plane: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    """Segment numbers and their pixels in one frame: one of a BINARY SEG, all of a label map."""
+    if seg.SOPClassUID == SegmentationStorage:
+        item = _functional_group(seg, group, "SegmentIdentificationSequence")
+        yield int(item.ReferencedSegmentNumber), plane > 0
+        return
+    described = {int(item.SegmentNumber) for item in nodule_segments(seg)}
+    for number in sorted(described | set(np.unique(plane).tolist()) - {0}):
+        yield number, plane == number
+
+
+def _functional_group(seg: Dataset, group: Dataset, keyword: str) -> Dataset:
+    """The item of a functional group of one frame, its own or the one that all share."""
+    found: Dataset = (group if keyword in group else seg.SharedFunctionalGroupsSequence[0])[keyword][0]
+    return found
+
+
+def _place(seg: Dataset, group: Dataset, shape: tuple[int, ...], volume: Volume) -> tuple[int, str]:
+    """Slice of the volume that a frame lies on, and what is wrong with it or ""."""
+    spacing = [float(v) for v in _functional_group(seg, group, "PixelMeasuresSequence").PixelSpacing]
+    orientation = _functional_group(seg, group, "PlaneOrientationSequence").ImageOrientationPatient
+    position = _functional_group(seg, group, "PlanePositionSequence").ImagePositionPatient
+    cosines, corner = np.array(orientation, dtype=float), np.array(position, dtype=float)
+    last_row, last_column = shape[0] - 1, shape[1] - 1
     far = corner + cosines[:3] * spacing[1] * last_column + cosines[3:] * spacing[0] * last_row
     first, last = volume.lps_to_index(corner), volume.lps_to_index(far)
     z = round(float(first[0]))
     # The sources may lie up to a tenth of a slice off the regular grid and still make one volume.
     if np.abs(first - (z, 0, 0)).max() > 0.3 or np.abs(last - (z, last_row, last_column)).max() > 0.3:
-        yield f"a frame of segment {segment} doesn't lie on the grid of the series"
-        return
+        return z, "a frame doesn't lie on the grid of the series"
     if not 0 <= z < len(volume.frames):
-        yield f"a frame of segment {segment} lies outside the series"
-        return
-    expected = missing.pop((segment, z), None)
-    if not np.array_equal(mask, np.zeros_like(mask) if expected is None else expected):
-        yield f"the voxels of segment {segment} on slice {z} differ from the finding's mask"
-    source = item("DerivationImageSequence").SourceImageSequence[0]
-    if _reference(source) != volume.frames[z]:
-        yield f"the frame of segment {segment} on slice {z} names another source image"
+        return z, "a frame lies outside the series"
+    return z, ""
 
 
 def _reference(item: Dataset) -> SourceFrame:
@@ -244,7 +278,7 @@ def _equipment(dataset: Dataset) -> Iterator[str]:
     if len({e.get("DeviceUID") for e in items}) != len(items):
         yield "two Contributing Equipment items have one Device UID"
     whole = items[0]
-    for segment in dataset.get("SegmentSequence", []):
+    for segment in nodule_segments(dataset) if "SegmentSequence" in dataset else ():
         a = segment.SegmentationAlgorithmIdentificationSequence[0]
         named = (a.AlgorithmSource, a.AlgorithmName, a.AlgorithmVersion)
         if named != (whole.Manufacturer, whole.ManufacturerModelName, whole.SoftwareVersions):

@@ -22,9 +22,10 @@ from pydicom.uid import (
 )
 
 from dicom_sr.context import OtherSeries, Predecessor, ResultContext
+from dicom_sr.header import LABEL_MAP_STORAGE
 from dicom_sr.part10 import encode, save
 from dicom_sr.report import build_not_analysed_report, build_report
-from dicom_sr.seg import build_seg
+from dicom_sr.seg import SegEncoding, build_seg
 from inference.errors import ReasonCode
 from inference.types import Malignancy, Observation, Result, SemanticFeature
 from tests.ct_factory import make_ct_series, make_enhanced_ct
@@ -359,6 +360,16 @@ def test_highdicom_reads_the_groups_back(report: Dataset, tmp_path: Path) -> Non
         (volumetric,) = content.get_volumetric_roi_measurement_groups(tracking_uid=finding.tracking_uid)
         (planar,) = content.get_planar_roi_measurement_groups(tracking_uid=finding.tracking_uid)
         assert volumetric.tracking_identifier == planar.tracking_identifier == finding.tracking_id
+
+
+def test_a_report_on_another_form_of_the_seg_is_another_document(report: Dataset) -> None:
+    findings = make_findings(VOLUME, 3)
+    seg = build_seg(VOLUME, findings, HEADERS, CONTEXT, encoding=SegEncoding.LABELMAP)
+    other = build_report(VOLUME, make_result(VOLUME, findings, CONTEXT), seg, HEADERS, CONTEXT)
+    assert other.SOPInstanceUID != report.SOPInstanceUID == CONTEXT.uid(VOLUME.series_uid, "sr")
+    references = [i.ReferencedSOPSequence[0] for i in named(other, "121191")]
+    assert {r.ReferencedSOPInstanceUID for r in references} == {seg.SOPInstanceUID}
+    assert {r.ReferencedSOPClassUID for r in references} == {LABEL_MAP_STORAGE}
 
 
 def test_result_seg_and_context_must_belong_together() -> None:

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage
 
+from dicom_sr.header import LABEL_MAP_STORAGE, nodule_segments
 from dicom_sr.part10 import encode
-from dicom_sr.seg import build_seg
+from dicom_sr.seg import SegEncoding, build_seg
 from inference.types import Finding, Laterality, Site, Volume
 from tests.ct_factory import make_ct_series, make_enhanced_ct
 from tests.finding_factory import (
@@ -221,6 +222,35 @@ def test_frames_without_voxels_are_left_out_or_kept(volume: Volume, headers: lis
     assert [float(s.SpacingBetweenSlices) for s in spacing] == [2.5, 2.5]
     for number, finding in enumerate(findings, start=1):
         assert voxels_in_space(every, number) == mask_in_space(volume, finding)
+
+
+def test_a_label_map_holds_the_same_voxels(volume: Volume, headers: list[Dataset]) -> None:
+    findings = make_findings(volume, 3)
+    seg = read_back(build_seg(volume, findings, headers, CONTEXT, encoding=SegEncoding.LABELMAP))
+    assert (seg.SOPClassUID, seg.SegmentationType, seg.BitsAllocated) == (LABEL_MAP_STORAGE, "LABELMAP", 8)
+    assert [s.SegmentNumber for s in seg.SegmentSequence] == [0, 1, 2, 3]
+    assert [s.TrackingUID for s in nodule_segments(seg)] == [f.tracking_uid for f in findings]
+    assert seg.SpecificCharacterSet == "ISO_IR 192"
+    voxels = hd.seg.Segmentation.from_dataset(seg).get_volume(combine_segments=True)
+    index_to_lps, array = voxels.affine, voxels.array
+    for number, finding in enumerate(findings, start=1):
+        points = np.argwhere(array == number) @ index_to_lps[:3, :3].T + index_to_lps[:3, 3]
+        found = {(round(float(x), 2), round(float(y), 2), round(float(z), 2)) for x, y, z in points}
+        assert found == mask_in_space(volume, finding)
+
+
+def test_each_form_is_an_object_of_its_own_in_a_series_of_its_own(
+    volume: Volume, headers: list[Dataset]
+) -> None:
+    findings = make_findings(volume, 1)
+    forms = [
+        build_seg(volume, findings, headers, CONTEXT, encoding=encoding, omit_empty_frames=omit)
+        for encoding in SegEncoding
+        for omit in (True, False)
+    ]
+    assert len({f.SOPInstanceUID for f in forms}) == len({f.SeriesInstanceUID for f in forms}) == 4
+    assert forms[0].SOPInstanceUID == CONTEXT.uid(volume.series_uid, "seg")
+    assert [f.NumberOfFrames for f in forms] == [3, 16, 3, 16]
 
 
 def test_spacing_is_that_of_the_series_where_findings_lie_apart(

@@ -13,7 +13,7 @@ from pydicom.uid import UID
 
 from dicom_sr.part10 import save
 from dicom_sr.report import build_not_analysed_report, build_report
-from dicom_sr.seg import build_seg
+from dicom_sr.seg import SegEncoding, build_seg
 from dicom_sr.verify import VerificationError, reread, reread_not_analysed
 from inference.errors import ReasonCode
 from inference.types import Finding, Malignancy, Result, SemanticFeature, Volume
@@ -84,6 +84,28 @@ def test_accepts_all_frames_one_frame_and_none(tmp_path: Path) -> None:
     reread(*write(tmp_path, ()))
 
 
+def test_accepts_every_form_and_finds_a_wrong_label(tmp_path: Path) -> None:
+    reread(*write(tmp_path, make_findings(VOLUME, 3), encoding=SegEncoding.LABELMAP, omit_empty_frames=False))
+    written = write(tmp_path, make_findings(VOLUME, 3), encoding=SegEncoding.LABELMAP)
+    reread(*written)
+    change(written[2], relabelled)
+    with pytest.raises(VerificationError, match=r"segment 2 on slice 9 differ.*segment 7 on slice 9 differ"):
+        reread(*written)
+
+
+def relabelled(seg: Dataset) -> None:
+    pixels = seg.pixel_array.copy()
+    pixels[pixels == 2] = 7
+    seg.PixelData = pixels.tobytes()
+
+
+@pytest.mark.parametrize("matrix", [63, 61])
+def test_accepts_frames_that_begin_inside_a_byte(tmp_path: Path, matrix: int) -> None:
+    series = make_ct_series(16, matrix=matrix)
+    volume = make_volume(series)
+    reread(*write(tmp_path, make_findings(volume, 3), volume, without_pixels(series)))
+
+
 def test_accepts_enhanced_ct(tmp_path: Path) -> None:
     enhanced = make_enhanced_ct(SERIES)
     volume = make_volume([enhanced])
@@ -146,6 +168,10 @@ def wrong_source(seg: Dataset) -> None:
     item.ReferencedSOPInstanceUID = HEADERS[0].SOPInstanceUID
 
 
+def too_few_pixels(seg: Dataset) -> None:
+    seg.PixelData = seg.PixelData[: len(seg.PixelData) // 2]
+
+
 def missing_frame(seg: Dataset) -> None:
     repack(seg, seg.pixel_array[1:])
     seg.PerFrameFunctionalGroupsSequence = seg.PerFrameFunctionalGroupsSequence[1:]
@@ -194,6 +220,7 @@ def bad_value(seg: Dataset) -> None:
         (wrong_segment, "differ from the finding's mask"),
         (wrong_source, "names another source image"),
         (missing_frame, "has no frame on slice"),
+        (too_few_pixels, "fewer pixels than frames"),
         (swapped_tracking, "aren't the findings"),
         (other_frame_of_reference, "frame of reference"),
         (other_series, "refers to another series"),
