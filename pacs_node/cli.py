@@ -30,6 +30,7 @@ from pacs_node.evaluate_cli import evaluate
 from pacs_node.models_cli import models
 from pacs_node.storage import open_database
 from pacs_node.timeline import timeline, words
+from pacs_node.validate_cli import validate
 
 NOTICE = "Research use only, not for primary diagnosis."
 
@@ -199,6 +200,7 @@ def demo(source: str, out: Path, seed: int, tcia_url: str | None) -> None:
 
 main.add_command(models)
 main.add_command(evaluate)
+main.add_command(validate)
 
 
 def _find(database: Database, key: str) -> list[Study]:

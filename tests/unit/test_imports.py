@@ -51,7 +51,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "report summary",
     ),
     "pacs_node": (
-        "errors clock states logs destinations peer present tcia request models_cli",
+        "errors clock states logs destinations peer present tcia request models_cli validators validators.*",
         "config db spool association dicomweb engines",
         "audit storage case dimse config_template config_docs migrations migrations.*",
         "lifecycle retention",
@@ -60,7 +60,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "schedule queries preflight",
         "overview study_detail",
         "web web.*",
-        "serve analyze demo evaluate_cli",
+        "serve analyze demo evaluate_cli validate_cli",
         "cli",
     ),
 }
