@@ -1,4 +1,4 @@
-"""The structured report of a result: Comprehensive 3D SR with TID 1500 (PS3.3 A.35.13, PS3.16 A).
+"""The structured report of a result: TID 1500 (PS3.16 A) in Comprehensive 3D SR (PS3.3 A.35.13).
 
 A series that could not be analysed gets a report too, with the reason as code and as text: a reader must
 never take silence for "nothing found".
@@ -7,12 +7,13 @@ never take silence for "nothing found".
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 
 import highdicom as hd
 from highdicom.sr import CodeContentItem, ContainerContentItem, ContentSequence
 from highdicom.sr import RelationshipTypeValues as Relation
 from pydicom import Dataset
-from pydicom.uid import Comprehensive3DSRStorage
+from pydicom.uid import UID, Comprehensive3DSRStorage, EnhancedSRStorage
 
 from dicom_sr import codes, content
 from dicom_sr.conclusion import no_nodule_sentence, not_analysed_sentences, result_sentences
@@ -37,12 +38,26 @@ NOT_ANALYSED_DESCRIPTION = "Not analysed (research use only)"
 _STRUCTURED_REPORT_CLASSES = "1.2.840.10008.5.1.4.1.1.88."
 
 
+class ReportClass(StrEnum):
+    """SOP class of the report; the content is the same, as nothing in it needs more than Enhanced SR."""
+
+    COMPREHENSIVE_3D = "comprehensive-3d"
+    ENHANCED = "enhanced"
+
+    @property
+    def uid(self) -> UID:
+        """Its SOP Class UID."""
+        return EnhancedSRStorage if self is ReportClass.ENHANCED else Comprehensive3DSRStorage
+
+
 def build_report(
     volume: Volume,
     result: Result,
     seg: Dataset | None,
     headers: Sequence[Dataset],
     context: ResultContext,
+    *,
+    report_class: ReportClass = ReportClass.COMPREHENSIVE_3D,
 ) -> Dataset:
     """Build the report of an analysed series.
 
@@ -52,11 +67,13 @@ def build_report(
         The SEG of the same findings in the same order; None exactly where there are none.
     headers
         The source images without pixel data.
+    report_class
+        Another one is another document, with UIDs of its own, as is a report on another form of the SEG.
 
     Returns
     -------
     Dataset
-        Comprehensive 3D SR, COMPLETE and UNVERIFIED, with file meta information.
+        SR, COMPLETE and UNVERIFIED, with file meta information.
 
     Raises
     ------
@@ -80,11 +97,16 @@ def build_report(
     root.ContentSequence.append(_conclusion(result_sentences(result, context)))
     evidence = [*headers] if seg is None else [*headers, seg]
     role = _role(volume, seg, context)
-    return _document(root, evidence, context, role=role, description=DESCRIPTION, complete=True)
+    return _document(root, evidence, context, report_class, role=role, description=DESCRIPTION, complete=True)
 
 
 def build_not_analysed_report(
-    headers: Sequence[Dataset], reason_code: ReasonCode | str, sentence: str, context: ResultContext
+    headers: Sequence[Dataset],
+    reason_code: ReasonCode | str,
+    sentence: str,
+    context: ResultContext,
+    *,
+    report_class: ReportClass = ReportClass.COMPREHENSIVE_3D,
 ) -> Dataset:
     """Build the report that says why a series was not analysed.
 
@@ -99,7 +121,7 @@ def build_not_analysed_report(
     Returns
     -------
     Dataset
-        Comprehensive 3D SR, PARTIAL and UNVERIFIED, with file meta information.
+        SR, PARTIAL and UNVERIFIED, with file meta information.
 
     Raises
     ------
@@ -122,6 +144,7 @@ def build_not_analysed_report(
         root,
         headers,
         context,
+        report_class,
         # another sentence is another document
         role=f"sr-not-analysed-{reason}-{sentence}",
         description=NOT_ANALYSED_DESCRIPTION,
@@ -188,6 +211,7 @@ def _document(
     root: ContainerContentItem,
     evidence: Sequence[Dataset],
     context: ResultContext,
+    report_class: ReportClass,
     *,
     role: str,
     description: str,
@@ -196,8 +220,10 @@ def _document(
     """Put the content tree into an SR document about the series of ``evidence[0]``."""
     source = evidence[0]
     series_uid = str(source.SeriesInstanceUID)
+    if report_class is not ReportClass.COMPREHENSIVE_3D:
+        role = f"{role}-{report_class}"
     out = Dataset()
-    out.SOPClassUID = Comprehensive3DSRStorage
+    out.SOPClassUID = report_class.uid
     out.SOPInstanceUID = context.uid(series_uid, role)
     out.SeriesInstanceUID = context.uid(series_uid, f"{role}-series")
     out.SeriesNumber = context.series_numbers.sr

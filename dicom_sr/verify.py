@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset, config, dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.sr.coding import Code
-from pydicom.uid import UID, Comprehensive3DSRStorage, SegmentationStorage
+from pydicom.uid import UID, Comprehensive3DSRStorage, EnhancedSRStorage, SegmentationStorage
 from pydicom.valuerep import validate_value
 
 from dicom_sr import codes
@@ -27,6 +27,7 @@ from dicom_sr.header import COPIED, LABEL_MAP_STORAGE, REQUIRED, nodule_segments
 from inference.errors import ReasonCode
 from inference.types import Finding, Result, SourceFrame, Volume
 
+_REPORTS = (Comprehensive3DSRStorage, EnhancedSRStorage)
 _NAMES_THE_SOURCE = (
     "StudyInstanceUID",
     "SeriesInstanceUID",
@@ -74,7 +75,7 @@ def reread(volume: Volume, result: Result, seg_path: Path | None, sr_path: Path)
     if seg_path is not None:
         seg = _read(seg_path, SegmentationStorage, LABEL_MAP_STORAGE)
         _raise_if([*_strict(seg), *_segments(seg, volume, result), *_equipment(seg)])
-    report = _read(sr_path, Comprehensive3DSRStorage)
+    report = _read(sr_path, *_REPORTS)
     _raise_if(
         [
             *_strict(report),
@@ -94,7 +95,7 @@ def reread_not_analysed(sr_path: Path, series_uid: str, reason: ReasonCode | str
     VerificationError
         With every difference that was found.
     """
-    report = _read(sr_path, Comprehensive3DSRStorage)
+    report = _read(sr_path, *_REPORTS)
     out = [*_strict(report), *_equipment(report)]
     container = _child(report, codes.QUALITATIVE_EVALUATIONS)
     if container is None or _value(_child(container, codes.RUN_OUTCOME)) != codes.NONE_SUCCEEDED.value:
@@ -119,7 +120,7 @@ def _read(path: Path, *sop_class_uids: str) -> Dataset:
         dataset = dcmread(path)
         if dataset.SOPClassUID not in sop_class_uids:
             raise VerificationError([f"{path.name} is {dataset.SOPClassUID.name}"])
-        if dataset.SOPClassUID == Comprehensive3DSRStorage:
+        if dataset.SOPClassUID in _REPORTS:
             hd.sr.srread(path)
         else:
             hd.seg.segread(path)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
 from pydicom.pixels.utils import pack_bits
-from pydicom.uid import UID
+from pydicom.uid import UID, EnhancedSRStorage
 
 from dicom_sr.part10 import save
-from dicom_sr.report import build_not_analysed_report, build_report
+from dicom_sr.report import ReportClass, build_not_analysed_report, build_report
 from dicom_sr.seg import SegEncoding, build_seg
 from dicom_sr.verify import VerificationError, reread, reread_not_analysed
 from inference.errors import ReasonCode
@@ -91,6 +91,16 @@ def test_accepts_every_form_and_finds_a_wrong_label(tmp_path: Path) -> None:
     change(written[2], relabelled)
     with pytest.raises(VerificationError, match=r"segment 2 on slice 9 differ.*segment 7 on slice 9 differ"):
         reread(*written)
+
+
+def test_accepts_enhanced_sr(tmp_path: Path) -> None:
+    volume, result, seg_path, sr_path = write(tmp_path, make_findings(VOLUME, 2))
+    seg = build_seg(VOLUME, result.findings, HEADERS, CONTEXT)
+    report = build_report(VOLUME, result, seg, HEADERS, CONTEXT, report_class=ReportClass.ENHANCED)
+    assert report.SOPInstanceUID != dcmread(sr_path).SOPInstanceUID
+    save(report, sr_path)
+    assert dcmread(sr_path).SOPClassUID == EnhancedSRStorage
+    reread(volume, result, seg_path, sr_path)
 
 
 def relabelled(seg: Dataset) -> None:
