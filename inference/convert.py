@@ -29,12 +29,22 @@ from inference.errors import ModelUnavailableError
 from inference.inventory import card_tables
 from inference.published import build_network
 from inference.pull import Trust, read_record
+from inference.registry import DETECTION
 from inference.torchscript import is_torchscript, read_torchscript
 from inference.weights import check_layout, layout_of, load_into, read_weights, write_weights
 
 logger = logging.getLogger(__name__)
 
 _MAX_MEMBER = 4 * 2**30
+
+_OPERATING_POINT = (
+    "# Not measured here: choose min_probability (the network's score) on scans of your own.",
+    "[card.parameters]",
+    "min_probability = 0.5",
+    "min_likeness = 0.0",
+    "min_diameter_mm = 3.0",
+    "max_findings = 20",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +289,10 @@ def card_text(checkpoint: Checkpoint, weights_sha256: str, from_sha256: str, tru
     ]
     lines = [f"profile = {_quoted(PROFILE)}", "", "[card]"]
     lines += [f"{key} = {_quoted(value)}" for key, value in card.items()]
-    lines += ["performance = [", *(f"  {_quoted(line)}," for line in measured), "]", "", "[source]"]
+    lines += ["performance = [", *(f"  {_quoted(line)}," for line in measured), "]"]
+    if checkpoint.task == DETECTION:
+        lines += ["", *_OPERATING_POINT]
+    lines += ["", "[source]"]
     lines += [f"{key} = {_quoted(value)}" for key, value in source.items()]
     return "\n".join(lines) + "\n"
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from inference.catalogue import PROFILE as PUBLISHED_PROFILE
 from inference.digest import sha256_of
 from inference.errors import ModelUnavailableError
 from inference.types import ModelCard
@@ -30,7 +31,7 @@ _STAGES = ("load", "geometry", "decode", "lungs", "cade", "segment", "measure", 
 _TRAINED_STAGES = (
     *("stack", "detector", "prompted", "sam2_model", "windows", "intensity", "cadx", "cadx_network", "views"),
     *("descriptors", "lora", "openclip_model", "prompts", "fusion", "record", "risk", "pleura", "radiomics"),
-    *("mesh", "weights"),
+    *("mesh", "weights", "full_detector", "retinanet"),
 )
 
 DETECTION = "nodule-detection"
@@ -39,6 +40,9 @@ CLASSIFICATION = "nodule-classification"
 TEXT = "text-tower"
 FUSION = "record-fusion"
 HOUNSFIELD = "hounsfield-estimate"
+
+_REPLACEABLE = (DETECTION,)
+"""What a published model can do as it is; the others need training first."""
 
 _TEXTS = ("name", "version", "task", "summary", "intended_use", "limits", "licence", "training_data")
 _OPTIONAL = ("weights", "weights_sha256")
@@ -56,14 +60,14 @@ class Pipeline:
         One for each stage that has parameters or weights.
     version
         Changes whenever the same input could give another result; at most 64 characters.
-    folder
-        Where the cards and their weights are.
+    folders
+        Where each card and its weights are, in the order of `cards`.
     """
 
     profile: str
     cards: tuple[ModelCard, ...]
     version: str
-    folder: Traversable
+    folders: tuple[Traversable, ...]
 
     def __hash__(self) -> int:
         """By version: cards hold tables, which have no hash of their own."""
@@ -97,40 +101,81 @@ class Pipeline:
         card = self.card(task)
         if card.weights is None or card.weights_sha256 is None:
             raise ModelUnavailableError(f"{card.name} has no weights")
-        return self.folder / card.weights, card.weights_sha256
+        return self.folders[self.cards.index(card)] / card.weights, card.weights_sha256
 
 
-def load_pipeline(profile: str = DEFAULT_PROFILE, *, folder: Path | None = None) -> Pipeline:
+def load_pipeline(
+    profile: str = DEFAULT_PROFILE, *, folder: Path | None = None, models: Path | None = None
+) -> Pipeline:
     """Read and check the cards of a profile.
 
     Parameters
     ----------
     profile
-        Which one; the cards that name it are taken.
+        Which one; the cards that name it are taken. ``full`` is the reference profile with the published
+        models of `models` in the place of those that they can replace: the detector.
     folder
         Where cards and weights are; None for those of the package.
+    models
+        The folder of ``pacs-node models``; only the profile ``full`` needs it.
 
     Raises
     ------
     ModelUnavailableError
         No card names the profile, a card is incomplete, or its weights are missing or differ.
     """
+    if profile == PUBLISHED_PROFILE and folder is None:
+        return _full(models)
     root: Traversable = resources.files("inference") / "cards" if folder is None else folder
-    cards: list[ModelCard] = []
-    contents: list[str] = []
+    read = _read_cards(profile, root)
+    return _pipeline(profile, [(card, content, root) for card, content in read])
+
+
+def _full(models: Path | None) -> Pipeline:
+    if models is None or not models.is_dir():
+        raise ModelUnavailableError(
+            f"the profile {PUBLISHED_PROFILE} needs a folder of published models, and there is no "
+            f"{models or 'such setting'}; see pacs-node models pull and convert"
+        )
+    published = [row for row in _read_cards(PUBLISHED_PROFILE, models) if row[0].task in _REPLACEABLE]
+    if not published:
+        raise ModelUnavailableError(
+            f"{models} has no converted model for {', '.join(_REPLACEABLE)}; see pacs-node models convert"
+        )
+    done = {card.task for card, _ in published}
+    package: Traversable = resources.files("inference") / "cards"
+    ours = [row for row in _read_cards(DEFAULT_PROFILE, package) if row[0].task not in done]
+    rows = [(card, content, models) for card, content in published]
+    return _pipeline(PUBLISHED_PROFILE, [*rows, *((card, content, package) for card, content in ours)])
+
+
+def _read_cards(profile: str, root: Traversable) -> list[tuple[ModelCard, str]]:
+    """The cards of a folder that name the profile, with their text.
+
+    Raises
+    ------
+    ModelUnavailableError
+        None does, or one is incomplete or its weights are missing or differ.
+    """
+    found: list[tuple[ModelCard, str]] = []
     for entry in sorted(root.iterdir(), key=lambda item: item.name):
         if not entry.name.endswith(".toml"):
             continue
         content = entry.read_text(encoding="utf-8")
         table = _parse(content, entry.name)
         if table.get("profile") == profile:
-            cards.append(read_card(table, entry.name, root))
-            contents.append(content)
-    if not cards:
+            found.append((read_card(table, entry.name, root), content))
+    if not found:
         raise ModelUnavailableError(f"no model card names the profile {profile!r}")
+    return found
+
+
+def _pipeline(profile: str, rows: Sequence[tuple[ModelCard, str, Traversable]]) -> Pipeline:
+    cards = tuple(card for card, _, _ in rows)
+    contents = [content for _, content, _ in rows]
     stages = _STAGES + (_TRAINED_STAGES if any(card.task == SEGMENTATION for card in cards) else ())
     version = f"{profile}-{PIPELINE_VERSION}+{_digest(contents, stages)}"
-    return Pipeline(profile, tuple(cards), version, root)
+    return Pipeline(profile, cards, version, tuple(root for _, _, root in rows))
 
 
 def profiles() -> tuple[str, ...]:
@@ -141,7 +186,8 @@ def profiles() -> tuple[str, ...]:
         for entry in cards.iterdir()
         if entry.name.endswith(".toml")
     ]
-    return tuple(sorted({str(table["profile"]) for table in tables if "profile" in table}))
+    named = {str(table["profile"]) for table in tables if "profile" in table}
+    return tuple(sorted(named | {PUBLISHED_PROFILE}))
 
 
 def _parse(content: str, name: str) -> dict[str, Any]:
@@ -180,7 +226,14 @@ def read_card(table: Mapping[str, Any], name: str, root: Traversable) -> ModelCa
         weights=body.get("weights"),
         weights_sha256=body.get("weights_sha256"),
         parameters={key: float(value) for key, value in parameters.items()},
+        network=_network(table),
     )
+
+
+def _network(table: Mapping[str, Any]) -> str | None:
+    source = table.get("source")
+    network = source.get("network") if isinstance(source, dict) else None
+    return network if isinstance(network, str) else None
 
 
 def _is_number(value: object) -> bool:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from inference.cadx import CadxReading, NineViewReader, build_reader
-from inference.detector import Calibration, Detection, Detector, load_detector
+from inference.detector import Calibration, Detection, load_detector
+from inference.full_detector import NETWORK, load_published_detector
 from inference.fusion import Fusion, ImageEvidence, TextTower, apply_record
 from inference.lungs import Lungs
 from inference.openclip_model import REFERENCE as CLIP_SIZE
@@ -62,11 +63,19 @@ class Nodule:
         return ImageEvidence(self.reading.malignancy, self.reading.embedding)
 
 
+class NoduleDetector(Protocol):
+    """Marks places that may be nodules, in falling order of probability."""
+
+    def detect(self, volume: Volume, lungs: Lungs) -> tuple[Detection, ...]:
+        """Mark nodules of a volume in HU."""
+        ...
+
+
 @dataclass(frozen=True)
 class Stack:
     """The models of a profile, ready to run."""
 
-    detector: Detector
+    detector: NoduleDetector
     segmenter: PromptedSegmenter
     reader: NineViewReader
     parameters: Mapping[str, float]
@@ -160,19 +169,22 @@ def load_stack(pipeline: Pipeline, *, device: str | torch.device = "cpu") -> Sta
     load_into(clip, {**clip.state_dict(), **text}, name=pipeline.card(TEXT).name)
     network = TextPromptedSam2(SAM2)
     load_into(network, read_weights(*pipeline.weights(SEGMENTATION)), name=pipeline.card(SEGMENTATION).name)
-    detection = pipeline.card(DETECTION).parameters
     reader = build_reader(text, read_weights(*pipeline.weights(CLASSIFICATION)))
     return Stack(
-        detector=load_detector(
-            *pipeline.weights(DETECTION),
-            Calibration(detection["calibration_slope"], detection["calibration_intercept"]),
-            device=str(device),
-        ),
+        detector=_detector(pipeline, str(device)),
         segmenter=PromptedSegmenter(network.to(device), clip.to(device), CLIP_SIZE.context_length),
         reader=reader,
-        parameters=detection,
+        parameters=pipeline.card(DETECTION).parameters,
         fusion=_fusion(pipeline, lambda sentences: embed_sentences(clip, sentences).numpy()),
     )
+
+
+def _detector(pipeline: Pipeline, device: str) -> NoduleDetector:
+    card = pipeline.card(DETECTION)
+    if card.network == NETWORK:
+        return load_published_detector(*pipeline.weights(DETECTION), device=device)
+    calibration = Calibration(card.parameters["calibration_slope"], card.parameters["calibration_intercept"])
+    return load_detector(*pipeline.weights(DETECTION), calibration, device=device)
 
 
 def _fusion(pipeline: Pipeline, tower: TextTower) -> Fusion | None:

@@ -287,6 +287,8 @@ class ModelCard:
         weights.
     performance
         Sentences of measured performance, each with its data and its interval.
+    network
+        Name of a published network in `inference.published`, None for ours.
     """
 
     name: str
@@ -301,6 +303,7 @@ class ModelCard:
     weights_sha256: str | None = None
     parameters: dict[str, float] = field(default_factory=dict)
     weights: str | None = None
+    network: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ class _Options:
     profile: str
     device: str
     record: RecordReading | None = None
+    models: Path | None = None
 
 
 _Study = dict[str, list[tuple[Path, Dataset]]]
@@ -42,7 +43,14 @@ _Study = dict[str, list[tuple[Path, Dataset]]]
 
 
 def analyze_directory(
-    directory: Path, out: Path, *, profile: str, device: str, console: Console, record: Path | None = None
+    directory: Path,
+    out: Path,
+    *,
+    profile: str,
+    device: str,
+    console: Console,
+    record: Path | None = None,
+    models: Path | None = None,
 ) -> int:
     """Analyse every study below a folder.
 
@@ -54,6 +62,8 @@ def analyze_directory(
         Gets the results; with several studies one folder for each.
     record
         File with clinical records; None takes ``record.json`` or ``record.csv`` of the folder, if any.
+    models
+        Folder of ``pacs-node models``, for the profile ``full``.
 
     Returns
     -------
@@ -71,7 +81,8 @@ def analyze_directory(
         console.rule(f"study {study_uid}")
         try:
             reading = _record(record or find_beside(directory), study_uid, studies[study_uid])
-            outcome = _analyze_study(studies[study_uid], _Options(place, profile, device, reading), console)
+            options = _Options(place, profile, device, reading, models)
+            outcome = _analyze_study(studies[study_uid], options, console)
         except RecordError as error:
             console.print(f"the clinical record can't be used: {error}", markup=False)
             status = max(status, WRONG_USAGE)
@@ -167,6 +178,7 @@ def _request(
         },
         other_series=tuple(row for uid, row in refused.items() if uid != series_uid),
         record=options.record,
+        models=options.models,
     )
 
 

@@ -67,7 +67,7 @@ def run_case(request: CaseRequest, progress: Progress | None = None) -> CaseOutc
         A model card or its weights are missing or altered.
     """
     request.out_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    pipeline = load_pipeline(request.profile)
+    pipeline = load_pipeline(request.profile, models=request.models)
     watch = _Stopwatch(progress)
     if request.refusal is not None:
         return _refuse(request, request.refusal, pipeline, watch)

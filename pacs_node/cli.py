@@ -161,7 +161,15 @@ for _verb, _part, _help in (
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Clinical record, JSON or CSV (docs/record.md); by default record.json or record.csv of DIRECTORY.",
 )
-def analyze(directory: Path, out: Path, profile: str, device: str, record: Path | None) -> None:
+@click.option(
+    "--models",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("pacs-node-models"),
+    show_default=True,
+    envvar="PACS_NODE_MODELS",
+    help="Folder of pacs-node models; only the profile full reads it.",
+)
+def analyze(directory: Path, **chosen: Any) -> None:
     """Analyse a folder of DICOM files without any network.
 
     Exit status: 0 analysed; 2 wrong usage; 3 not suitable (reason and a "not analysed" report); 4 no
@@ -170,10 +178,7 @@ def analyze(directory: Path, out: Path, profile: str, device: str, record: Path 
     logs.silence_libraries()
     from pacs_node.analyze import analyze_directory  # noqa: PLC0415 - loads torch; the other verbs don't need it
 
-    console = Console()
-    sys.exit(
-        analyze_directory(directory, out, profile=profile, device=device, console=console, record=record)
-    )
+    sys.exit(analyze_directory(directory, console=Console(), **chosen))
 
 
 @main.command()

@@ -141,7 +141,10 @@ class PipelineSettings(_Section):
 
     profile: str = Field(
         DEFAULT_PROFILE,
-        description="Model cards to use: reference (trained networks) or classical (no networks, no malignancy).",
+        description="Model cards to use: reference (networks), classical (none, so no malignancy), full.",
+    )
+    models: str = Field(
+        "pacs-node-models", description="Folder of pacs-node models; only the profile full reads it."
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where the computation runs.")
     engine: Literal["process", "in-process"] = Field(

@@ -81,7 +81,7 @@ def _bind(section: str, host: str, port: int) -> str:
 
 def _pipeline(pipeline: PipelineSettings, *, computes: bool) -> Iterator[str]:
     try:
-        load_pipeline(pipeline.profile)
+        load_pipeline(pipeline.profile, models=Path(pipeline.models))
     except ModelUnavailableError as error:
         yield f"pipeline.profile = {pipeline.profile!r}: {error}; known: {', '.join(profiles())}"
     if computes and pipeline.device == "cuda" and not _has_cuda():

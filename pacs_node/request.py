@@ -59,6 +59,8 @@ class CaseRequest:
     predecessors: tuple[Predecessor, ...] = ()
     other_series: tuple[OtherSeries, ...] = ()
     record: RecordReading | None = None
+    #: folder of ``pacs-node models``, for the profile ``full``
+    models: Path | None = None
 
     def with_refusal(self, refusal: Refusal) -> CaseRequest:
         """Return the same request, but for the report only."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from threading import Event
 
 from apscheduler.jobstores.memory import MemoryJobStore
@@ -52,7 +53,7 @@ def run_schedule(
 def run(settings: Settings, stop: Event) -> None:
     """Tick until `stop` is set, as the settings say."""
     database, spool = open_database(settings), open_spool(settings)
-    version = load_pipeline(settings.pipeline.profile).version
+    version = load_pipeline(settings.pipeline.profile, models=Path(settings.pipeline.models)).version
     intake = Intake(database, spool, settings.completeness, version)
     run_schedule(database, intake, Retention(database, spool, settings.retention), stop)
     database.dispose()

@@ -149,6 +149,7 @@ class Worker:
             files=tuple(self._directory / row.path for row in series.instances if row.path is not None),
             out_dir=self._fresh_directory(session, job),
             profile=self._settings.pipeline.profile,
+            models=Path(self._settings.pipeline.models),
             device=self._settings.pipeline.device,
             input_digest=job.input_digest,
             created_at=job.created_at,
@@ -353,5 +354,6 @@ def run(settings: Settings, stop: Event) -> None:
     pipeline = settings.pipeline
     engine = ProcessEngine(pipeline.threads) if pipeline.engine == "process" else InProcessEngine()
     database = open_database(settings)
-    Worker(database, settings, load_pipeline(pipeline.profile).version, engine).run(stop)
+    version = load_pipeline(pipeline.profile, models=Path(pipeline.models)).version
+    Worker(database, settings, version, engine).run(stop)
     database.dispose()

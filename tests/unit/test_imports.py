@@ -38,6 +38,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "load registry openclip_model",
         "windows sam2_model lora insertion cadx_network fusion published",
         "prompted detector cadx convert full",
+        "full_detector",
         "stack",
         "analyse",
         "evaluate evaluate.*",
