@@ -37,6 +37,8 @@ class SeriesNumbers(NamedTuple):
 
     seg: int
     sr: int
+    sc: int = 1003
+    pdf: int = 1004
 
 
 DEFAULT_SERIES_NUMBERS = SeriesNumbers(seg=1001, sr=1002)

@@ -1,0 +1,226 @@
+"""What stands on the pages of a result: the summary to be captured, and the whole report to be printed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from dicom_sr.conclusion import no_nodule_sentence
+from dicom_sr.context import NOT_REVIEWED, RESEARCH_USE
+from dicom_sr.keyimages import KeyImage
+from dicom_sr.pages import BODY, HEADING, NOTE, STRONG, TITLE, Pages, Style, drawable
+from inference.types import ModelCard
+
+_WIDE = 470.0
+"""Of a key image, points: two of them fill a page."""
+_COLUMNS = (
+    ("Nodule", 54.0),
+    ("Site", 80.0),
+    ("Type", 64.0),
+    ("Long x short axis", 66.0),
+    ("Volume", 52.0),
+    ("Mean", 46.0),
+    ("Slice", 30.0),
+    ("Detection certainty", 52.0),
+    ("Probability of cancer", 67.0),
+)
+
+
+def summary_pages(summary: Mapping[str, Any]) -> list[Figure]:
+    """Identification, verdict, findings and warnings; one page unless there are many findings.
+
+    Parameters
+    ----------
+    summary
+        From `dicom_sr.summary.result_json` or `not_analysed_json`.
+    """
+    pages = _pages(summary)
+    _first_part(pages, summary)
+    return pages.finish()
+
+
+def report_pages(
+    summary: Mapping[str, Any], key_images: Sequence[KeyImage] = (), overview: Path | None = None
+) -> list[Figure]:
+    """The summary, then key images, models with their measured performance, other series and provenance.
+
+    Parameters
+    ----------
+    summary
+        From `dicom_sr.summary.result_json` or `not_analysed_json`.
+    """
+    pages = _pages(summary)
+    _first_part(pages, summary)
+    if key_images or overview is not None:
+        pages.heading("Key images")
+    if overview is not None:
+        pages.picture(overview, 0.55 * _WIDE)
+    for image in key_images:
+        pages.picture(image.path, _WIDE)
+    _models(pages, summary["models"])
+    if summary["series"]["refused"]:
+        pages.heading("Series that were not analysed")
+        for row in summary["series"]["refused"]:
+            words = (
+                f"{row['modality'] or 'No modality'} {row['series_uid']}: {row['code']}. {row['sentence']}"
+            )
+            pages.text(words)
+    _provenance(pages, summary["provenance"])
+    return pages.finish()
+
+
+def _pages(summary: Mapping[str, Any]) -> Pages:
+    parts = (person(summary["patient"]["name"]), summary["patient"]["id"], summary["study"]["date"])
+    return Pages(f"{RESEARCH_USE} {NOT_REVIEWED}", " · ".join(filter(None, parts)))
+
+
+def _first_part(pages: Pages, summary: Mapping[str, Any]) -> None:
+    patient, study = summary["patient"], summary["study"]
+    pages.text("Chest CT: automatic nodule report", TITLE)
+    pages.space(6)
+    pages.pairs(
+        [
+            ("Patient", _name(patient["name"])),
+            ("Patient ID", patient["id"]),
+            ("Born", patient["birth_date"]),
+            ("Sex", patient["sex"]),
+            ("Study of", study["date"]),
+            ("Description", study["description"]),
+            ("Accession number", study["accession_number"]),
+            ("Study UID", study["study_uid"]),
+            *_series(summary["series"]["analysed"]),
+        ]
+    )
+    pages.space(8)
+    for text, style in _verdict(summary):
+        pages.text(text, style)
+    for warning in summary["warnings"]:
+        pages.text(f"Warning: {warning}", STRONG)
+    if summary["findings"]:
+        _findings(pages, summary["findings"])
+    if summary["observations"]:
+        pages.heading("Other observations")
+        for row in summary["observations"]:
+            share = "" if row["probability"] is None else f" ({100 * row['probability']:.0f} %)"
+            pages.text(f"{row['name'].replace('_', ' ')}: {row['value']}{share}")
+
+
+def person(name: str) -> str:
+    """A person's name (PS3.5 6.2, PN) as one reads it: ``DOE^JANE^^DR`` is ``DOE, JANE DR``."""
+    groups = [group for group in name.split("=") if group.strip("^ ")]
+    family, *others = (groups[0] if groups else "").split("^")
+    return ", ".join(filter(None, (family.strip(), " ".join(filter(None, (o.strip() for o in others))))))
+
+
+def _name(name: str) -> str:
+    words = person(name)
+    hidden = drawable(words) != words
+    return f"{words} (in a script that this page can't show)" if hidden else words or "no patient name"
+
+
+def _series(analysed: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    if analysed is None:
+        return
+    words = [analysed["modality"], analysed["number"], analysed["description"]]
+    yield "Series", " ".join(filter(None, words))
+    yield "Series UID", analysed["series_uid"]
+    slices, rows, columns = analysed["shape"]
+    spacing = analysed["spacing_mm"]
+    yield (
+        "Images",
+        (
+            f"{slices} slices of {rows} x {columns}, {spacing[0]:.2f} mm apart, "
+            f"pixels {spacing[1]:.3f} x {spacing[2]:.3f} mm"
+        ),
+    )
+    yield "Scanner", analysed["scanner"]
+
+
+def _verdict(summary: Mapping[str, Any]) -> Iterator[tuple[str, Style]]:
+    if summary["status"] != "analysed":
+        yield f"Not analysed ({summary['reason']['code']})", HEADING
+        yield summary["reason"]["sentence"], BODY
+        yield "No statement is made on the presence or absence of nodules.", BODY
+    elif summary["findings"]:
+        count = len(summary["findings"])
+        yield f"{count} nodule{'s' if count > 1 else ''} marked automatically", HEADING
+    else:
+        yield "No nodule found", HEADING
+        yield no_nodule_sentence([_card(model) for model in summary["models"]]), BODY
+
+
+def _findings(pages: Pages, findings: Sequence[Mapping[str, Any]]) -> None:
+    pages.heading("Findings")
+    pages.table([name for name, _ in _COLUMNS], map(_cells, findings), [width for _, width in _COLUMNS])
+    for finding in findings:
+        if finding["features"]:
+            words = ", ".join(
+                f"{f['name'].replace('_', ' ')} {f['meaning']} ({100 * f['probability']:.0f} %)"
+                for f in finding["features"]
+            )
+            pages.text(f"{finding['tracking_id']}: {words}", NOTE)
+
+
+def _cells(finding: Mapping[str, Any]) -> tuple[str, ...]:
+    m = finding["measurements"]
+    return (
+        finding["tracking_id"],
+        finding["site"]["words"],
+        finding["attenuation"] or "not assessed",
+        f"{m['long_axis_mm']:.1f} x {m['short_axis_mm']:.1f} mm",
+        f"{m['volume_mm3']:.0f} mm³",
+        f"{m['mean_hu']:.0f} HU",
+        str(finding["key_slice"]["index"] + 1),
+        f"{100 * finding['detection_probability']:.0f} %",
+        _malignancy(finding["malignancy"]),
+    )
+
+
+def _malignancy(malignancy: Mapping[str, Any] | None) -> str:
+    if malignancy is None:
+        return "not assessed"
+    alone = f"{100 * malignancy['image_only']:.1f} % image alone"
+    if malignancy["fused"] is None:
+        return alone
+    return f"{alone}, {100 * malignancy['fused']:.1f} % with record"
+
+
+def _models(pages: Pages, models: Sequence[Mapping[str, Any]]) -> None:
+    if not models:
+        return
+    pages.heading("Models and algorithms")
+    for model in models:
+        card = _card(model)
+        pages.text(f"{card.name} {card.version} ({card.task})", STRONG)
+        pages.text(card.summary)
+        weights = f"weights sha256 {card.weights_sha256}" if card.weights_sha256 else "no trained weights"
+        parameters = ", ".join(f"{name} = {value:g}" for name, value in sorted(card.parameters.items()))
+        pages.text("; ".join(filter(None, (weights, parameters))), NOTE)
+        for sentence in card.performance or ("Its performance has not been measured.",):
+            pages.text(f"-  {sentence}", indent=8)
+        if card.limits:
+            pages.text(f"Limits: {card.limits}", NOTE)
+        pages.space(6)
+
+
+def _provenance(pages: Pages, provenance: Mapping[str, Any]) -> None:
+    pages.heading("Provenance")
+    pages.pairs(
+        [
+            ("Algorithm", f"{provenance['algorithm']}, {provenance['manufacturer']}"),
+            ("Pipeline version", provenance["pipeline_version"]),
+            ("Software version", provenance["software_version"]),
+            ("Made at", provenance["created_at"]),
+            ("Institution", provenance["institution"]),
+            ("Device UID", provenance["device_uid"]),
+            ("Input digest", provenance["input_digest"]),
+            ("Replaces", " ".join(provenance["replaces"])),
+        ]
+    )
+
+
+def _card(model: Mapping[str, Any]) -> ModelCard:
+    return ModelCard(**{**model, "performance": tuple(model["performance"])})
