@@ -4,7 +4,7 @@
 .DELETE_ON_ERROR:
 # The project is built with what the lock installed just before.
 .NOTPARALLEL:
-.PHONY: help demo install install-dev test check test-peers lock docs hooks
+.PHONY: help demo install install-dev test check test-peers lock docs hooks statement conformance
 
 # The locks install wheels only, and not every package has one for a newer Python yet.
 ifndef PYTHON
@@ -55,6 +55,12 @@ lock:  ## Write the lock files anew (needs uv)
 docs: install-dev  ## Write docs/configuration.md from the declarations of the settings
 	$(BIN)/python -m pacs_node.config_docs > docs/configuration.md.new
 	mv docs/configuration.md.new docs/configuration.md
+
+statement: install-dev  ## Write conformance/statement.md from conformance/claims.toml
+	$(BIN)/python -m conformance.statement
+
+conformance: install-dev  ## Results of every kind through nine public validators (needs make test-peers)
+	$(BIN)/python -m conformance.check $(ARGS)
 
 hooks: install-dev  ## Let git run ruff and mypy before each commit
 	$(BIN)/pre-commit install

@@ -1,0 +1,489 @@
+"""Every claim of conformance/claims.toml against the running node; pynetdicom is the peer."""
+
+from __future__ import annotations
+
+import shutil
+import socketserver
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom import Dataset, dcmread
+from pydicom._uid_dict import UID_dictionary
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
+from pynetdicom import AE, build_context, evt
+from pynetdicom.pdu_primitives import (
+    A_ASSOCIATE,
+    AsynchronousOperationsWindowNegotiation,
+    ImplementationClassUIDNotification,
+    ImplementationVersionNameNotification,
+    MaximumLengthNotification,
+    SCP_SCU_RoleSelectionNegotiation,
+    UserIdentityNegotiation,
+)
+from sqlalchemy import text
+
+from conformance.statement import STATEMENT, read_claims, render
+from dicom_sr.part10 import save
+from dicom_sr.report import build_not_analysed_report, build_report
+from dicom_sr.seg import build_seg
+from inference.types import Malignancy, Observation, SemanticFeature
+from pacs_node import __version__
+from pacs_node.association import Peer, Timeouts
+from pacs_node.config import Caller, ListenerSettings
+from pacs_node.db import Database, sqlite_url
+from pacs_node.destinations import ObjectRef
+from pacs_node.dicomweb import DicomWebDestination
+from pacs_node.dimse import DimseDestination
+from pacs_node.listener import Listener
+from pacs_node.peer import ReceivingPeer
+from pacs_node.spool import Spool
+from tests.conftest import find_free_port
+from tests.ct_factory import make_ct_series
+from tests.finding_factory import (
+    TRAINED,
+    make_context,
+    make_findings,
+    make_result,
+    make_volume,
+    without_pixels,
+)
+from tests.small_objects import reference, write_sr
+from tests.unit.test_dicomweb import Answer, server, stored
+
+CLAIMS = read_claims()
+ACCEPTOR: dict[str, Any] = CLAIMS["acceptor"]
+INITIATOR: dict[str, Any] = CLAIMS["initiator"]
+SYNTAXES: list[str] = ACCEPTOR["storage"]["transfer_syntaxes"]
+STORED: list[str] = [*ACCEPTOR["storage"]["analysed"], *ACCEPTOR["storage"]["other"]]
+CALLERS = (Caller(ae_title="PACS", address="127.0.0.0/8"),)
+NOT_SUPPORTED, NO_COMMON_SYNTAX = 3, 4
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _short_poll() -> Iterator[None]:
+    """A server of pynetdicom looks every 0.5 s whether it is to stop."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socketserver.BaseServer.serve_forever, "__defaults__", (0.02,))
+        yield
+
+
+@contextmanager
+def running(
+    directory: Path, migrated: Path, *, reserve: int = 1, break_rows: bool = False, **settings: Any
+) -> Iterator[int]:
+    """A listener with a database of its own; yields its port."""
+    directory.mkdir()
+    shutil.copyfile(migrated, directory / "node.db")
+    database = Database(sqlite_url(directory))
+    listener = Listener(
+        ListenerSettings(port=find_free_port(), **settings), CALLERS, database, Spool(directory, reserve)
+    )
+    try:
+        port = listener.start()
+        if break_rows:
+            with database.write() as session:
+                session.execute(text("DROP TABLE instance"))
+        yield port
+    finally:
+        listener.stop()
+        database.dispose()
+
+
+@pytest.fixture(scope="module")
+def port(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of a listener with the default settings."""
+    with running(tmp_path_factory.mktemp("listener") / "storage", migrated) as opened:
+        yield opened
+
+
+def associate(
+    port: int, contexts: Sequence[Any], *, calling: str = "PACS", called: str = "CTNODE", **options: Any
+) -> Any:
+    entity = AE(ae_title=calling)
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 10
+    return entity.associate("127.0.0.1", port, contexts=list(contexts), ae_title=called, **options)
+
+
+def negotiate(port: int, pairs: Sequence[tuple[str, list[str]]]) -> list[Any]:
+    """Propose each pair of abstract syntax and transfer syntaxes; the contexts as they were answered."""
+    answered: list[Any] = []
+    for start in range(0, len(pairs), 128):
+        contexts = [build_context(abstract, syntaxes) for abstract, syntaxes in pairs[start : start + 128]]
+        association = associate(port, contexts)
+        answers = [*association.accepted_contexts, *association.rejected_contexts]
+        assert len(answers) == len(contexts)
+        answered += sorted(answers, key=lambda context: int(context.context_id))
+        if association.is_established:
+            association.release()
+    return answered
+
+
+def of_type(name: str) -> list[str]:
+    return [uid for uid, entry in UID_dictionary.items() if entry[1] == name]
+
+
+def test_the_statement_is_made_of_the_claims() -> None:
+    assert STATEMENT.read_text(encoding="utf-8") == render(CLAIMS), "run make statement"
+
+
+# the listener
+
+
+def test_every_storage_context_that_is_claimed_is_accepted(port: int) -> None:
+    pairs = [(uid, [syntax]) for uid in STORED for syntax in SYNTAXES]
+    answers = negotiate(port, pairs)
+    assert [
+        (context.abstract_syntax, list(context.transfer_syntax), context.result) for context in answers
+    ] == [(uid, syntaxes, 0) for uid, syntaxes in pairs]
+
+
+def test_verification_is_accepted_as_claimed(port: int) -> None:
+    claimed = ACCEPTOR["verification"]
+    pairs = [(claimed["sop_class"], [syntax]) for syntax in claimed["transfer_syntaxes"]]
+    assert [context.result for context in negotiate(port, pairs)] == [0] * len(pairs)
+    others = [syntax for syntax in of_type("Transfer Syntax") if syntax not in claimed["transfer_syntaxes"]]
+    (answer,) = negotiate(port, [(claimed["sop_class"], others)])
+    assert answer.result == NO_COMMON_SYNTAX
+
+
+def test_no_other_sop_class_is_accepted(port: int) -> None:
+    known = {*of_type("SOP Class"), *of_type("Meta SOP Class"), *of_type("Service Class"), "1.2.3.4.5"}
+    others = sorted(known - {*STORED, ACCEPTOR["verification"]["sop_class"]})
+    assert len(others) > 100
+    answers = negotiate(port, [(uid, [ExplicitVRLittleEndian]) for uid in others])
+    assert {context.result for context in answers} == {NOT_SUPPORTED}
+
+
+def test_no_other_transfer_syntax_is_accepted(port: int) -> None:
+    others = [syntax for syntax in of_type("Transfer Syntax") if syntax not in SYNTAXES]
+    assert len(others) > 20
+    answers = negotiate(port, [(uid, others) for uid in STORED])
+    assert {context.result for context in answers} == {NO_COMMON_SYNTAX}
+
+
+def test_the_first_claimed_syntax_is_chosen(port: int) -> None:
+    for n in range(len(SYNTAXES)):
+        (answer,) = negotiate(port, [(CTImageStorage, SYNTAXES[n:][::-1])])
+        assert list(answer.transfer_syntax) == [SYNTAXES[n]]
+
+
+def user_information(primitive: A_ASSOCIATE) -> dict[type[Any], Any]:
+    return {type(item): item for item in primitive.user_information}
+
+
+def test_the_acceptance_says_what_is_claimed_and_nothing_more(port: int) -> None:
+    role = SCP_SCU_RoleSelectionNegotiation()
+    role.sop_class_uid = CTImageStorage
+    role.scu_role, role.scp_role = True, True
+    window = AsynchronousOperationsWindowNegotiation()
+    window.maximum_number_operations_invoked = window.maximum_number_operations_performed = 5
+    identity = UserIdentityNegotiation()
+    identity.user_identity_type, identity.primary_field = 1, b"somebody"
+    identity.positive_response_requested = True
+    association = associate(port, [build_context(CTImageStorage)], ext_neg=[role, window, identity])
+    assert association.is_established
+    said = user_information(association.acceptor.primitive)
+    association.release()
+    assert said.pop(MaximumLengthNotification).maximum_length_received == ACCEPTOR["max_pdu_bytes"]
+    uid = said.pop(ImplementationClassUIDNotification).implementation_class_uid
+    assert uid == ACCEPTOR["implementation_class_uid"]
+    version = said.pop(ImplementationVersionNameNotification).implementation_version_name
+    assert version == ACCEPTOR["implementation_version_name"].format(version=__version__)
+    named = {
+        SCP_SCU_RoleSelectionNegotiation: ACCEPTOR["scp_scu_role_selection"],
+        AsynchronousOperationsWindowNegotiation: ACCEPTOR["outstanding_operations"] != 1,
+        UserIdentityNegotiation: ACCEPTOR["user_identity"],
+    }
+    assert set(said) == {kind for kind, claimed in named.items() if claimed}
+    assert not ACCEPTOR["extended_negotiation"]
+
+
+def test_defaults_are_as_claimed() -> None:
+    settings = ListenerSettings()
+    assert {
+        "ae_title": settings.ae_title,
+        "port": settings.port,
+        "max_pdu_bytes": settings.max_pdu_bytes,
+        "max_associations": settings.max_associations,
+        "association_request_seconds": settings.acse_timeout_seconds,
+        "message_seconds": settings.dimse_timeout_seconds,
+        "idle_seconds": settings.network_timeout_seconds,
+    }.items() <= ACCEPTOR.items()
+
+
+def rejection(association: Any) -> tuple[int, int, int]:
+    assert association.is_rejected
+    answer = association.acceptor.primitive
+    return answer.result, answer.result_source, answer.diagnostic
+
+
+def test_rejections_are_as_claimed(port: int, migrated: Path, tmp_path: Path) -> None:
+    verification = [build_context(ACCEPTOR["verification"]["sop_class"])]
+    given = {
+        "stranger": rejection(associate(port, verification, calling="STRANGER")),
+        "wrong called AE title": rejection(associate(port, verification, called="OTHER")),
+    }
+    with running(tmp_path / "full", migrated, max_associations=1) as full:
+        first = associate(full, verification)
+        given["too many associations"] = rejection(associate(full, verification))
+        first.release()
+    assert given == {
+        row["case"]: (row["result"], row["source"], row["reason"]) for row in ACCEPTOR["rejection"]
+    }
+
+
+def store(port: int, dataset: Dataset, *, as_class: str = CTImageStorage) -> int:
+    """Send over a context of `as_class`, whatever the data set says of itself."""
+    association = associate(port, [build_context(as_class, ExplicitVRLittleEndian)])
+    assert association.is_established
+    if dataset.SOPClassUID != as_class:
+        # pynetdicom looks for a context by the data set's own class: tell it another one
+        association.accepted_contexts[0].abstract_syntax = dataset.SOPClassUID
+    status = int(association.send_c_store(dataset).Status)
+    association.release()
+    return status
+
+
+def other_operation(port: int) -> int:
+    association = associate(port, [build_context(CTImageStorage)])
+    status, _ = association.send_n_get([0x00100010], CTImageStorage, "1.2.3")
+    association.release()
+    return int(status.Status)
+
+
+def test_statuses_are_as_claimed(port: int, migrated: Path, tmp_path: Path) -> None:
+    good, other, nameless = make_ct_series(3, matrix=8)
+    other.SOPClassUID = MRImageStorage
+    nameless.StudyInstanceUID = ""
+    given = {
+        "stored": store(port, good),
+        "another object": store(port, other),
+        "no data set": store(port, nameless),
+        "another operation": other_operation(port),
+    }
+    assert store(port, good) == 0x0000, "the same bytes again"
+    with running(tmp_path / "small", migrated, reserve=1 << 60) as full:
+        given["no space"] = store(full, good)
+    with running(tmp_path / "broken", migrated, break_rows=True) as broken:
+        given["storage fails"] = store(broken, good)
+    claimed = {row["case"]: row["code"] for row in ACCEPTOR["status"]}
+    assert {case: f"{status:04X}" for case, status in given.items()} == claimed
+
+
+# the initiator
+
+
+@contextmanager
+def recording_peer(
+    directory: Path, requests: list[A_ASSOCIATE], queries: list[Dataset], answers: list[int]
+) -> Iterator[ReceivingPeer]:
+    """The receiving peer, which notes what it is asked."""
+
+    class Recording(ReceivingPeer):
+        def _find(self, event: evt.Event) -> Iterator[tuple[int, Dataset | None]]:
+            queries.append(event.identifier)
+            yield from super()._find(event)
+
+    peer = Recording(directory, on_store=lambda _uid: answers.pop(0) if answers else None)
+    peer._entity.add_supported_context(ACCEPTOR["verification"]["sop_class"])
+    original = peer._entity.start_server
+
+    def start_server(address: Any, **options: Any) -> Any:
+        handlers = [
+            *options.pop("evt_handlers"),
+            (evt.EVT_REQUESTED, lambda event: requests.append(event.assoc.requestor.primitive)),
+        ]
+        return original(address, evt_handlers=handlers, **options)
+
+    peer._entity.start_server = start_server  # type: ignore[method-assign]  # one more handler
+    with peer:
+        yield peer
+
+
+def proposed(request: A_ASSOCIATE) -> list[tuple[str, list[str]]]:
+    return [
+        (str(context.abstract_syntax), [str(uid) for uid in context.transfer_syntax])
+        for context in request.presentation_context_definition_list
+    ]
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Dataset]]:
+    """One file of each claimed kind, and the header that it was made of."""
+    directory = tmp_path_factory.mktemp("objects")
+    headers = without_pixels(series := make_ct_series(16))
+    context = make_context(cards=(TRAINED,))
+    volume = make_volume(series)
+    features = (SemanticFeature("spiculation", 4, 0.7), SemanticFeature("internal_structure", 1, 0.9))
+    findings = make_findings(volume, 3)
+    findings = tuple(
+        type(finding)(
+            **{
+                **{name: getattr(finding, name) for name in finding.__dataclass_fields__},
+                "features": features,
+                "malignancy": Malignancy(0.3, 0.4),
+            }
+        )
+        for finding in findings
+    )
+    observations = (Observation("lung_rads", "4A"),)
+    seg = build_seg(volume, findings, headers, context)
+    made = {
+        "SEG": seg,
+        "SR": build_report(
+            volume, make_result(volume, findings, context, observations=observations), seg, headers, context
+        ),
+        "SR not analysed": build_not_analysed_report(
+            headers, "TOO_THICK", "The slices are 8 mm thick.", context
+        ),
+    }
+    out = {}
+    for number, (kind, dataset) in enumerate(made.items()):
+        path = directory / f"{number}.dcm"
+        save(dataset, path)
+        out[kind] = path, headers[0]
+    return out
+
+
+def test_associations_are_proposed_as_claimed(
+    tmp_path: Path, objects: dict[str, tuple[Path, Dataset]]
+) -> None:
+    requests: list[A_ASSOCIATE] = []
+    queries: list[Dataset] = []
+    with recording_peer(tmp_path / "peer", requests, queries, []) as peer:
+        destination = DimseDestination("pacs", "127.0.0.1", peer.port, "PEER", "CTNODE")
+        assert destination.echo().ok
+        paths = [path for path, _ in objects.values()]
+        assert [outcome.status for outcome in destination.send(paths)] == [0] * len(paths)
+        refs = [reference(dcmread(path)) for path in paths]
+        assert set(destination.verify(refs).values()) == {True}
+    echo, sending, query = requests
+    assert [uid for uid, _ in proposed(echo)] == [INITIATOR["verification"]["sop_class"]]
+    classes = sorted({item["sop_class"] for item in CLAIMS["object"]})
+    syntaxes = INITIATOR["storage"]["transfer_syntaxes"]
+    assert sorted(proposed(sending)) == sorted((uid, [syntax]) for uid in classes for syntax in syntaxes)
+    assert [uid for uid, _ in proposed(query)] == [INITIATOR["query"]["sop_class"]]
+    for request in requests:
+        said = user_information(request)
+        assert said.pop(MaximumLengthNotification).maximum_length_received == INITIATOR["max_pdu_bytes"]
+        uid = said.pop(ImplementationClassUIDNotification).implementation_class_uid
+        assert uid == INITIATOR["implementation_class_uid"]
+        version = said.pop(ImplementationVersionNameNotification).implementation_version_name
+        assert version == INITIATOR["implementation_version_name"]
+        assert said == {}, "no role selection, no asynchronous operations, no user identity"
+    keys = {"QueryRetrieveLevel", *INITIATOR["query"]["keys"]}
+    assert {frozenset(element.keyword for element in asked) for asked in queries} == {frozenset(keys)}
+    assert {asked.QueryRetrieveLevel for asked in queries} == {INITIATOR["query"]["level"]}
+
+
+def test_initiator_defaults_are_as_claimed() -> None:
+    limits = Timeouts()
+    assert {
+        "max_pdu_bytes": Peer("host", 104, "A", "B").max_pdu,
+        "connect_seconds": limits.connect,
+        "association_seconds": limits.association,
+        "no_progress_seconds": limits.progress,
+    }.items() <= INITIATOR.items()
+
+
+def test_storage_statuses_mean_what_is_claimed(tmp_path: Path) -> None:
+    report = write_sr(tmp_path)
+    wanted: list[tuple[int, str]] = [
+        (int(code, 16), row["outcome"])
+        for row in INITIATOR["storage"]["status"]
+        for codes in row["codes"]
+        for code in codes.split("-")
+    ]
+    (others,) = [row["outcome"] for row in INITIATOR["storage"]["status"] if not row["codes"]]
+    wanted += [(0x1234, others), (0x0003, others)]
+    answers = [code for code, _ in wanted]
+    with recording_peer(tmp_path / "peer", [], [], answers) as peer:
+        destination = DimseDestination("pacs", "127.0.0.1", peer.port, "PEER", "CTNODE", verify="none")
+        outcomes = destination.send([report] * len(wanted))
+    assert [(outcome.status, str(outcome.kind)) for outcome in outcomes] == wanted
+
+
+def test_web_transactions_are_as_claimed(tmp_path: Path) -> None:
+    report = write_sr(tmp_path)
+    ref: ObjectRef = reference(dcmread(report))
+    with server(
+        Answer(200, [stored(ref.sop_instance_uid)]), Answer(200, []), Answer(200, [])
+    ) as running_server:
+        destination = DicomWebDestination("web", running_server.url)
+        assert [outcome.status for outcome in destination.send([report])] == [0]
+        destination.verify([ref])
+        destination.echo()
+        requests = list(running_server.requests)
+    assert len(requests) == len(CLAIMS["web"]["transaction"])
+    names = {"study": ref.study_uid, "series": ref.series_uid, "instance": ref.sop_instance_uid}
+    for request, claimed in zip(requests, CLAIMS["web"]["transaction"], strict=True):
+        path, _, query = request.path.partition("?")
+        asked = dict(pair.split("=", 1) for pair in query.split("&")) if query else {}
+        assert (request.method, path) == (claimed["method"], "/dicom-web" + claimed["path"].format(**names))
+        assert asked == {key: value.format(**names) for key, value in claimed.get("query", {}).items()}
+        for name, value in claimed["headers"].items():
+            assert request.headers[name.lower()].startswith(value)
+        assert request.headers.get("content-type", "").startswith(claimed.get("content_type", ""))
+
+
+# the objects
+
+
+def elements(dataset: Dataset, path: str) -> list[Any]:
+    """The values at a path of keywords, one for each item of its sequences."""
+    first, _, rest = path.partition(".")
+    if not rest:
+        return [dataset.get(first)]
+    return [value for item in dataset.get(first) or [] for value in elements(item, rest)]
+
+
+@pytest.mark.parametrize("claim", CLAIMS["object"], ids=lambda claim: str(claim["kind"]))
+def test_objects_are_as_claimed(claim: dict[str, Any], objects: dict[str, tuple[Path, Dataset]]) -> None:
+    path, source = objects[claim["kind"]]
+    dataset = dcmread(path)
+    files = CLAIMS["files"]
+    assert dataset.SOPClassUID == claim["sop_class"]
+    assert dataset.file_meta.TransferSyntaxUID == files["transfer_syntax"]
+    assert dataset.file_meta.ImplementationClassUID == files["implementation_class_uid"]
+    assert dataset.file_meta.ImplementationVersionName == files["implementation_version_name"]
+    assert dataset.SpecificCharacterSet == files["character_set"]
+    assert [element for element in dataset.iterall() if element.tag.is_private] == []
+    for name, claimed in claim["attributes"].items():
+        values = elements(dataset, name)
+        assert values != [], name
+        if claimed == "present":
+            assert all(value is not None and value != "" and value != [] for value in values), name
+        else:
+            expected = str(source.get(name)) if claimed == "source" else claimed
+            assert {str(value) for value in values} == {expected}, name
+    if "template" in claim:
+        assert dataset.ContentTemplateSequence[0].TemplateIdentifier == claim["template"]
+        groups = [
+            group.ContentTemplateSequence[0].TemplateIdentifier
+            for container in dataset.ContentSequence
+            for group in container.get("ContentSequence") or []
+            if "ContentTemplateSequence" in group and group.ConceptNameCodeSequence[0].CodeValue == "125007"
+        ]
+        assert set(groups) == set(claim["groups"])
+
+
+def test_coding_schemes_are_as_claimed(objects: dict[str, tuple[Path, Dataset]]) -> None:
+    used = set()
+    declared = {}
+    for path, _ in objects.values():
+        dataset = dcmread(path)
+        for item in dataset.get("CodingSchemeIdentificationSequence") or []:
+            declared[item.CodingSchemeDesignator] = item.CodingSchemeName
+        dataset.pop("CodingSchemeIdentificationSequence", None)
+        used |= {e.value for e in dataset.iterall() if e.keyword == "CodingSchemeDesignator"}
+    claimed = CLAIMS["coding_schemes"]
+    assert used == {*claimed["standard"], *claimed["private"]}
+    assert declared == claimed["private"]
+
+
+def test_names_in_the_claims_are_uids() -> None:
+    assert all(UID(uid).is_valid for uid in (*STORED, *SYNTAXES))
+    assert len(set(STORED)) == len(STORED)
