@@ -4,7 +4,7 @@
 .DELETE_ON_ERROR:
 # The project is built with what the lock installed just before.
 .NOTPARALLEL:
-.PHONY: help demo install install-dev test check test-peers lock docs hooks statement conformance
+.PHONY: help demo install install-dev test check test-peers lock docs hooks statement conformance conformance-viewer
 
 # The locks install wheels only, and not every package has one for a newer Python yet.
 ifndef PYTHON
@@ -61,6 +61,9 @@ statement: install-dev  ## Write conformance/statement.md from conformance/claim
 
 conformance: install-dev  ## Results of every kind through nine public validators (needs make test-peers)
 	$(BIN)/python -m conformance.check $(ARGS)
+
+conformance-viewer: install-dev  ## Results in the OHIF viewer, looked at in headless Chromium (needs make test-peers)
+	$(BIN)/python -m conformance.viewer $(ARGS)
 
 hooks: install-dev  ## Let git run ruff and mypy before each commit
 	$(BIN)/pre-commit install
