@@ -25,6 +25,7 @@ from inference.download import Fault, PullError
 from inference.errors import ModelUnavailableError
 from inference.inventory import Model, State, card_tables, inventory, package_cards
 from inference.pull import Pulled, pull, take
+from inference.registry import DEFAULT_PROFILE, load_pipeline
 
 
 class Exit(IntEnum):
@@ -147,7 +148,22 @@ def verify(folder: Path, names: tuple[str, ...]) -> None:
         except ModelUnavailableError as error:
             status = max(status, Exit.MISSING if states[short] == State.MISSING else Exit.WRONG_FILE)
             click.echo(f"{short}: FAILED, {error}")
+    if not names:
+        status = max(status, _load_profile())
     sys.exit(status)
+
+
+def _load_profile() -> Exit:
+    """Fill the networks of the profile that a node runs by default: right hashes could still not fit."""
+    from inference.stack import load_stack  # noqa: PLC0415 - loads torch; the other verbs don't need it
+
+    try:
+        load_stack(load_pipeline())
+    except ModelUnavailableError as error:
+        click.echo(f"profile {DEFAULT_PROFILE}: FAILED, {error}")
+        return Exit.WRONG_FILE
+    click.echo(f"profile {DEFAULT_PROFILE}: ok, its weights fit its networks")
+    return Exit.GOOD
 
 
 @models.command("pull", epilog=_STATUS)

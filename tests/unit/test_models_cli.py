@@ -99,6 +99,7 @@ def test_from_nothing_to_a_verified_model(folder: Path, content: bytes) -> None:
     assert done.exit_code == 0, done.output
     assert "known: ok, sha256 as recorded; the weights fit small" in done.output
     assert "classical: ok" in done.output
+    assert "profile reference: ok" in done.output
 
 
 def test_the_list_says_what_a_site_must_know(folder: Path) -> None:
