@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
@@ -56,6 +56,14 @@ class Timeouts:
 
 
 @dataclass(frozen=True, slots=True)
+class Tls:
+    """How to speak TLS with a peer, and the name or address that its certificate must have."""
+
+    context: ssl.SSLContext
+    server_name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Peer:
     """A DICOM application entity.
 
@@ -69,6 +77,8 @@ class Peer:
         How long we wait for it.
     max_pdu
         Largest PDU that we accept, bytes; how much we send in one is the peer's choice.
+    tls
+        For TLS; None for plain TCP.
 
     Raises
     ------
@@ -82,6 +92,7 @@ class Peer:
     calling_ae: str
     timeouts: Timeouts = Timeouts()
     max_pdu: int = 131072
+    tls: Tls | None = None
 
     def __post_init__(self) -> None:
         for title in (self.called_ae, self.calling_ae):
@@ -203,9 +214,28 @@ class _Watchdog:
             return
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self._socket.shutdown(socket.SHUT_RDWR)
+            # not SSLSocket.shutdown: it would take the TLS state away from the thread that uses it
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
         except OSError:
             logger.debug("the connection was closed already")
+
+
+class _WatchedContext:
+    """Wraps a socket in TLS as an `ssl.SSLContext` does, and has the result watched instead of it."""
+
+    def __init__(self, context: ssl.SSLContext, watchdog: _Watchdog) -> None:
+        self._context = context
+        self._watchdog = watchdog
+
+    def wrap_socket(
+        self, connection: socket.socket, *, server_side: bool, server_hostname: str
+    ) -> ssl.SSLSocket:
+        """Called by pynetdicom just before it connects; the handshake is part of connecting."""
+        wrapped = self._context.wrap_socket(
+            connection, server_side=server_side, server_hostname=server_hostname
+        )
+        self._watchdog.watch(wrapped)
+        return wrapped
 
 
 class _Entity(AE):
@@ -258,6 +288,7 @@ class Link:
                 ae_title=peer.called_ae,
                 max_pdu=peer.max_pdu,
                 evt_handlers=self._watchdog.handlers(),  # type: ignore[arg-type]  # invariant list
+                tls_args=self._tls_arguments(),
             )
         except OSError as error:  # the host name can't be resolved
             sentence = f"the host can't be found ({error.strerror or type(error).__name__})"
@@ -268,6 +299,12 @@ class Link:
         if not association.is_established:
             self.failure = self._explain(association)
         return self
+
+    def _tls_arguments(self) -> tuple[ssl.SSLContext, str] | None:
+        tls = self._peer.tls
+        if tls is None:
+            return None
+        return cast(ssl.SSLContext, _WatchedContext(tls.context, self._watchdog)), tls.server_name
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -303,6 +340,9 @@ class Link:
         if self._watchdog.fired:
             return Failure(OutcomeKind.TRANSIENT, self._watchdog.fired)
         if not self._watchdog.connected:
+            if self._peer.tls is not None:
+                sentence = "no TLS connection: refused, timed out, or one side's certificate was not trusted"
+                return Failure(OutcomeKind.TRANSIENT, sentence)
             return Failure(OutcomeKind.TRANSIENT, "the connection was refused or timed out")
         answer = _rejection(association)
         if answer is not None:

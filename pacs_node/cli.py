@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from sqlalchemy.exc import DatabaseError
 
+from dicom_sr.profiles import PROFILES, Form
 from inference.registry import DEFAULT_PROFILE
 from pacs_node import __version__, delivery, jobs, logs, preflight, queries, serve
 from pacs_node.clock import utc_now
@@ -25,6 +26,7 @@ from pacs_node.config import (
 from pacs_node.config_template import render_settings
 from pacs_node.db import Database, Study
 from pacs_node.destinations import EchoResult
+from pacs_node.doctor_cli import doctor
 from pacs_node.errors import ConfigurationError, StaleStateError
 from pacs_node.evaluate_cli import evaluate
 from pacs_node.models_cli import models
@@ -169,6 +171,15 @@ for _verb, _part, _help in (
     envvar="PACS_NODE_MODELS",
     help="Folder of pacs-node models; only the profile full reads it.",
 )
+@click.option(
+    "--for",
+    "forms",
+    type=click.Choice(list(PROFILES)),
+    default="standard",
+    show_default=True,
+    callback=lambda _context, _option, name: PROFILES[name].forms,
+    help="Who is to show the results: which objects are made, and how they are encoded (docs/profiles.md).",
+)
 def analyze(directory: Path, **chosen: Any) -> None:
     """Analyse a folder of DICOM files without any network.
 
@@ -204,6 +215,7 @@ def demo(source: str, out: Path, seed: int, tcia_url: str | None) -> None:
 
 
 main.add_command(models)
+main.add_command(doctor)
 main.add_command(evaluate)
 main.add_command(validate)
 
@@ -281,10 +293,14 @@ def send(config_path: Path, study: str, destination: str | None) -> None:
             count += delivery.resend_study(
                 session,
                 row.study_uid,
-                [(item.name, item.send) for item in wanted],
+                [(item.name, item.forms) for item in wanted],
                 at=utc_now(),
                 actor=_actor(),
             )
+            lacking = {item.name: delivery.unmade(session, row.study_uid, item.forms) for item in wanted}
+        for name, forms in lacking.items():
+            for form in forms:
+                click.echo(f"{name}: the result has no {Form.parse(form).words}; only an analysis makes it")
     if not count:
         raise click.ClickException("the study has no result to send yet")
     click.echo(f"{count} object(s) will be sent")

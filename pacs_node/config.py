@@ -7,118 +7,43 @@
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import tomllib
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 from urllib.parse import unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     model_validator,
 )
 from pydantic_core import ErrorDetails
 
+from dicom_sr.profiles import PROFILES
 from inference.registry import DEFAULT_PROFILE
+from pacs_node.config_listener import (
+    AETitle,
+    Caller,
+    Days,
+    Hours,
+    ListenerSettings,
+    Port,
+    Seconds,
+    Section,
+    is_loopback,
+)
 from pacs_node.errors import ConfigurationError
+from pacs_node.tls import TlsFiles
+
+__all__ = ["Caller", "ListenerSettings"]  # of config_listener, besides all that is declared here
+
+SectionT = TypeVar("SectionT", bound=Section)
 
 
-def _ae_title(value: str) -> str:
-    """PS3.5 6.2 AE: up to 16 characters, no backslash or control character, not only spaces."""
-    if (
-        not value.strip()
-        or len(value) > 16
-        or "\\" in value
-        or not value.isascii()
-        or not value.isprintable()
-    ):
-        raise ValueError("an AE title has 1 to 16 printable ASCII characters and no backslash")
-    return value.strip()
-
-
-AETitle = Annotated[str, AfterValidator(_ae_title)]
-Port = Annotated[int, Field(ge=1, le=65535)]
-# the upper limits keep every time that is computed from a setting within what a datetime can hold
-Seconds = Annotated[float, Field(gt=0, le=31_536_000)]
-Hours = Annotated[float, Field(gt=0, le=8_760)]
-Days = Annotated[float, Field(ge=0, le=36_500)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-class ListenerSettings(_Section):
-    """The DICOM listener: where the PACS sends its studies."""
-
-    ae_title: AETitle = Field("CTNODE", description="AE title that the PACS calls.")
-    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 means every interface.")
-    port: Port = Field(11112, description="TCP port to listen on.")
-    allow_plaintext: bool = Field(
-        False,
-        description="Patient data cross the network unencrypted: must be set to listen beyond loopback "
-        "(this version speaks no TLS; put the node on a protected network).",
-    )
-    max_associations: int = Field(
-        32, ge=1, le=1000, description="Simultaneous associations; more are rejected as transient."
-    )
-    max_pdu_bytes: int = Field(
-        131072, ge=4096, le=1048576, description="Largest PDU that is offered to peers."
-    )
-    acse_timeout_seconds: Seconds = Field(30.0, description="For an association request or release.")
-    dimse_timeout_seconds: Seconds = Field(30.0, description="For the next message of an operation.")
-    network_timeout_seconds: Seconds = Field(
-        60.0, description="An idle association is aborted after this time."
-    )
-
-    @model_validator(mode="after")
-    def _plaintext_is_a_decision(self) -> ListenerSettings:
-        if not _is_loopback(self.host) and not self.allow_plaintext:
-            raise ValueError(
-                f"host {self.host!r} is reachable from outside and this version speaks no TLS: "
-                'set allow_plaintext = true if the network is protected, or host = "127.0.0.1"'
-            )
-        return self
-
-
-def _network(value: str) -> str:
-    try:
-        return str(ipaddress.ip_network(value))
-    except ValueError as error:
-        raise ValueError(
-            f"{error}; write an address such as 10.1.2.3 or a network such as 10.1.2.0/24"
-        ) from None
-
-
-class Caller(_Section):
-    """One peer that may send. Everybody else is refused."""
-
-    ae_title: AETitle = Field(description="Calling AE title of the sender.")
-    address: Annotated[str, AfterValidator(_network)] = Field(
-        description="Address or network of the sender, e.g. 10.1.2.3 or 10.1.2.0/24."
-    )
-
-    def admits(self, ae_title: str, address: str) -> bool:
-        """Whether an association request with this calling AE title from this address is welcome."""
-        return ae_title == self.ae_title and ipaddress.ip_address(address) in ipaddress.ip_network(
-            self.address
-        )
-
-
-class CompletenessSettings(_Section):
+class CompletenessSettings(Section):
     """When a series counts as complete; DICOM has no message for it."""
 
     settle_seconds: Seconds = Field(
@@ -136,7 +61,7 @@ class CompletenessSettings(_Section):
         return self
 
 
-class PipelineSettings(_Section):
+class PipelineSettings(Section):
     """What analyses the series."""
 
     profile: str = Field(
@@ -171,7 +96,7 @@ def _sqlite_file_url(value: str) -> str:
     return value
 
 
-class StorageSettings(_Section):
+class StorageSettings(Section):
     """Where images, results and the database live."""
 
     directory: str = Field(
@@ -185,13 +110,40 @@ class StorageSettings(_Section):
     )
 
 
-class _DestinationBase(_Section):
+class _DestinationBase(Section):
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$", description="Short name, used in commands and the page."
     )
-    send: tuple[Literal["seg", "sr"], ...] = Field(
-        ("seg", "sr"), strict=False, min_length=1, description="Results that go there."
+    profile: Literal["standard", "ohif", "slicer", "weasis", "legacy"] = Field(
+        "standard",
+        description="What the receiver shows: which objects go there and how they are encoded "
+        "(docs/profiles.md).",
     )
+    send: tuple[Literal["seg", "sr", "sc", "pdf"], ...] | None = Field(
+        None, strict=False, min_length=1, description="Objects that go there; absent means the profile's."
+    )
+    segmentation: Literal["binary", "labelmap"] | None = Field(
+        None, description="Encoding of the SEG; absent means the profile's."
+    )
+    empty_frames: bool | None = Field(
+        None,
+        description="Whether the SEG has frames without a voxel too; absent means the profile's.",
+    )
+    report: Literal["comprehensive-3d", "enhanced"] | None = Field(
+        None, description="SOP class of the SR; absent means the profile's."
+    )
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """What goes there, each object in its form; see `dicom_sr.profiles`."""
+        chosen = {
+            "objects": self.send,
+            "segmentation": self.segmentation,
+            "empty_frames": self.empty_frames,
+            "report": self.report,
+        }
+        changes: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
+        return replace(PROFILES[self.profile], **changes).forms
 
 
 class DicomDestination(_DestinationBase):
@@ -205,6 +157,27 @@ class DicomDestination(_DestinationBase):
         None, description="Ours towards this peer; absent means the listener's."
     )
     verify: Literal["c-find", "none"] = Field("c-find", description="How arrival is proved.")
+    tls_ca_file: str | None = Field(
+        None,
+        description="Speak TLS and trust these (PEM): authorities, or the peer's own certificate; "
+        "absent means no TLS.",
+    )
+    tls_certificate_file: str | None = Field(
+        None, description="Our certificate (PEM); absent means the listener's."
+    )
+    tls_key_file: str | None = Field(None, description="Its private key (PEM, no password).")
+    tls_server_name: str | None = Field(
+        None, description="Name or address in the peer's certificate; absent means the host."
+    )
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> DicomDestination:
+        own = (self.tls_certificate_file, self.tls_key_file)
+        if self.tls_ca_file is None and any((*own, self.tls_server_name)):
+            raise ValueError("TLS needs tls_ca_file")
+        if any(own) and not all(own):
+            raise ValueError("tls_certificate_file and tls_key_file belong together")
+        return self
 
 
 class DicomWebDestination(_DestinationBase):
@@ -225,7 +198,7 @@ class DicomWebDestination(_DestinationBase):
 DestinationSettings = Annotated[DicomDestination | DicomWebDestination, Field(discriminator="kind")]
 
 
-class DeliverySettings(_Section):
+class DeliverySettings(Section):
     """How results are sent again when a peer is away."""
 
     retry_first_seconds: Seconds = Field(
@@ -240,7 +213,7 @@ class DeliverySettings(_Section):
     )
 
 
-class WebSettings(_Section):
+class WebSettings(Section):
     """The administrator's page."""
 
     enabled: bool = Field(True, description="Serve the page.")
@@ -252,19 +225,19 @@ class WebSettings(_Section):
 
     @model_validator(mode="after")
     def _loopback_only(self) -> WebSettings:
-        if not _is_loopback(self.host):
+        if not is_loopback(self.host):
             raise ValueError(f"host {self.host!r} is refused: the page has no accounts yet; use 127.0.0.1")
         return self
 
 
-class RetentionSettings(_Section):
+class RetentionSettings(Section):
     """What is removed when. Nothing undelivered or unverified is ever removed."""
 
     images_days: Days = Field(30.0, description="Received images of finished studies; 0 keeps them for ever.")
     results_days: Days = Field(0.0, description="Delivered results; 0 keeps them for ever.")
 
 
-class Settings(_Section):
+class Settings(Section):
     """The whole configuration."""
 
     listener: ListenerSettings = Field(default_factory=ListenerSettings)
@@ -284,6 +257,24 @@ class Settings(_Section):
         if twice:
             raise ValueError(f"destinations: the name {twice[0]!r} is used twice; each needs its own")
         return self
+
+    @model_validator(mode="after")
+    def _own_certificate_is_there(self) -> Settings:
+        for item in self.destinations:
+            if isinstance(item, DicomDestination) and item.tls_ca_file and not self.client_tls_files(item):
+                raise ValueError(
+                    f"destinations: {item.name} needs tls_certificate_file and tls_key_file: "
+                    "the listener has none"
+                )
+        return self
+
+    def client_tls_files(self, item: DicomDestination) -> TlsFiles | None:
+        """Return the files for TLS towards a destination, None where it has or needs none."""
+        certificate = item.tls_certificate_file or self.listener.tls_certificate_file
+        key = item.tls_key_file or self.listener.tls_key_file
+        if item.tls_ca_file is None or not certificate or not key:
+            return None
+        return TlsFiles(certificate, key, item.tls_ca_file)
 
 
 def load_settings(path: Path) -> Settings:
@@ -322,21 +313,25 @@ def parse_settings(raw: dict[str, Any], *, base: Path, source: str = "configurat
 
 def _with_absolute_paths(settings: Settings, base: Path) -> Settings:
     def absolute(path: str | None) -> str | None:
-        return None if path is None else str((base / path).absolute())
+        return path and str((base / path).absolute())
 
-    storage = settings.storage.model_copy(update={"directory": absolute(settings.storage.directory)})
+    def with_files(section: SectionT, *keys: str) -> SectionT:
+        return section.model_copy(update={key: absolute(getattr(section, key)) for key in keys})
+
+    storage = with_files(settings.storage, "directory")
     if storage.database_url:
         file = absolute(storage.database_url.removeprefix(_SQLITE_FILE))
         storage = storage.model_copy(update={"database_url": f"{_SQLITE_FILE}{file}"})
     destinations = tuple(
-        item.model_copy(
-            update={"password_file": absolute(item.password_file), "ca_file": absolute(item.ca_file)}
-        )
+        with_files(item, "password_file", "ca_file")
         if isinstance(item, DicomWebDestination)
-        else item
+        else with_files(item, "tls_ca_file", "tls_certificate_file", "tls_key_file")
         for item in settings.destinations
     )
-    return settings.model_copy(update={"storage": storage, "destinations": destinations})
+    listener = with_files(settings.listener, "tls_certificate_file", "tls_key_file", "tls_client_ca_file")
+    return settings.model_copy(
+        update={"storage": storage, "destinations": destinations, "listener": listener}
+    )
 
 
 def _explain(detail: ErrorDetails) -> str:

@@ -49,6 +49,12 @@ def render_settings(
     return "\n".join(lines)
 
 
+def render_caller(caller: Caller) -> str:
+    """Return the TOML lines that admit one sender."""
+    values = caller.model_dump(mode="json", exclude_none=True)
+    return "\n".join(["[[callers]]", *(f"{name} = {_toml(value)}" for name, value in values.items())])
+
+
 _EXAMPLES = {
     "ae_title": "PACS",
     "address": "127.0.0.1/32",
@@ -60,6 +66,16 @@ _EXAMPLES = {
     "password_file": "pacs-password.txt",
     "ca_file": "ca.pem",
     "calling_ae_title": "CTNODE",
+    "called_ae_title": "CTNODE",
+    "certificate_sha256": "0" * 64,
+    "tls_ca_file": "pacs.pem",
+    "tls_certificate_file": "node.pem",
+    "tls_key_file": "node.key",
+    "tls_server_name": "pacs.example",
+    "send": ["seg", "sr"],
+    "segmentation": "binary",
+    "empty_frames": False,
+    "report": "comprehensive-3d",
 }
 
 

@@ -17,8 +17,9 @@ from threading import Event, Thread
 from sqlalchemy import Select, exists, select
 from sqlalchemy.orm import Session, aliased, selectinload
 
-from pacs_node import jobs, lifecycle
-from pacs_node.association import Timeouts
+from dicom_sr.profiles import Form, chosen
+from pacs_node import jobs, lifecycle, tls
+from pacs_node.association import Timeouts, Tls
 from pacs_node.clock import Clock, utc_now
 from pacs_node.config import DeliverySettings, DicomDestination, DicomWebDestination, Settings
 from pacs_node.db import Artifact, Database, Delivery, Job, Series, Study
@@ -216,7 +217,7 @@ class Outbox:
             "delivery",
             extra={
                 "destination": delivery.destination,
-                "kind": delivery.artifact.kind,
+                "object": delivery.artifact.form,
                 "state": state.value,
                 "attempt": delivery.attempts,
                 "detail": outcome.detail,
@@ -302,16 +303,40 @@ def resend_study(
 ) -> int:
     """Send the latest result of a study again at an operator's word; return the number of objects.
 
+    What was not made in the form that a destination wants today isn't sent: see `unmade`.
+
     Parameters
     ----------
     destinations
-        Name and kinds of artifact of each; one that is new to the study gets its first delivery.
+        Name and wanted forms of each; one that is new to the study gets its first delivery.
 
     Raises
     ------
     StaleStateError
         An object is being sent at this moment.
     """
+    artifacts = _latest_objects(session, study_uid)
+    made = {artifact.form for artifact in artifacts}
+    count = 0
+    for artifact in artifacts:
+        for name, wanted in destinations:
+            if artifact.form in chosen(wanted, made):
+                _resend(session, artifact, name, at=at, actor=actor)
+                count += 1
+    return count
+
+
+def unmade(session: Session, study_uid: str, wanted: Sequence[str]) -> tuple[str, ...]:
+    """Which of the wanted forms the latest result of a study lacks: nobody wanted them when it was made."""
+    made = {artifact.form for artifact in _latest_objects(session, study_uid)}
+    forms = [Form.parse(name) for name in wanted]
+    if not any(Form.parse(name).kind == "seg" for name in made):
+        forms = [form.without_mask for form in forms if form.kind != "seg"]
+    return tuple(str(form) for form in forms if made and str(form) not in made)
+
+
+def _latest_objects(session: Session, study_uid: str) -> list[Artifact]:
+    """The DICOM objects of the study's latest result, in the order in which they were made."""
     artifacts = (
         session.execute(
             select(Artifact)
@@ -319,18 +344,13 @@ def resend_study(
             .join(Series, Job.series_id == Series.id)
             .join(Study, Series.study_id == Study.id)
             .where(Study.study_uid == study_uid, Artifact.path.is_not(None))
+            .where(Artifact.sop_instance_uid.is_not(None))
             .order_by(Artifact.job_id.desc(), Artifact.id)
         )
         .scalars()
         .all()
     )
-    count = 0
-    for artifact in artifacts:
-        for name, kinds in destinations:
-            if artifact.job_id == artifacts[0].job_id and artifact.kind in kinds:
-                _resend(session, artifact, name, at=at, actor=actor)
-                count += 1
-    return count
+    return [artifact for artifact in artifacts if artifact.job_id == artifacts[0].job_id]
 
 
 def _resend(session: Session, artifact: Artifact, destination: str, *, at: datetime, actor: str) -> None:
@@ -363,7 +383,7 @@ def make_destination(item: DicomDestination | DicomWebDestination, settings: Set
     Raises
     ------
     ConfigurationError
-        A password file can't be read.
+        A password file, or one for TLS, can't be used.
     """
     seconds = settings.delivery.timeout_seconds
     if isinstance(item, DicomDestination):
@@ -375,6 +395,7 @@ def make_destination(item: DicomDestination | DicomWebDestination, settings: Set
             item.calling_ae_title or settings.listener.ae_title,
             timeouts=Timeouts(progress=seconds),
             verify=item.verify,
+            tls=_tls(item, settings),
         )
     return DicomWebClient(
         item.name,
@@ -385,6 +406,13 @@ def make_destination(item: DicomDestination | DicomWebDestination, settings: Set
         verify=item.verify,
         read_timeout=seconds,
     )
+
+
+def _tls(item: DicomDestination, settings: Settings) -> Tls | None:
+    files = settings.client_tls_files(item)
+    if files is None:
+        return None
+    return Tls(tls.client_context(files, f"destinations ({item.name})"), item.tls_server_name or item.host)
 
 
 def _password(item: DicomWebDestination) -> str | None:

@@ -18,7 +18,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # the module m
     Verification,
 )
 
-from pacs_node.association import Failure, Link, Peer, Timeouts
+from pacs_node.association import Failure, Link, Peer, Timeouts, Tls
 from pacs_node.destinations import (
     EchoResult,
     ObjectFile,
@@ -50,7 +50,7 @@ class DimseDestination:
     ----------
     name
         The name in the configuration.
-    host, port, called_ae, calling_ae, timeouts, max_pdu
+    host, port, called_ae, calling_ae, timeouts, max_pdu, tls
         See `Peer`.
     verify
         ``c-find``: `verify` asks by C-FIND at the IMAGE level (Study Root). ``none``: it answers None.
@@ -72,9 +72,10 @@ class DimseDestination:
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
         max_pdu: int = 131072,
         verify: Literal["c-find", "none"] = "c-find",
+        tls: Tls | None = None,
     ) -> None:
         self.name = name
-        self.peer = Peer(host, port, called_ae, calling_ae, timeouts, max_pdu)
+        self.peer = Peer(host, port, called_ae, calling_ae, timeouts, max_pdu, tls)
         self._verifies = verify == "c-find"
 
     def send(self, paths: Sequence[Path], progress: Progress | None = None) -> tuple[Outcome, ...]:
@@ -148,6 +149,24 @@ class DimseDestination:
                 return EchoResult(False, seconds, link.broken().detail)
             detail = "answers" if status == 0 else f"answered with status {status:04X}H"
             return EchoResult(status == 0, seconds, detail)
+
+    def accepted(self, pairs: Sequence[tuple[str, str]]) -> set[tuple[str, str]] | Failure:
+        """Ask which pairs of SOP class and transfer syntax the peer takes, by negotiation alone.
+
+        Parameters
+        ----------
+        pairs
+            At most `MAX_CONTEXTS`.
+        """
+        with Link(self.peer, [build_context(*pair) for pair in pairs], _QUERY_LIMIT_S) as link:
+            if link.refused_all():
+                return set()
+            if link.failure is not None or link.association is None:
+                return link.failure or link.broken()
+            return {
+                (str(context.abstract_syntax), str(context.transfer_syntax[0]))
+                for context in link.association.accepted_contexts
+            }
 
     def verify(self, objects: Sequence[ObjectRef]) -> dict[str, bool | None]:
         """Ask for each object by C-FIND at the IMAGE level (PS3.4 C.6.2)."""

@@ -1,34 +1,41 @@
 """The DICOM listener: who may send, and success only for what is durable.
 
-Loads no torch and decodes no pixel. The order in `Listener.on_store` is the promise: space, identity,
-file, row, then 0x0000.
+Loads no torch and decodes no pixel. The order in `_Intake` is the promise: space, identity, file, row, then
+0x0000.
 """
 
 from __future__ import annotations
 
 import logging
+import resource
+import socket
 import threading
+import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
 
 from pydicom.uid import UID
-from pynetdicom import AE, AllStoragePresentationContexts, evt
-from pynetdicom.acse import ACSE
-from pynetdicom.association import Association as Peer
-from pynetdicom.dimse_primitives import C_STORE
-from pynetdicom.events import Event
-from pynetdicom.pdu_primitives import A_ASSOCIATE
+from pynetdicom import AllStoragePresentationContexts
 from sqlalchemy import update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from inference.decode import DECODABLE_TRANSFER_SYNTAXES
-from pacs_node import audit, db, reception
+from pacs_node import audit, db, reception, tls
 from pacs_node.clock import Clock, utc_now
 from pacs_node.config import Caller, ListenerSettings, Settings
 from pacs_node.errors import NodeError, OutOfSpaceError, UnreadableInstanceError
+from pacs_node.gate import Admitted, Gate, Limits, Refusal, Visitor
+from pacs_node.gate_association import Acceptor, Answer, Ending, StoreRequest, Terms
+from pacs_node.gate_pdu import Rejection
+from pacs_node.gate_record import RefusalRecord
 from pacs_node.reception import Reception
-from pacs_node.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, Spool, StoredFile
+from pacs_node.spool import (
+    IMPLEMENTATION_CLASS_UID,
+    IMPLEMENTATION_VERSION_NAME,
+    Incoming,
+    Spool,
+    StoredFile,
+)
 from pacs_node.storage import open_database, open_spool
 
 logger = logging.getLogger(__name__)
@@ -40,38 +47,9 @@ CANNOT_UNDERSTAND = 0xC000
 PROCESSING_FAILURE = 0x0110
 
 _VERIFICATION = UID("1.2.840.10008.1.1")
-
-_REJECTED_PERMANENT, _BY_SERVICE_USER = 0x01, 0x01
-_CALLING_AE_UNKNOWN, _CALLED_AE_UNKNOWN = 0x03, 0x07
-
-
-class _Sender(NamedTuple):
-    calling_ae: str
-    called_ae: str
-    address: str
-
-
-def _sender(peer: Peer) -> _Sender:
-    request = cast(A_ASSOCIATE, peer.requestor.primitive)
-    return _Sender(
-        request.calling_ae_title.strip(), request.called_ae_title.strip(), str(peer.requestor.address)
-    )
-
-
-class _AdmittingACSE(ACSE):
-    """Association negotiation that asks the node first who may enter (PS3.8 9.3.4 reject reasons)."""
-
-    def __init__(self, assoc: Peer, refusal: int | None) -> None:
-        super().__init__(assoc)
-        self._refusal = refusal
-
-    def negotiate_association(self) -> None:
-        if self._refusal is None:
-            super().negotiate_association()
-            return
-        self.send_reject(_REJECTED_PERMANENT, _BY_SERVICE_USER, self._refusal)
-        evt.trigger(self.assoc, evt.EVT_REJECTED, {})
-        self.assoc.kill()
+_HEAD_BYTES = 4 << 20
+_BACKLOG = 512
+_STOP_S = 15.0
 
 
 class Listener:
@@ -100,181 +78,85 @@ class Listener:
         self._database = database
         self._spool = spool
         self._clock = clock
-        self._rows: dict[Peer, int] = {}
-        self._rows_lock = threading.Lock()
-        self._server: Any = None
+        self._terms = _terms(settings)
+        self._refusals = RefusalRecord(database, clock)
+        self._associations: dict[Acceptor[Incoming], threading.Thread] = {}
+        self._lock = threading.Lock()
+        self._gate: Gate | None = None
 
     def start(self) -> int:
-        """Begin to listen; return the port."""
+        """Begin to listen; return the port.
+
+        Raises
+        ------
+        ConfigurationError
+            The files for TLS can't be used.
+        """
+        settings = self._settings
+        files = settings.tls_files()
+        context = None if files is None else tls.server_context(files, "listener")
         self._close_lost_associations()
         removed = self._spool.sweep()
         if removed:
             logger.info("removed interrupted files", extra={"count": removed})
-        handlers = [
-            (evt.EVT_REQUESTED, self.on_request),
-            (evt.EVT_C_ECHO, lambda _event: SUCCESS),
-            (evt.EVT_C_STORE, self.on_store),
-            (evt.EVT_RELEASED, lambda event: self._close(event.assoc, "released")),
-            (evt.EVT_ABORTED, lambda event: self._close(event.assoc, "aborted")),
-            (evt.EVT_CONN_CLOSE, lambda event: self._close(event.assoc, "aborted")),
-        ]
-        address = (self._settings.host, self._settings.port)
-        self._server = self._application_entity().start_server(address, block=False, evt_handlers=handlers)
-        port = int(self._server.socket.getsockname()[1])
-        logger.info("listening", extra={"ae_title": self._settings.ae_title, "port": port})
+        listening = _listening_socket(settings.host, settings.port)
+        port = int(listening.getsockname()[1])
+        self._gate = Gate(
+            listening,
+            judge=self._judge,
+            admit=self._admit,
+            refused=self._refusals.add,
+            context=context,
+            limits=Limits(request_seconds=settings.acse_timeout_seconds),
+        )
+        self._refusals.start()
+        self._gate.start()
+        logger.info(
+            "listening", extra={"ae_title": settings.ae_title, "port": port, "tls": context is not None}
+        )
         return port
 
     def stop(self) -> None:
-        """Stop listening and abort what is open."""
-        if self._server is not None:
-            self._server.shutdown()
-            for association in self._server.active_associations:
-                association.abort()
-
-    def _application_entity(self) -> Any:
-        entity = AE(ae_title=self._settings.ae_title)
-        entity.maximum_associations = self._settings.max_associations
-        entity.maximum_pdu_size = self._settings.max_pdu_bytes
-        entity.acse_timeout = self._settings.acse_timeout_seconds
-        entity.dimse_timeout = self._settings.dimse_timeout_seconds
-        entity.network_timeout = self._settings.network_timeout_seconds
-        entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
-        entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-        entity.add_supported_context(_VERIFICATION)
-        for context in AllStoragePresentationContexts:
-            entity.add_supported_context(
-                cast(UID, context.abstract_syntax), list(DECODABLE_TRANSFER_SYNTAXES)
-            )
-        return entity
-
-    def on_request(self, event: Event) -> None:
-        """Decide whether the peer may open an association."""
-        # first of all closed: pynetdicom goes on to accept when an error leaves this function
-        event.assoc.acse = _AdmittingACSE(event.assoc, _CALLING_AE_UNKNOWN)
-        sender = _sender(event.assoc)
-        refusal = None
-        if sender.called_ae != self._settings.ae_title:
-            refusal = _CALLED_AE_UNKNOWN
-        elif not any(caller.admits(sender.calling_ae, sender.address) for caller in self._callers):
-            refusal = _CALLING_AE_UNKNOWN
-        event.assoc.acse = _AdmittingACSE(event.assoc, refusal)
-        if refusal is not None:
-            self._record_refusal(sender)
-
-    def on_store(self, event: Event) -> int:
-        """Answer one C-STORE request; the status tells the truth about what is on disk."""
-        request = cast(C_STORE, event.request)
-        syntax = str(event.context.transfer_syntax)
-        dataset = event.encoded_dataset(include_meta=False)
-        try:
-            self._spool.check_space(len(dataset))
-            identity = reception.read_identity(dataset, syntax)
-            if (identity.sop_class_uid, identity.sop_instance_uid) != (
-                str(request.AffectedSOPClassUID),
-                str(request.AffectedSOPInstanceUID),
-            ):
-                return self._refuse(
-                    event, DATASET_MISMATCH, "the data set is not the object that the request names"
-                )
-            stored = self._spool.write(
-                dataset,
-                sop_class_uid=identity.sop_class_uid,
-                sop_instance_uid=identity.sop_instance_uid,
-                transfer_syntax_uid=syntax,
-            )
-            answer = self._record(event, identity, stored, syntax)
-        except OutOfSpaceError as error:
-            return self._refuse(event, OUT_OF_RESOURCES, str(error))
-        except UnreadableInstanceError as error:
-            return self._refuse(event, CANNOT_UNDERSTAND, str(error))
-        except (OSError, SQLAlchemyError, NodeError) as error:
-            # whatever is on disk now has no row: the sender must keep the instance
-            logger.exception("instance could not be stored")
-            return self._refuse(event, PROCESSING_FAILURE, type(error).__name__)
-        if answer is Reception.ELSEWHERE:
-            return self._refuse(event, DATASET_MISMATCH, "another series has an instance of this UID")
-        return SUCCESS
-
-    def _record(
-        self, event: Event, identity: reception.Identity, stored: StoredFile, transfer_syntax_uid: str
-    ) -> Reception:
-        now = self._clock()
-        with self._database.write() as session:
-            association_id = self._association_row(session, event.assoc)
-            answer = reception.record_instance(
-                session,
-                identity,
-                stored,
-                transfer_syntax_uid=transfer_syntax_uid,
-                association_id=association_id,
-                calling_ae=_sender(event.assoc).calling_ae,
-                at=now,
-            )
-            if not self._spool.absolute(stored.path).exists():
-                # an old copy that retention removed just now: the sender has to send it again
-                raise FileNotFoundError(stored.path)
-        with self._rows_lock:
-            self._rows[event.assoc] = association_id
-        if answer in {Reception.OWN_RESULT, Reception.ELSEWHERE}:
-            self._spool.remove(stored.path)
-        return answer
-
-    def _association_row(self, session: Session, peer: Peer) -> int:
-        with self._rows_lock:
-            known = self._rows.get(peer)
-        if known is not None:
-            return known
-        sender = _sender(peer)
-        row = db.Association(calling_ae=sender.calling_ae, address=sender.address, opened_at=self._clock())
-        session.add(row)
-        session.flush()
-        return row.id
-
-    def _refuse(self, event: Event, status: int, reason: str) -> int:
-        logger.warning("instance refused", extra={"status": f"{status:04X}", "reason": reason})
-        try:
-            with self._database.write() as session:
-                audit.record(
-                    session,
-                    audit.Event.INSTANCE_REFUSED,
-                    at=self._clock(),
-                    actor="listener",
-                    outcome=audit.Outcome.MINOR_FAILURE,
-                    calling_ae=_sender(event.assoc).calling_ae,
-                    sop_instance_uid=str(cast(C_STORE, event.request).AffectedSOPInstanceUID)[:64],
-                    status=f"{status:04X}",
-                    reason=reason,
-                )
-        except SQLAlchemyError:
-            logger.exception("refusal could not be recorded")
-        return status
-
-    def _record_refusal(self, sender: _Sender) -> None:
-        logger.warning("association refused", extra=sender._asdict())
-        try:
-            with self._database.write() as session:
-                audit.record(
-                    session,
-                    audit.Event.ASSOCIATION_REFUSED,
-                    at=self._clock(),
-                    actor="listener",
-                    outcome=audit.Outcome.MINOR_FAILURE,
-                    **sender._asdict(),
-                )
-        except SQLAlchemyError:
-            logger.exception("refusal could not be recorded")
-
-    def _close(self, peer: Peer, ending: str) -> None:
-        with self._rows_lock:
-            row = self._rows.pop(peer, None)
-        if row is None:
+        """Stop listening and abort what is open, each after the message that it is at."""
+        if self._gate is None:
             return
-        with self._database.write() as session:
-            session.execute(
-                update(db.Association)
-                .where(db.Association.id == row)
-                .values(closed_at=self._clock(), ending=ending)
-            )
+        self._gate.stop()
+        with self._lock:
+            running = dict(self._associations)
+        for acceptor in running:
+            acceptor.stop()
+        deadline = time.monotonic() + _STOP_S
+        for thread in running.values():
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self._refusals.stop()
+
+    def _judge(self, visitor: Visitor) -> Refusal | None:
+        """Decide whether the peer may open an association."""
+        refusal = judge(visitor, self._callers, self._settings.ae_title)
+        if refusal is None and len(self._associations) >= self._settings.max_associations:
+            return Refusal(Rejection.LIMIT_EXCEEDED, "too many associations at once")
+        return refusal
+
+    def _admit(self, admitted: Admitted) -> None:
+        intake = _Intake(admitted.visitor, self._database, self._spool, self._clock)
+        acceptor = Acceptor(admitted.connection, admitted.request, self._terms, intake)
+        thread = threading.Thread(
+            target=self._serve, args=(acceptor, intake), name="association", daemon=True
+        )
+        with self._lock:
+            self._associations[acceptor] = thread
+        thread.start()
+
+    def _serve(self, acceptor: Acceptor[Incoming], intake: _Intake) -> None:
+        ending = Ending.ABORTED
+        try:
+            ending = acceptor.run()
+        finally:
+            intake.close(ending)
+            with self._lock:
+                del self._associations[acceptor]
+            if acceptor.breach is not None:
+                self._refusals.add(intake.visitor, acceptor.breach)
 
     def _close_lost_associations(self) -> None:
         """Associations that were open when the node stopped are over."""
@@ -286,8 +168,173 @@ class Listener:
             )
 
 
+def judge(visitor: Visitor, callers: Sequence[Caller], ae_title: str) -> Refusal | None:
+    """Hold a visitor against the callers; None where one of them admits it.
+
+    Parameters
+    ----------
+    ae_title
+        The listener's own, which a caller calls unless it says otherwise.
+    """
+    known = [caller for caller in callers if caller.ae_title == visitor.calling_ae]
+    if not known:
+        return Refusal(Rejection.CALLING_AE_UNKNOWN, "unknown calling AE title")
+    known = [caller for caller in known if caller.is_from(visitor.address)]
+    if not known:
+        return Refusal(Rejection.CALLING_AE_UNKNOWN, "known calling AE title from another address")
+    known = [caller for caller in known if caller.certificate_sha256 in {None, visitor.certificate}]
+    if not known:
+        return Refusal(Rejection.CALLING_AE_UNKNOWN, "known calling AE title with another certificate")
+    if visitor.called_ae not in {caller.called_ae_title or ae_title for caller in known}:
+        return Refusal(Rejection.CALLED_AE_UNKNOWN, "called by another AE title")
+    return None
+
+
+class _MismatchError(Exception):
+    """The object isn't what was announced; the text is a sentence of ours."""
+
+
+class _Intake:
+    """Makes the instances of one association durable."""
+
+    def __init__(self, visitor: Visitor, database: db.Database, spool: Spool, clock: Clock) -> None:
+        self.visitor = visitor
+        self._database = database
+        self._spool = spool
+        self._clock = clock
+        self._row: int | None = None
+
+    def begin(self, request: StoreRequest) -> Incoming:
+        """Make ready for a data set; UIDs that are none don't get into its file."""
+        named = reception.is_uid(request.sop_class_uid) and reception.is_uid(request.sop_instance_uid)
+        return self._spool.begin(
+            sop_class_uid=request.sop_class_uid if named else "",
+            sop_instance_uid=request.sop_instance_uid if named else "",
+            transfer_syntax_uid=request.transfer_syntax,
+        )
+
+    def store(self, request: StoreRequest, sink: Incoming) -> Answer:
+        """Answer one C-STORE request; the status tells the truth about what is on disk."""
+        try:
+            self._store(request, sink)
+        except OutOfSpaceError as error:
+            return self._refuse(request, OUT_OF_RESOURCES, str(error))
+        except UnreadableInstanceError as error:
+            return self._refuse(request, CANNOT_UNDERSTAND, str(error))
+        except _MismatchError as error:
+            return self._refuse(request, DATASET_MISMATCH, str(error))
+        except (OSError, SQLAlchemyError, NodeError) as error:
+            # whatever is on disk now has no row: the sender must keep the instance
+            logger.exception("instance could not be stored")
+            return self._refuse(request, PROCESSING_FAILURE, type(error).__name__)
+        return Answer(SUCCESS)
+
+    def _store(self, request: StoreRequest, sink: Incoming) -> None:
+        identity = reception.read_identity(sink.head(_HEAD_BYTES), request.transfer_syntax)
+        if (identity.sop_class_uid, identity.sop_instance_uid) != request[:2]:
+            raise _MismatchError("the data set is not the object that the request names")
+        if request.sop_class_uid != request.abstract_syntax:
+            raise _MismatchError("the object is not of the class that was agreed on")
+        if self._record(identity, sink.keep(), request.transfer_syntax) is Reception.ELSEWHERE:
+            raise _MismatchError("another series has an instance of this UID")
+
+    def _record(
+        self, identity: reception.Identity, stored: StoredFile, transfer_syntax_uid: str
+    ) -> Reception:
+        with self._database.write() as session:
+            association_id = self._association(session)
+            outcome = reception.record_instance(
+                session,
+                identity,
+                stored,
+                transfer_syntax_uid=transfer_syntax_uid,
+                association_id=association_id,
+                calling_ae=self.visitor.calling_ae,
+                at=self._clock(),
+            )
+            if not self._spool.absolute(stored.path).exists():
+                # an old copy that retention removed just now: the sender has to send it again
+                raise FileNotFoundError(stored.path)
+        self._row = association_id
+        if outcome in {Reception.OWN_RESULT, Reception.ELSEWHERE}:
+            self._spool.remove(stored.path)
+        return outcome
+
+    def _association(self, session: Session) -> int:
+        if self._row is not None:
+            return self._row
+        row = db.Association(
+            calling_ae=self.visitor.calling_ae, address=self.visitor.address, opened_at=self._clock()
+        )
+        session.add(row)
+        session.flush()
+        return row.id
+
+    def _refuse(self, request: StoreRequest, status: int, reason: str) -> Answer:
+        logger.warning("instance refused", extra={"status": f"{status:04X}", "reason": reason})
+        try:
+            with self._database.write() as session:
+                audit.record(
+                    session,
+                    audit.Event.INSTANCE_REFUSED,
+                    at=self._clock(),
+                    actor="listener",
+                    outcome=audit.Outcome.MINOR_FAILURE,
+                    calling_ae=self.visitor.calling_ae,
+                    sop_instance_uid=request.sop_instance_uid[:64],
+                    status=f"{status:04X}",
+                    reason=reason,
+                )
+        except SQLAlchemyError:
+            logger.exception("refusal could not be recorded")
+        return Answer(status, reason)
+
+    def close(self, ending: Ending) -> None:
+        """Write down how the association ended, if anything came by it."""
+        if self._row is None:
+            return
+        try:
+            with self._database.write() as session:
+                session.execute(
+                    update(db.Association)
+                    .where(db.Association.id == self._row)
+                    .values(closed_at=self._clock(), ending=ending.value)
+                )
+        except SQLAlchemyError:
+            # it counts as lost at the next start; its series closes by the longer silence
+            logger.exception("the end of an association could not be recorded")
+
+
+def _terms(settings: ListenerSettings) -> Terms:
+    syntaxes = [str(uid) for uid in DECODABLE_TRANSFER_SYNTAXES]
+    contexts = {str(context.abstract_syntax): syntaxes for context in AllStoragePresentationContexts}
+    return Terms(
+        contexts={_VERIFICATION: ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1"], **contexts},
+        implementation_class_uid=IMPLEMENTATION_CLASS_UID,
+        implementation_version_name=IMPLEMENTATION_VERSION_NAME,
+        max_pdu_bytes=settings.max_pdu_bytes,
+        idle_seconds=settings.network_timeout_seconds,
+        grace_seconds=settings.dimse_timeout_seconds,
+    )
+
+
+def _listening_socket(host: str, port: int) -> socket.socket:
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    everywhere = family == socket.AF_INET6 and address[0] == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server(
+        (str(address[0]), port), family=family, backlog=_BACKLOG, dualstack_ipv6=everywhere
+    )
+
+
+def _allow_many_files() -> None:
+    """Each connection and each object on its way takes a descriptor."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def run(settings: Settings, stop: threading.Event) -> None:
     """Receive until `stop` is set."""
+    _allow_many_files()
     database = open_database(settings)
     listener = Listener(settings.listener, settings.callers, database, open_spool(settings))
     listener.start()

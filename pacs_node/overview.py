@@ -360,8 +360,11 @@ def _refused_associations(session: Session) -> tuple[RefusedAssociation, ...]:
         calling, called, address = (
             str(row.objects.get(name, "")) for name in ("calling_ae", "called_ae", "address")
         )
+        if not calling:
+            # no sender that could be admitted; pacs-node doctor tells about it
+            continue
         key = (calling, called, address)
-        count = found[key].count + 1 if key in found else 1
+        count = int(row.objects.get("count", 1)) + (found[key].count if key in found else 0)
         last = found[key].last_at if key in found else row.at
         found[key] = RefusedAssociation(calling, called, address, last, count)
     return tuple(found.values())[:5]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from inference.errors import ModelUnavailableError
 from inference.registry import load_pipeline, profiles
+from pacs_node import tls
 from pacs_node.config import DicomWebDestination, PipelineSettings, Settings
 from pacs_node.delivery import make_destination
 from pacs_node.errors import ConfigurationError
@@ -40,6 +41,7 @@ def check(settings: Settings, parts: Collection[str]) -> None:
     problems: list[str] = []
     if "listener" in parts:
         problems += _port("listener", settings.listener.host, settings.listener.port)
+        problems += _tls(settings)
     if "web" in parts:
         problems += _port("web", settings.web.host, settings.web.port)
     if "worker" in parts or "schedule" in parts:
@@ -77,6 +79,16 @@ def _bind(section: str, host: str, port: int) -> str:
                 return f"{section}.port = {port}: is in use on {host}; end what listens there or take another"
             return f"{section}.host = {host!r}: can't be listened on ({error.strerror})"
     return ""
+
+
+def _tls(settings: Settings) -> Iterator[str]:
+    files = settings.listener.tls_files()
+    if files is None:
+        return
+    try:
+        tls.server_context(files, "listener")
+    except ConfigurationError as error:
+        yield str(error)
 
 
 def _pipeline(pipeline: PipelineSettings, *, computes: bool) -> Iterator[str]:

@@ -69,6 +69,11 @@ class Reception(Enum):
     ELSEWHERE = "elsewhere"
 
 
+def is_uid(text: str) -> bool:
+    """Whether a peer's words can be a UID (PS3.5 9.1): the only ones that get into a file or a row."""
+    return _UID.fullmatch(text) is not None
+
+
 def read_identity(dataset: bytes, transfer_syntax_uid: str) -> Identity:
     """Read the identifying attributes; nothing behind (0020,000E) is parsed.
 
@@ -85,7 +90,7 @@ def read_identity(dataset: bytes, transfer_syntax_uid: str) -> Identity:
     except MALFORMED_FILE as error:
         raise UnreadableInstanceError(f"the data set can't be parsed ({type(error).__name__})") from error
     for keyword, uid in zip(_TAGS[1:], uids, strict=True):
-        if not _UID.fullmatch(uid):
+        if not is_uid(uid):
             raise UnreadableInstanceError(f"{keyword} is missing or no valid UID")
     sop_class, sop_instance, study, series = uids
     return Identity(sop_class, sop_instance, study, series, **texts)

@@ -7,8 +7,8 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterable
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 from pydicom.dataset import FileMetaDataset
@@ -17,12 +17,13 @@ from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID
 
 from pacs_node import __version__
-from pacs_node.errors import OutOfSpaceError
+from pacs_node.errors import NodeError, OutOfSpaceError
 
 IMPLEMENTATION_CLASS_UID = UID("2.25.184562349201867712354298617237645120934")
 IMPLEMENTATION_VERSION_NAME = f"PACSNODE_{__version__}"[:16]
 
 _PREAMBLE = bytes(128) + b"DICM"
+_CHECK_EVERY = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,119 @@ class StoredFile:
     size: int
 
 
+class Incoming:
+    """A data set on its way to the disk; made by `Spool.begin`.
+
+    Parameters
+    ----------
+    head
+        What stands in the file before the data set.
+    """
+
+    def __init__(
+        self, spool: Spool, directory: Path, head: bytes, transfer_syntax_uid: str, max_bytes: int
+    ) -> None:
+        self._spool = spool
+        self._head = head
+        self._max_bytes = max_bytes
+        self._digest = hashlib.sha256(transfer_syntax_uid.encode("ascii") + b"\n")
+        self._path = directory / f"{uuid.uuid4().hex}.part"
+        self._file: FileIO | None = None
+        self._trouble: OSError | NodeError | None = None
+        self._unchecked = 0
+        self.size = 0
+        """Of the data set so far, bytes."""
+        try:
+            spool.check_space(0)
+            self._file = FileIO(self._path, "x+")
+            self._put(head)
+        except (OSError, NodeError) as error:
+            self._give_up(error)
+
+    def write(self, data: memoryview) -> None:
+        """Take some bytes; after the first trouble they are only counted."""
+        self.size += len(data)
+        if self._trouble is not None:
+            return
+        try:
+            self._check(len(data))
+            self._put(data)
+        except (OSError, NodeError) as error:
+            self._give_up(error)
+        else:
+            self._digest.update(data)
+
+    def _check(self, size: int) -> None:
+        if self.size > self._max_bytes:
+            raise OutOfSpaceError(f"the object is larger than {self._max_bytes >> 20} MiB")
+        self._unchecked += size
+        if self._unchecked > _CHECK_EVERY:
+            self._spool.check_space(self._unchecked)
+            self._unchecked = 0
+
+    def _put(self, data: bytes | memoryview) -> None:
+        rest = memoryview(data)
+        while self._file is not None and rest:
+            rest = rest[self._file.write(rest) :]
+
+    def _give_up(self, error: OSError | NodeError) -> None:
+        """Free the space at once: the peer goes on sending."""
+        full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+        self._trouble = OutOfSpaceError("the disk is full") if full else error
+        self.discard()
+
+    def head(self, limit: int) -> bytes:
+        """Return the first bytes of the data set.
+
+        Raises
+        ------
+        OutOfSpaceError, OSError
+            It could not be written; nothing is left behind.
+        """
+        file = self._usable()
+        return os.pread(file.fileno(), limit, len(self._head))
+
+    def keep(self) -> StoredFile:
+        """Make the data set durable: file synced, renamed, directory synced.
+
+        Raises
+        ------
+        OutOfSpaceError
+            The reserve is reached, the disk is full, or the object is too large; nothing is left behind.
+        OSError
+            The disk failed; nothing that was not there before is to be trusted.
+        """
+        file = self._usable()
+        digest = self._digest.hexdigest()
+        relative = f"instances/{digest[:2]}/{digest}.dcm"
+        target = self._spool.absolute(relative)
+        try:
+            if not target.exists():
+                os.fsync(file.fileno())
+                self._path.rename(target)
+            # also for a file that was there: its writer may have been killed before this
+            sync_directory(target.parent)
+        except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise OutOfSpaceError("the disk is full") from error
+            raise
+        return StoredFile(relative, digest, self.size)
+
+    def _usable(self) -> FileIO:
+        if self._trouble is not None:
+            raise self._trouble
+        if self._file is None:
+            raise ValueError("the data set was given up")
+        return self._file
+
+    def discard(self) -> None:
+        """Remove what is not kept; harmless when it is, or is gone already."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+            self._path.unlink(missing_ok=True)
+
+
 class Spool:
     """Files of received instances.
 
@@ -53,10 +167,13 @@ class Spool:
         The storage directory; made with mode 0700.
     reserve_bytes
         Free space that must remain after a write.
+    max_object_bytes
+        Of one data set.
     """
 
-    def __init__(self, directory: Path, reserve_bytes: int) -> None:
+    def __init__(self, directory: Path, reserve_bytes: int, max_object_bytes: int = 4 << 30) -> None:
         self.directory = directory
+        self._max_object_bytes = max_object_bytes
         self._reserve_bytes = reserve_bytes
         self._incoming = directory / "incoming"
         self._incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -74,51 +191,35 @@ class Spool:
         if free - size < self._reserve_bytes:
             raise OutOfSpaceError(f"{free >> 20} MiB free, reserve is {self._reserve_bytes >> 20} MiB")
 
+    def begin(self, *, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> Incoming:
+        """Make ready for a data set that arrives in parts; the UIDs go into its file meta information.
+
+        Never raises for the disk: what happens is told when the data set is to be kept.
+        """
+        meta = _file_meta(sop_class_uid, sop_instance_uid, transfer_syntax_uid)
+        return Incoming(self, self._incoming, _PREAMBLE + meta, transfer_syntax_uid, self._max_object_bytes)
+
     def write(
         self, dataset: bytes, *, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str
     ) -> StoredFile:
-        """Make an encoded data set durable: file synced, renamed, directory synced.
+        """Make an encoded data set durable; see `Incoming.keep`.
 
         Parameters
         ----------
         dataset
             Encoded in `transfer_syntax_uid`, as the peer sent it.
-
-        Raises
-        ------
-        OutOfSpaceError
-            The reserve is reached, or the disk is full; nothing is left behind.
-        OSError
-            The disk failed; nothing that was not there before is to be trusted.
         """
         self.check_space(len(dataset))
-        digest = hashlib.sha256(transfer_syntax_uid.encode("ascii") + b"\n" + dataset).hexdigest()
-        relative = f"instances/{digest[:2]}/{digest}.dcm"
-        target = self.directory / relative
+        incoming = self.begin(
+            sop_class_uid=sop_class_uid,
+            sop_instance_uid=sop_instance_uid,
+            transfer_syntax_uid=transfer_syntax_uid,
+        )
         try:
-            if not target.exists():
-                meta = _file_meta(sop_class_uid, sop_instance_uid, transfer_syntax_uid)
-                self._write_durably(target, (_PREAMBLE, meta, dataset))
-            # also for a file that was there: its writer may have been killed before this
-            sync_directory(target.parent)
-        except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                raise OutOfSpaceError("the disk is full") from error
-            raise
-        return StoredFile(relative, digest, len(dataset))
-
-    def _write_durably(self, target: Path, parts: Iterable[bytes]) -> None:
-        temporary = self._incoming / f"{uuid.uuid4().hex}.part"
-        try:
-            with temporary.open("xb") as file:
-                for part in parts:
-                    file.write(part)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.rename(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+            incoming.write(memoryview(dataset))
+            return incoming.keep()
+        finally:
+            incoming.discard()
 
     def sweep(self) -> int:
         """Remove what an interrupted write left behind; return how many files."""

@@ -49,7 +49,11 @@ def _directory(settings: Settings) -> Path:
 
 def open_spool(settings: Settings) -> Spool:
     """Open the store of received images."""
-    return Spool(Path(settings.storage.directory), settings.storage.reserve_mb << 20)
+    return Spool(
+        Path(settings.storage.directory),
+        settings.storage.reserve_mb << 20,
+        settings.listener.max_object_mb << 20,
+    )
 
 
 @contextmanager

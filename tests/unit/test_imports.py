@@ -36,7 +36,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         ),
         "compare select cade measure retinanet pull inventory record_files pleura views descriptors",
         "load registry openclip_model",
-        "windows sam2_model lora insertion cadx_network fusion published",
+        "windows sam2_model lora insertion cadx_network fusion published extent",
         "prompted detector cadx convert full",
         "full_detector",
         "stack",
@@ -45,20 +45,26 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "train train.*",
     ),
     "dicom_sr": (
-        "codes context part10",
+        "codes pages part10 profiles wording",
+        "context",
         "header keyimages",
-        "content",
+        "content verify_seg",
+        "evaluations",
         "conclusion seg verify",
-        "report summary",
+        "report summary paper",
+        "capture pdf",
     ),
     "pacs_node": (
-        "errors clock states logs destinations peer present tcia request models_cli validators validators.*",
-        "config db spool association dicomweb engines",
+        "errors clock states logs destinations peer present tcia request models_cli validators validators.* gate_pdu",
+        "tls gate_message",
+        "config_listener",
+        "config db spool association dicomweb engines gate gate_association",
         "audit storage case dimse config_template config_docs migrations migrations.*",
-        "lifecycle retention",
+        "lifecycle retention gate_record",
         "jobs reception",
         "listener intake worker delivery timeline",
-        "schedule queries preflight",
+        "schedule queries preflight doctor",
+        "doctor_peers",
         "overview study_detail",
         "web web.*",
         "serve analyze demo evaluate_cli validate_cli",
@@ -75,12 +81,16 @@ ONLY: dict[str, str] = {
     "pacs_node.lifecycle": "pacs_node.audit pacs_node.db pacs_node.errors pacs_node.states",
     "pacs_node.reception": "inference.decode pacs_node.audit pacs_node.db pacs_node.errors "
     "pacs_node.lifecycle pacs_node.spool pacs_node.states",
-    "pacs_node.listener": "inference.decode pacs_node.audit pacs_node.clock pacs_node.config pacs_node.db "
-    "pacs_node.errors pacs_node.reception pacs_node.spool pacs_node.storage",
+    "pacs_node.gate": "pacs_node pacs_node.gate_pdu pacs_node.tls",
+    "pacs_node.gate_association": "inference.decode pacs_node pacs_node.gate_message pacs_node.gate_pdu",
+    "pacs_node.listener": "inference.decode pacs_node pacs_node.audit pacs_node.clock pacs_node.config "
+    "pacs_node.db pacs_node.errors pacs_node.gate pacs_node.gate_* pacs_node.reception pacs_node.spool "
+    "pacs_node.storage pacs_node.tls",
     "pacs_node.case": "inference.* dicom_sr.* pacs_node pacs_node.request pacs_node.spool pacs_node.states",
-    "pacs_node.delivery": "pacs_node.association pacs_node.clock pacs_node.config pacs_node.db "
+    "pacs_node.delivery": "dicom_sr.profiles "
+    "pacs_node.association pacs_node.clock pacs_node.config pacs_node.db "
     "pacs_node.destinations pacs_node.dicomweb pacs_node.dimse pacs_node.errors pacs_node.jobs "
-    "pacs_node.lifecycle pacs_node.states pacs_node.storage",
+    "pacs_node.lifecycle pacs_node.states pacs_node.storage pacs_node.tls pacs_node",
     "pacs_node.web*": "pacs_node pacs_node.web* pacs_node.audit pacs_node.clock pacs_node.config "
     "pacs_node.db pacs_node.errors pacs_node.jobs pacs_node.logs pacs_node.overview pacs_node.present "
     "pacs_node.queries pacs_node.states pacs_node.storage pacs_node.study_detail pacs_node.timeline "
@@ -91,14 +101,16 @@ ONLY: dict[str, str] = {
 IMPORTERS: dict[str, str] = {
     "inference.analyse": "pacs_node.case inference.evaluate* inference.train*",
     "inference.phantom": "inference.phantom* inference.evaluate* inference.train* pacs_node.demo",
+    "dicom_sr.capture": "pacs_node.case",
+    "dicom_sr.pdf": "pacs_node.case",
     "dicom_sr.report": "pacs_node.case",
     "dicom_sr.seg": "pacs_node.case",
-    "dicom_sr.verify": "pacs_node.case",
+    "dicom_sr.verify": "dicom_sr.capture dicom_sr.pdf pacs_node.case",
     "pacs_node.case": "pacs_node.analyze",
     "pacs_node.cli": "",
     "sam2": "inference.sam2_model inference.published",
     "open_clip": "inference.openclip_model",
-    "matplotlib": "inference.evaluate.plots",
+    "matplotlib": "dicom_sr.pages dicom_sr.paper inference.evaluate.plots",
     "sqlalchemy": "pacs_node.*",
     "pynetdicom": "pacs_node.*",
     "starlette": "pacs_node.web*",

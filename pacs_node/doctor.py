@@ -1,0 +1,397 @@
+"""What ``pacs-node doctor`` finds out about this machine: every finding says what to do."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import sqlite3
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+
+from sqlalchemy import select, text
+from sqlalchemy.exc import DatabaseError
+
+from inference.errors import ModelUnavailableError
+from inference.registry import load_pipeline, profiles
+from pacs_node import audit, tls
+from pacs_node.config import Caller, DicomDestination, Settings
+from pacs_node.config_template import render_caller
+from pacs_node.db import AuditEvent, Database, journal_mode, sqlite_url
+from pacs_node.errors import ConfigurationError
+from pacs_node.gate import Visitor
+from pacs_node.listener import judge
+
+EXPIRES_SOON = timedelta(days=30)
+REFUSALS_OF = timedelta(days=30)
+_SLOW_SYNC_S = 0.05
+_SYNCS = 10
+#: statfs(2): not durable, or without the locks that SQLite needs
+_FILE_SYSTEMS = {
+    "tmpfs": "keeps nothing after a restart of the machine",
+    "ramfs": "keeps nothing after a restart of the machine",
+    "nfs": "is on the network, where SQLite's locks are not safe",
+    "nfs4": "is on the network, where SQLite's locks are not safe",
+    "cifs": "is on the network, where SQLite's locks are not safe",
+    "smb3": "is on the network, where SQLite's locks are not safe",
+}
+_STA_UNSYNC = 0x0040
+
+
+class Level(StrEnum):
+    """How bad a finding is."""
+
+    GOOD = "ok"
+    WARNING = "warning"
+    PROBLEM = "PROBLEM"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was found.
+
+    Parameters
+    ----------
+    about
+        The part of the node.
+    sentence
+        What is so.
+    todo
+        What to do about it; empty only where nothing is to be done.
+    """
+
+    level: Level
+    about: str
+    sentence: str
+    todo: str = ""
+
+
+def examine(settings: Settings, now: datetime) -> Iterator[Finding]:
+    """Look at everything that needs no network, one part after the other."""
+    yield from check_disk(settings)
+    yield from check_database(settings, now)
+    yield from check_clock()
+    yield from check_models(settings)
+    yield from check_listener(settings, now)
+    yield from check_callers(settings, now)
+
+
+def check_disk(settings: Settings) -> Iterator[Finding]:
+    """Space above the reserve, a file system that keeps what is synced, and how fast it does."""
+    directory = Path(settings.storage.directory)
+    if not directory.is_dir():
+        yield Finding(Level.GOOD, "disk", f"{directory} is made at the first start")
+        return
+    free, reserve = shutil.disk_usage(directory).free >> 20, settings.storage.reserve_mb
+    room = f"{free} MiB free, reserve {reserve} MiB"
+    if free <= reserve:
+        todo = "free space there, or lower storage.reserve_mb; until then every object is answered A700"
+        yield Finding(Level.PROBLEM, "disk", room, todo)
+    elif free < 2 * reserve:
+        yield Finding(Level.WARNING, "disk", room, "make room soon; see retention.images_days")
+    else:
+        yield Finding(Level.GOOD, "disk", room)
+    kind = file_system(directory)
+    if kind in _FILE_SYSTEMS:
+        todo = "set storage.directory to a local disk (ext4, xfs)"
+        yield Finding(Level.PROBLEM, "disk", f"{directory} is {kind}, which {_FILE_SYSTEMS[kind]}", todo)
+    if not os.access(directory, os.W_OK | os.X_OK):
+        yield Finding(
+            Level.PROBLEM, "disk", f"this user may not write to {directory}", "run as the node's user"
+        )
+        return
+    seconds = sync_seconds(directory)
+    speed = f"a synced write takes {seconds * 1000:.1f} ms"
+    if seconds > _SLOW_SYNC_S:
+        yield Finding(
+            Level.WARNING,
+            "disk",
+            speed,
+            "each instance waits for several of them: use a faster disk, or one with less other work",
+        )
+    else:
+        yield Finding(Level.GOOD, "disk", speed)
+
+
+def file_system(directory: Path, mounts: Path = Path("/proc/mounts")) -> str:
+    """Type of the file system that a directory is on; empty where the system doesn't say."""
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    best, kind = Path(), ""
+    for line in lines:
+        _, place, name, *_ = line.split(" ")
+        point = Path(place.replace("\\040", " "))
+        if directory.absolute().is_relative_to(point) and len(point.parts) >= len(best.parts):
+            best, kind = point, name
+    return kind
+
+
+def sync_seconds(directory: Path) -> float:
+    """Middle time of some synced writes, seconds; leaves nothing behind."""
+    path = directory / f"doctor-{uuid.uuid4().hex}.tmp"
+    took = []
+    try:
+        with path.open("wb", buffering=0) as file:
+            for _ in range(_SYNCS):
+                started = time.perf_counter()
+                file.write(bytes(4096))
+                os.fsync(file.fileno())
+                took.append(time.perf_counter() - started)
+    finally:
+        path.unlink(missing_ok=True)
+    return sorted(took)[len(took) // 2]
+
+
+def check_database(settings: Settings, now: datetime) -> Iterator[Finding]:
+    """SQLite's version and mode, the database's own check, the chain of the audit record, and its times."""
+    version = sqlite3.sqlite_version
+    mode = journal_mode(sqlite3.sqlite_version_info[:3])
+    if mode == "WAL":
+        yield Finding(Level.GOOD, "database", f"SQLite {version}, journal mode WAL")
+    else:
+        yield Finding(
+            Level.GOOD,
+            "database",
+            f"SQLite {version} has the WAL-reset bug, so the journal mode is {mode}: safe, but slower. "
+            "A Python with SQLite 3.51.3 or newer is faster",
+        )
+    url = settings.storage.database_url or sqlite_url(Path(settings.storage.directory))
+    path = Path(url.removeprefix("sqlite:///"))
+    if not path.exists():
+        yield Finding(Level.GOOD, "database", f"{path} is made at the first start")
+        return
+    database = Database(url)
+    try:
+        yield from _look_into(database, path, mode, now)
+    except DatabaseError as error:
+        todo = "stop the node and restore the database from a backup; keep the broken file"
+        yield Finding(Level.PROBLEM, "database", f"{path} can't be read ({error.orig})", todo)
+    finally:
+        database.dispose()
+
+
+def _look_into(database: Database, path: Path, wanted: str, now: datetime) -> Iterator[Finding]:
+    restore = "stop the node, keep the file, and restore it from a backup"
+    with database.read() as session:
+        mode = str(session.execute(text("PRAGMA journal_mode")).scalar_one()).upper()
+        synchronous = int(session.execute(text("PRAGMA synchronous")).scalar_one())
+        latest = session.execute(
+            select(AuditEvent.at).order_by(AuditEvent.seq.desc()).limit(1)
+        ).scalar_one_or_none()
+        bad = audit.first_bad_row(session)
+    if (mode, synchronous) != (wanted, 2):
+        yield Finding(
+            Level.PROBLEM,
+            "database",
+            f"journal mode {mode}, synchronous {synchronous}; it must be {wanted} and 2 (FULL)",
+            "another program has changed the database: let nothing but pacs-node open it, restart the node",
+        )
+    answer = database.check()
+    if answer != "ok":
+        yield Finding(Level.PROBLEM, "database", f"{path} is damaged: {answer[:200]}", restore)
+    else:
+        yield Finding(Level.GOOD, "database", f"{path}: quick check ok, synchronous FULL")
+    if bad is not None:
+        yield Finding(Level.PROBLEM, "audit", f"the record is changed or broken from row {bad}", restore)
+    else:
+        yield Finding(Level.GOOD, "audit", "the chain of the record is whole")
+    if latest is not None and latest > now + timedelta(seconds=5):
+        yield Finding(
+            Level.PROBLEM,
+            "clock",
+            f"the newest audit event is of {latest:%Y-%m-%d %H:%M:%S} UTC, which is to come",
+            "set the clock of this machine (timedatectl, chronyc tracking)",
+        )
+
+
+class _Timex(ctypes.Structure):
+    """``struct timex`` of adjtimex(2), up to what is read; the rest is room for the kernel."""
+
+    _fields_ = (
+        ("modes", ctypes.c_uint),
+        ("offset", ctypes.c_long),
+        ("freq", ctypes.c_long),
+        ("maxerror", ctypes.c_long),
+        ("esterror", ctypes.c_long),
+        ("status", ctypes.c_int),
+        ("rest", ctypes.c_long * 40),
+    )
+
+
+def clock_is_synchronised() -> bool | None:
+    """Whether the kernel says that its clock follows a time server; None where it doesn't say."""
+    answer = _Timex()
+    if ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(answer)) < 0:
+        return None
+    return not answer.status & _STA_UNSYNC
+
+
+def check_clock() -> Iterator[Finding]:
+    """Whether the clock follows a time server: results, retries and the audit record carry its times."""
+    synchronised = clock_is_synchronised()
+    if synchronised:
+        yield Finding(Level.GOOD, "clock", "follows a time server")
+    elif synchronised is None:
+        yield Finding(
+            Level.WARNING, "clock", "the system doesn't say whether it is right", "compare it by hand"
+        )
+    else:
+        todo = "set up chrony or systemd-timesyncd on this machine, or on the host of this container"
+        yield Finding(Level.WARNING, "clock", "follows no time server", todo)
+
+
+def check_models(settings: Settings) -> Iterator[Finding]:
+    """The models of the profile: cards readable, weights there and with their SHA-256."""
+    profile = settings.pipeline.profile
+    try:
+        load_pipeline(profile, models=Path(settings.pipeline.models))
+    except ModelUnavailableError as error:
+        todo = f"set pipeline.profile to one of {', '.join(profiles())}; see pacs-node models verify"
+        yield Finding(Level.PROBLEM, "models", f"profile {profile}: {error}", todo)
+        return
+    yield Finding(Level.GOOD, "models", f"profile {profile}: weights there, SHA-256 as the cards say")
+
+
+def check_listener(settings: Settings, now: datetime) -> Iterator[Finding]:
+    """Encryption, and how long the certificates last."""
+    listener = settings.listener
+    place = f"{listener.ae_title} on {listener.host}:{listener.port}"
+    files = listener.tls_files()
+    if files is not None:
+        try:
+            tls.server_context(files, "listener")
+        except ConfigurationError as error:
+            yield Finding(Level.PROBLEM, "listener", str(error), "correct the files, then restart the node")
+            return
+        yield Finding(Level.GOOD, "listener", f"{place}, TLS with certificates on both sides")
+        yield from _expiry("listener", files.certificate, now)
+        yield from _expiry("listener", files.authorities, now)
+    elif listener.allow_plaintext:
+        todo = "set listener.tls_certificate_file, tls_key_file and tls_client_ca_file if the PACS speaks TLS"
+        yield Finding(Level.WARNING, "listener", f"{place}: patient data cross the network unencrypted", todo)
+    else:
+        yield Finding(Level.GOOD, "listener", f"{place}, this machine only")
+    for item in settings.destinations:
+        own = settings.client_tls_files(item) if isinstance(item, DicomDestination) else None
+        if own is not None:
+            yield from _expiry(f"destination {item.name}", own.certificate, now)
+            yield from _expiry(f"destination {item.name}", own.authorities, now)
+
+
+def _expiry(about: str, path: str, now: datetime) -> Iterator[Finding]:
+    try:
+        validity = tls.read_validity(Path(path))
+    except (OSError, ValueError) as error:
+        yield Finding(Level.PROBLEM, about, f"{path}: {error}", "put the certificate there, in PEM form")
+        return
+    days = (validity.ends - now).days
+    sentence = f"{path}: valid until {validity.ends:%Y-%m-%d}, SHA-256 {validity.sha256}"
+    if now >= validity.ends or now < validity.begins:
+        yield Finding(
+            Level.PROBLEM, about, f"{sentence}: not valid now", "put a new certificate there, restart"
+        )
+    elif validity.ends - now < EXPIRES_SOON:
+        yield Finding(
+            Level.WARNING, about, f"{sentence}: {days} days left", "put a new certificate there, restart"
+        )
+    else:
+        yield Finding(Level.GOOD, about, sentence)
+
+
+def check_callers(settings: Settings, now: datetime) -> Iterator[Finding]:
+    """Who may send, who was refused, and the lines that would admit them."""
+    if not settings.callers:
+        todo = "let the PACS send once; it is refused, and this command shows the lines that admit it"
+        yield Finding(Level.WARNING, "callers", "nobody may send", todo)
+    for caller in settings.callers:
+        sentence = f"{caller.ae_title} from {caller.address}"
+        if caller.certificate_sha256 and settings.listener.tls_files() is None:
+            todo = "set up TLS for the listener, or take certificate_sha256 out"
+            sentence += " can't come in: it must show a certificate, and the listener speaks no TLS"
+            yield Finding(Level.PROBLEM, "callers", sentence, todo)
+        else:
+            yield Finding(Level.GOOD, "callers", f"{sentence} may send")
+    url = settings.storage.database_url or sqlite_url(Path(settings.storage.directory))
+    if not Path(url.removeprefix("sqlite:///")).exists():
+        return
+    database = Database(url)
+    try:
+        refused = refusals(database, now - REFUSALS_OF)
+    except DatabaseError:  # said by check_database
+        return
+    finally:
+        database.dispose()
+    for item in refused:
+        if item.visitor.calling_ae == "":
+            yield Finding(Level.WARNING, "refused", item.sentence(), _wordless_todo(item.reason))
+        elif judge(item.visitor, settings.callers, settings.listener.ae_title) is not None:
+            yield Finding(Level.WARNING, "refused", item.sentence(), _admitting(item.visitor, settings))
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Somebody who was refused: why, how often, and when last."""
+
+    visitor: Visitor
+    reason: str
+    count: int
+    last: datetime
+
+    def sentence(self) -> str:
+        """Say so; what peers sent is quoted."""
+        who = f"{self.visitor.calling_ae!r} calling {self.visitor.called_ae!r} " * bool(
+            self.visitor.calling_ae
+        )
+        place = f"from {self.visitor.address or 'many addresses'}"
+        return f"{who}{place}: {self.reason}; {self.count} times, last {self.last:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def refusals(database: Database, since: datetime) -> list[Refused]:
+    """Read who was refused, the latest first, each sender and reason once."""
+    name = audit.Event.ASSOCIATION_REFUSED.value[0]
+    query = (
+        select(AuditEvent).where(AuditEvent.event == name, AuditEvent.at >= since).order_by(AuditEvent.seq)
+    )
+    found: dict[tuple[Visitor, str], Refused] = {}
+    with database.read() as session:
+        for row in session.execute(query).scalars():
+            fields = {key: str(row.objects.get(key, "")) for key in ("calling_ae", "called_ae", "address")}
+            visitor = Visitor(**fields, certificate=str(row.objects.get("certificate", "")))
+            key = (visitor, str(row.objects.get("reason", "")))
+            before = found.get(key)
+            count = int(row.objects.get("count", 1)) + (before.count if before else 0)
+            found[key] = Refused(*key, count, row.at)
+    return sorted(found.values(), key=lambda item: item.last, reverse=True)
+
+
+def _wordless_todo(reason: str) -> str:
+    if "speaks TLS" in reason:
+        return "switch TLS off at this sender, or set listener.tls_certificate_file and the two beside it"
+    if reason.startswith("TLS:"):
+        return (
+            "if it is your PACS: let it speak TLS 1.2 or newer and show a certificate, and put that "
+            "certificate or its authority into listener.tls_client_ca_file"
+        )
+    return "if this is no sender of yours, look for a port scanner, or close the port to it by a firewall"
+
+
+def _admitting(visitor: Visitor, settings: Settings) -> str:
+    """The lines of the configuration that would admit a visitor."""
+    called = visitor.called_ae if visitor.called_ae != settings.listener.ae_title else None
+    try:
+        caller = Caller(
+            ae_title=visitor.calling_ae,
+            address=visitor.address,
+            called_ae_title=called,
+            certificate_sha256=visitor.certificate or None,
+        )
+    except ValueError:
+        return "its AE titles or address can't stand in a configuration: correct them at the sender"
+    return "if it is your PACS, add this to the configuration and restart the node:\n" + render_caller(caller)
