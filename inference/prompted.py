@@ -2,7 +2,7 @@
 
 Two passes. The first looks wide, slice by slice, for what the sentence names. The second looks close: its
 window follows the size that was found, its slices are encoded once, and the mask is carried from the key
-slice to both sides until the object ends.
+slice to both sides until the object ends. What `inference.extent` says of rims and stubs comes last.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor, nn
 
-from inference.intensity import window
+from inference.extent import corrected
+from inference.intensity import HIGH_HU, LOW_HU, window
 from inference.openclip_model import token_embeddings, tokenize
 from inference.sam2_model import Features, Frame, Prompt, TextPromptedSam2
 from inference.types import Index
@@ -202,7 +203,7 @@ class PromptedSegmenter:
         if box is not None:
             y0, x0, y1, x1 = box
             seed = _Seed(key_slice, ((y0 + y1) / 2, (x0 + x1) / 2), max(y1 - y0, x1 - x0), box)
-            return self._close(grey, spacing_mm[1], sentence, seed)[0]
+            return self._close(grey, spacing_mm, sentence, seed)[0]
         if centre is None:
             middle = (len(hu) / 2, (hu.shape[1] - 1) / 2, (hu.shape[2] - 1) / 2)
             return self._find(grey, spacing_mm, sentence, middle, self.sight.wide_mm, is_whole=True)[0]
@@ -237,7 +238,7 @@ class PromptedSegmenter:
                     break
         if seed is None:
             return np.zeros(grey.shape, bool), 0.0
-        return self._close(grey, pitch, sentence, seed)
+        return self._close(grey, spacing_mm, sentence, seed)
 
     def _everywhere(self, grey: Floats, sentence: str) -> Floats:
         """Logits (slices, y, x): the mean of one window over all and the greatest of four over its parts.
@@ -274,11 +275,14 @@ class PromptedSegmenter:
         slices = torch.from_numpy(grey[around])  # (n, 3, y, x)
         return cut(slices, affine, self.model.image_size).to(self.model.text_projection.weight.device)
 
-    def _close(self, grey: Floats, pitch: float, sentence: str, seed: _Seed) -> tuple[Mask, float]:
+    def _close(
+        self, grey: Floats, spacing_mm: tuple[float, float, float], sentence: str, seed: _Seed
+    ) -> tuple[Mask, float]:
         """Second pass."""
-        logits, key, score = self._carried(grey, pitch, sentence, seed)
+        logits, key, score = self._carried(grey, spacing_mm[1], sentence, seed)
         if seed.box is None:
-            return _object(logits > self.sight.threshold, key, seed.centre), score
+            mask = _object(logits > self.sight.threshold, key, seed.centre)
+            return corrected(LOW_HU + grey * (HIGH_HU - LOW_HU), spacing_mm, mask), score
         level = self.sight.threshold + _fitting(logits[key] - self.sight.threshold, seed.box)
         return _within(_object(logits > level, key, seed.centre), seed.box), score
 
