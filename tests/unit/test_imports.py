@@ -67,7 +67,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "doctor_peers",
         "overview study_detail",
         "web web.*",
-        "serve analyze demo evaluate_cli validate_cli",
+        "serve analyze demo evaluate_cli validate_cli doctor_cli",
         "cli",
     ),
 }
