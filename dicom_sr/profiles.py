@@ -7,7 +7,7 @@ is named after the colon, as in ``seg:all-frames`` or ``sr:enhanced``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 ORDER = ("seg", "sr", "sc", "pdf")
@@ -101,6 +101,12 @@ class Form:
         return Form("seg", tuple(option for option in self.options if option != _ENHANCED))
 
     @property
+    def without_mask(self) -> Form:
+        """The form of a report that refers to no SEG, where this is a report; otherwise itself."""
+        options = tuple(option for option in self.options if option == _ENHANCED)
+        return Form("sr", options) if self.kind == "sr" else self
+
+    @property
     def words(self) -> str:
         """For people: ``SEG (all frames)``."""
         options = ", ".join(_WORDS[option] for option in self.options)
@@ -129,7 +135,34 @@ PROFILES: dict[str, Profile] = {
 """What the profiles of a destination mean."""
 
 
+def form_name(kind: str, encoding: str) -> str:
+    """Name of the form of an object of this kind, whose options are joined by ``+`` or empty."""
+    return f"{kind}:{encoding}" if encoding else kind
+
+
 def union(forms: Iterable[Iterable[str]]) -> tuple[str, ...]:
     """All forms that must be made: the standard ones and what anybody wants, each once, in sending order."""
-    wanted = dict.fromkeys((*STANDARD, *(name for names in forms for name in names)))
+    return in_order((*STANDARD, *(name for names in forms for name in names)))
+
+
+def in_order(forms: Iterable[str]) -> tuple[str, ...]:
+    """Each form once and in the order of sending, with the SEG that a report among them refers to."""
+    wanted = dict.fromkeys(forms)
+    wanted |= dict.fromkeys(str(Form.parse(name).mask) for name in wanted if Form.parse(name).kind == "sr")
     return tuple(sorted(wanted, key=lambda name: ORDER.index(Form.parse(name).kind)))
+
+
+def chosen(wanted: Iterable[str], made: Collection[str]) -> tuple[str, ...]:
+    """Which of the forms that were made a receiver gets.
+
+    Parameters
+    ----------
+    wanted
+        The forms of its profile.
+    made
+        The forms of one result. Without findings there is no SEG, and its report refers to none: then
+        there is only one report for all forms of the SEG.
+    """
+    without_mask = not any(name.partition(":")[0] == "seg" for name in made)
+    names = [str(Form.parse(name).without_mask) if without_mask else name for name in wanted]
+    return tuple(name for name in names if name in made)

@@ -5,7 +5,7 @@ renamed or given another meaning without a new major number.
 
 ::
 
-    schema_version   "1.1"
+    schema_version   "1.2"
     notice           research-use sentence
     status           "analysed" | "not_analysed"
     reason           null | {code, sentence}
@@ -19,7 +19,8 @@ renamed or given another meaning without a new major number.
     models           [{name, version, task, weights_sha256, parameters, performance, limits, ...}]
     warnings         [sentence]
     provenance       {software_version, pipeline_version, input_digest, created_at, device_uid, ...}
-    outputs          [{kind, file, sop_class_uid, sop_instance_uid, series_uid, sha256}]
+    outputs          [{kind, encoding, file, sop_class_uid, sop_instance_uid, series_uid, sha256}]
+    recipients       [{destination, profile, files: [name]}]       what is to be sent to whom
     timings_s        {stage: seconds}
 
 Numbers are in the unit of their name's suffix; probabilities are 0..1; LPS is the DICOM patient system.
@@ -31,7 +32,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from pydicom import Dataset
@@ -44,12 +45,18 @@ from dicom_sr.keyimages import KeyImage
 from inference.errors import ReasonCode
 from inference.types import Finding, ModelCard, Result, Volume
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One written object: kind (SEG or SR), file name, identity and the sha256 of its bytes."""
+    """One written object: kind (SEG, SR, SC, PDF), file name, identity and the sha256 of its bytes.
+
+    Parameters
+    ----------
+    encoding
+        What differs from the standard form, as in `dicom_sr.profiles`; empty for that form.
+    """
 
     kind: str
     file: str
@@ -57,6 +64,7 @@ class Output:
     sop_instance_uid: str
     series_uid: str
     sha256: str
+    encoding: str = ""
 
     @classmethod
     def of(cls, dataset: Dataset, path: Path, sha256: str) -> Output:
@@ -69,6 +77,14 @@ class Output:
             str(dataset.SeriesInstanceUID),
             sha256,
         )
+
+
+class Recipient(NamedTuple):
+    """A destination, its profile and the names of the files that are to be sent there."""
+
+    destination: str
+    profile: str
+    files: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +104,7 @@ def result_json(
     context: ResultContext,
     *,
     outputs: Sequence[Output] = (),
+    recipients: Sequence[Recipient] = (),
     key_images: Sequence[KeyImage] = (),
     timings_s: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
@@ -101,7 +118,7 @@ def result_json(
         Seconds by stage.
     """
     pictures = {image.tracking_id: image.path.name for image in key_images}
-    out = _base("analysed", headers, context, outputs, timings_s)
+    out = _base("analysed", headers, context, outputs, recipients=recipients, timings_s=timings_s)
     out["series"]["analysed"] = _analysed(volume, headers[0])
     out["findings"] = [
         _finding(volume, finding, number, pictures.get(finding.tracking_id))
@@ -119,11 +136,12 @@ def not_analysed_json(
     context: ResultContext,
     *,
     outputs: Sequence[Output] = (),
+    recipients: Sequence[Recipient] = (),
     timings_s: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Describe a series that was not analysed; the same layout, with a reason and no findings."""
     code = str(ReasonCode(reason_code))
-    out = _base("not_analysed", headers, context, outputs, timings_s)
+    out = _base("not_analysed", headers, context, outputs, recipients=recipients, timings_s=timings_s)
     out["reason"] = {"code": code, "sentence": sentence}
     header = headers[0]
     refused = OtherSeries(_text(header, "SeriesInstanceUID"), _text(header, "Modality"), code, sentence)
@@ -171,6 +189,8 @@ def _base(
     headers: Sequence[Dataset],
     context: ResultContext,
     outputs: Sequence[Output],
+    *,
+    recipients: Sequence[Recipient],
     timings_s: Mapping[str, float] | None,
 ) -> dict[str, Any]:
     header = headers[0]
@@ -211,6 +231,7 @@ def _base(
             "replaces": [p.sop_instance_uid for p in context.predecessors],
         },
         "outputs": [asdict(output) for output in outputs],
+        "recipients": [{**row._asdict(), "files": list(row.files)} for row in recipients],
         "timings_s": {stage: round(seconds, 2) for stage, seconds in (timings_s or {}).items()},
     }
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from dicom_sr.context import OtherSeries
+from dicom_sr.profiles import STANDARD
 from inference.errors import ReasonCode, UnsuitableSeriesError
 from inference.headers import text
 from inference.load import read_header
@@ -36,6 +37,7 @@ class _Options:
     device: str
     record: RecordReading | None = None
     models: Path | None = None
+    forms: tuple[str, ...] = STANDARD
 
 
 _Study = dict[str, list[tuple[Path, Dataset]]]
@@ -51,6 +53,7 @@ def analyze_directory(
     console: Console,
     record: Path | None = None,
     models: Path | None = None,
+    forms: tuple[str, ...] = STANDARD,
 ) -> int:
     """Analyse every study below a folder.
 
@@ -64,6 +67,8 @@ def analyze_directory(
         File with clinical records; None takes ``record.json`` or ``record.csv`` of the folder, if any.
     models
         Folder of ``pacs-node models``, for the profile ``full``.
+    forms
+        Objects to make, each in its encoding; see `dicom_sr.profiles`.
 
     Returns
     -------
@@ -81,7 +86,7 @@ def analyze_directory(
         console.rule(f"study {study_uid}")
         try:
             reading = _record(record or find_beside(directory), study_uid, studies[study_uid])
-            options = _Options(place, profile, device, reading, models)
+            options = _Options(place, profile, device, reading, models, forms)
             outcome = _analyze_study(studies[study_uid], options, console)
         except RecordError as error:
             console.print(f"the clinical record can't be used: {error}", markup=False)
@@ -179,6 +184,7 @@ def _request(
         other_series=tuple(row for uid, row in refused.items() if uid != series_uid),
         record=options.record,
         models=options.models,
+        forms=options.forms,
     )
 
 

@@ -9,32 +9,37 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydicom import Dataset
 
+from dicom_sr.capture import build_captures, capture_result, reread_captures, source_frames
 from dicom_sr.context import ResultContext
 from dicom_sr.keyimages import KeyImage, render_key_images, render_overview
 from dicom_sr.part10 import save
-from dicom_sr.report import build_not_analysed_report, build_report
-from dicom_sr.seg import build_seg
-from dicom_sr.summary import Output, not_analysed_json, report_html, result_json
+from dicom_sr.pdf import build_pdf, print_report, reread_pdf
+from dicom_sr.profiles import Form, chosen, form_name, in_order
+from dicom_sr.report import ReportClass, build_not_analysed_report, build_report
+from dicom_sr.seg import SegEncoding, build_seg
+from dicom_sr.summary import Output, Recipient, not_analysed_json, report_html, result_json
 from dicom_sr.verify import reread, reread_not_analysed
 from inference.analyse import analyse
 from inference.errors import UnsuitableSeriesError
 from inference.load import LoadedSeries, load_series, read_header
 from inference.record import RecordReading, from_dicom, merge
 from inference.registry import FUSION, Pipeline, load_pipeline
+from inference.types import Result, Volume
 from pacs_node import __version__
 from pacs_node.request import CaseFile, CaseOutcome, CaseRequest, Refusal
 from pacs_node.spool import sync_directory
 from pacs_node.states import JobOutcome
 
 Progress = Callable[[str, float], None]
+_SC, _PDF = Form("sc"), Form("pdf")
 
 
 class _Stopwatch:
@@ -49,6 +54,12 @@ class _Stopwatch:
         start = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - start
+
+
+class _Pictures(NamedTuple):
+    key_images: Sequence[KeyImage] = ()
+    overview: Path | None = None
+    volume: Volume | None = None
 
 
 def run_case(request: CaseRequest, progress: Progress | None = None) -> CaseOutcome:
@@ -121,51 +132,156 @@ def _context(request: CaseRequest, pipeline: Pipeline) -> ResultContext:
 
 
 def _write_results(
-    request: CaseRequest, loaded: LoadedSeries, result: Any, pipeline: Pipeline, watch: _Stopwatch
+    request: CaseRequest, loaded: LoadedSeries, result: Result, pipeline: Pipeline, watch: _Stopwatch
 ) -> CaseOutcome:
     volume, headers, out = loaded.volume, loaded.headers, request.out_dir
     context = _context(request, pipeline)
-    written: list[CaseFile] = []
-    seg = seg_path = None
+    forms = _forms(request)
     with watch.stage("write SEG and report"):
-        if result.findings:
-            seg = build_seg(volume, result.findings, headers, context)
-            seg_path = out / "seg.dcm"
-            written.append(_saved("seg", seg, seg_path))
-        report = build_report(volume, result, seg, headers, context)
-        written.append(_saved("sr", report, out / "sr.dcm"))
+        masks = _masks(forms, loaded, result, context) if result.findings else {}
+        reports = _reports(forms, masks, loaded, result, context)
+        written = [_saved(form, ds, _path(out, form)) for form, ds in [*masks.items(), *reports.items()]]
     with watch.stage("reread"):
-        reread(volume, result, seg_path, out / "sr.dcm")
+        for form in reports:
+            mask = _path(out, form.mask) if result.findings else None
+            reread(volume, result, mask, _path(out, form))
     with watch.stage("key images"):
         note = _note(headers)
         key_images = render_key_images(volume, result.findings, out, note=note)
         overview = render_overview(volume, result.findings, out / "overview.png", note=note)
-    summary = result_json(
-        volume,
-        result,
-        headers,
-        context,
-        outputs=_outputs(written),
-        key_images=key_images,
-        timings_s=watch.seconds,
-    )
-    written += _pages(out, summary, key_images, overview)
-    return CaseOutcome(JobOutcome.ANALYSED.value, tuple(written), n_findings=len(result.findings))
+
+    def summary(outputs: Sequence[CaseFile] = ()) -> dict[str, Any]:
+        return result_json(
+            volume,
+            result,
+            headers,
+            context,
+            outputs=_outputs(outputs),
+            recipients=_recipients(request, outputs),
+            key_images=key_images,
+            timings_s=watch.seconds if outputs else None,
+        )
+
+    shown = _Pictures(key_images, overview, volume)
+    written += _for_people(out, forms, summary(), shown, headers=headers, context=context, watch=watch)
+    files = _pages(out, summary(written), key_images, overview)
+    return CaseOutcome(JobOutcome.ANALYSED.value, (*written, *files), n_findings=len(result.findings))
 
 
 def _refuse(request: CaseRequest, refusal: Refusal, pipeline: Pipeline, watch: _Stopwatch) -> CaseOutcome:
-    headers = _readable_headers(request)
+    headers, out = _readable_headers(request), request.out_dir
     context = _context(request, pipeline)
+    forms = _forms(request)
+    written = []
     with watch.stage("write report"):
-        report = build_not_analysed_report(headers, refusal.code, refusal.sentence, context)
-        written = [_saved("sr", report, request.out_dir / "sr.dcm")]
+        for form in dict.fromkeys(form.without_mask for form in forms if form.kind == "sr"):
+            report = build_not_analysed_report(
+                headers, refusal.code, refusal.sentence, context, report_class=_report_class(form)
+            )
+            written.append(_saved(form, report, _path(out, form)))
     with watch.stage("reread"):
-        reread_not_analysed(request.out_dir / "sr.dcm", str(headers[0].SeriesInstanceUID), refusal.code)
-    summary = not_analysed_json(
-        headers, refusal.code, refusal.sentence, context, outputs=_outputs(written), timings_s=watch.seconds
+        for file in written:
+            reread_not_analysed(file.path, str(headers[0].SeriesInstanceUID), refusal.code)
+
+    def summary(outputs: Sequence[CaseFile] = ()) -> dict[str, Any]:
+        return not_analysed_json(
+            headers,
+            refusal.code,
+            refusal.sentence,
+            context,
+            outputs=_outputs(outputs),
+            recipients=_recipients(request, outputs),
+            timings_s=watch.seconds if outputs else None,
+        )
+
+    # another sentence is another document
+    role = f"-not-analysed-{refusal.code}-{refusal.sentence}"
+    written += _for_people(
+        out, forms, summary(), _Pictures(), headers=headers, context=context, watch=watch, role=role
     )
-    written += _pages(request.out_dir, summary, (), None)
-    return CaseOutcome(JobOutcome.NOT_ANALYSED.value, tuple(written), refusal.code.value, refusal.sentence)
+    files = _pages(out, summary(written), (), None)
+    return CaseOutcome(
+        JobOutcome.NOT_ANALYSED.value, (*written, *files), refusal.code.value, refusal.sentence
+    )
+
+
+def _forms(request: CaseRequest) -> tuple[Form, ...]:
+    return tuple(map(Form.parse, in_order(request.forms)))
+
+
+def _masks(
+    forms: Sequence[Form], loaded: LoadedSeries, result: Result, context: ResultContext
+) -> dict[Form, Dataset]:
+    return {
+        form: build_seg(
+            loaded.volume,
+            result.findings,
+            loaded.headers,
+            context,
+            encoding=SegEncoding.LABELMAP if form.labelmap else SegEncoding.BINARY,
+            omit_empty_frames=not form.all_frames,
+        )
+        for form in forms
+        if form.kind == "seg"
+    }
+
+
+def _reports(
+    forms: Sequence[Form],
+    masks: Mapping[Form, Dataset],
+    loaded: LoadedSeries,
+    result: Result,
+    context: ResultContext,
+) -> dict[Form, Dataset]:
+    """Each report refers to the form of the SEG that goes with it; without findings there is none."""
+    wanted = dict.fromkeys(form if masks else form.without_mask for form in forms if form.kind == "sr")
+    return {
+        form: build_report(
+            loaded.volume,
+            result,
+            masks.get(form.mask),
+            loaded.headers,
+            context,
+            report_class=_report_class(form),
+        )
+        for form in wanted
+    }
+
+
+def _report_class(form: Form) -> ReportClass:
+    return ReportClass.ENHANCED if form.enhanced else ReportClass.COMPREHENSIVE_3D
+
+
+def _for_people(
+    out: Path,
+    forms: Sequence[Form],
+    summary: dict[str, Any],
+    pictures: _Pictures,
+    *,
+    headers: Sequence[Dataset],
+    context: ResultContext,
+    watch: _Stopwatch,
+    role: str = "",
+) -> list[CaseFile]:
+    """What a PACS shows that knows neither SEG nor SR, if somebody wants it; read back before it counts."""
+    if _SC not in forms and _PDF not in forms:
+        return []
+    files = []
+    with watch.stage("pictures and PDF"):
+        if _SC in forms:
+            sources = pictures.volume.frames if pictures.volume is not None else source_frames(headers)
+            captures = capture_result(summary, sources, pictures.volume, pictures.key_images)
+            objects = build_captures(captures, headers[0], context, role=f"sc{role}")
+            files = [_saved(_SC, ds, out / f"sc-{n:02d}.dcm") for n, ds in enumerate(objects, start=1)]
+            reread_captures([file.path for file in files], captures)
+        if _PDF in forms:
+            document = print_report(
+                summary, context, key_images=pictures.key_images, overview=pictures.overview
+            )
+            printed = build_pdf(document, headers, context, role=f"pdf{role}")
+            files.append(_saved(_PDF, printed, _path(out, _PDF)))
+            reread_pdf(files[-1].path, document, headers)
+    return files
 
 
 def _readable_headers(request: CaseRequest) -> list[Dataset]:
@@ -192,14 +308,19 @@ def _note(headers: Sequence[Dataset]) -> str:
     return "SYNTHETIC IMAGE" if "SYNTHETIC" in texts.upper() else ""
 
 
-def _saved(kind: str, dataset: Dataset, path: Path) -> CaseFile:
+def _path(out: Path, form: Form) -> Path:
+    return out / f"{str(form).replace(':', '-').replace('+', '-')}.dcm"
+
+
+def _saved(form: Form, dataset: Dataset, path: Path) -> CaseFile:
     return CaseFile(
-        kind,
+        form.kind,
         path,
         save(dataset, path),
         str(dataset.SOPInstanceUID),
         str(dataset.SOPClassUID),
         str(dataset.SeriesInstanceUID),
+        "+".join(form.options),
     )
 
 
@@ -212,9 +333,21 @@ def _outputs(files: Sequence[CaseFile]) -> list[Output]:
             file.sop_instance_uid or "",
             file.series_uid or "",
             file.sha256,
+            file.encoding,
         )
         for file in files
     ]
+
+
+def _recipients(request: CaseRequest, files: Sequence[CaseFile]) -> list[Recipient]:
+    """Who is to get which of the files."""
+    forms = {file.path.name: form_name(file.kind, file.encoding) for file in files}
+    rows = []
+    for receiver in request.receivers:
+        wanted = chosen(receiver.forms, tuple(forms.values()))
+        names = tuple(name for name, form in forms.items() if form in wanted)
+        rows.append(Recipient(receiver.name, receiver.profile, names))
+    return rows
 
 
 def _pages(

@@ -209,8 +209,10 @@ class Artifact(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     job_id: Mapped[int] = mapped_column(ForeignKey("job.id"), index=True)
-    #: seg, sr, json, html or png
+    #: seg, sr, sc, pdf, json, html or png
     kind: Mapped[str]
+    #: what differs from the standard form, as in `dicom_sr.profiles`; empty for that one and for other files
+    encoding: Mapped[str] = mapped_column(default="", server_default="")
     path: Mapped[str | None]
     sha256: Mapped[str]
     #: None where the file is no DICOM object
@@ -218,6 +220,11 @@ class Artifact(Base):
     sop_class_uid: Mapped[str | None]
     series_uid: Mapped[str | None]
     job: Mapped[Job] = relationship(back_populates="artifacts")
+
+    @property
+    def form(self) -> str:
+        """Name of its form, as in `dicom_sr.profiles`."""
+        return f"{self.kind}:{self.encoding}" if self.encoding else self.kind
 
 
 class Delivery(Base):

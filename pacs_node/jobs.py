@@ -21,6 +21,7 @@ from sqlalchemy.engine import CursorResult
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from dicom_sr.profiles import chosen, form_name
 from pacs_node import audit, lifecycle
 from pacs_node.clock import Clock
 from pacs_node.db import Artifact, Database, Delivery, Instance, Job, Series, Study
@@ -50,6 +51,12 @@ class NewArtifact:
     sop_instance_uid: str | None = None
     sop_class_uid: str | None = None
     series_uid: str | None = None
+    encoding: str = ""
+
+    @property
+    def form(self) -> str:
+        """Name of its form, as in `dicom_sr.profiles`."""
+        return form_name(self.kind, self.encoding)
 
 
 def new_token() -> str:
@@ -241,7 +248,7 @@ def finish(
     state
         SUCCEEDED, or FAILED with the report that says so.
     destinations
-        Name and kinds of artifact (``seg``, ``sr``) of each.
+        Name of each and the forms that it gets, e.g. ``seg`` and ``sr:enhanced``; see `dicom_sr.profiles`.
 
     Raises
     ------
@@ -276,10 +283,11 @@ def finish(
     )
     if late:
         return
+    made = {new.form for new in artifacts if new.sop_instance_uid is not None}
     for new in artifacts:
         artifact = _artifact(session, job, new)
-        for name, kinds in destinations:
-            if new.kind in kinds:
+        for name, wanted in destinations:
+            if new.form in chosen(wanted, made):
                 add_delivery(session, artifact, name, at=at, actor=actor)
 
 
@@ -299,6 +307,7 @@ def _artifact(session: Session, job: Job, new: NewArtifact) -> Artifact:
     artifact = Artifact(
         job=job,
         kind=new.kind,
+        encoding=new.encoding,
         path=new.path,
         sha256=new.sha256,
         sop_instance_uid=new.sop_instance_uid,
@@ -335,6 +344,7 @@ def add_delivery(session: Session, artifact: Artifact, destination: str, *, at: 
         study_uid=artifact.job.series.study.study_uid,
         destination=destination,
         kind=artifact.kind,
+        encoding=artifact.encoding,
         sop_instance_uid=artifact.sop_instance_uid,
         sha256=artifact.sha256,
     )

@@ -110,6 +110,7 @@ def move_delivery(
         outcome=audit.Outcome.SERIOUS_FAILURE if new is DeliveryState.FAILED else audit.Outcome.SUCCESS,
         destination=delivery.destination,
         kind=artifact.kind,
+        encoding=artifact.encoding,
         sop_instance_uid=artifact.sop_instance_uid,
         job=artifact.job_id,
         state=new.value,

@@ -6,9 +6,10 @@ import importlib
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 from dicom_sr.context import OtherSeries, Predecessor
+from dicom_sr.profiles import STANDARD
 from inference.errors import ReasonCode
 from inference.record import RecordReading
 
@@ -19,6 +20,14 @@ class Refusal:
 
     code: ReasonCode
     sentence: str
+
+
+class Receiver(NamedTuple):
+    """A destination, its profile and the forms of a result that it gets; see `dicom_sr.profiles`."""
+
+    name: str
+    profile: str
+    forms: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +52,10 @@ class CaseRequest:
         Keyword -> value of what the node knows of the series, for the report of files that can't be read.
     record
         The clinical record from a file, None without one. What the images' headers say fills its gaps.
+    forms
+        Objects to make, each in its encoding.
+    receivers
+        Whom they are for; the result names them.
     """
 
     files: tuple[Path, ...]
@@ -61,6 +74,8 @@ class CaseRequest:
     record: RecordReading | None = None
     #: folder of ``pacs-node models``, for the profile ``full``
     models: Path | None = None
+    forms: tuple[str, ...] = STANDARD
+    receivers: tuple[Receiver, ...] = ()
 
     def with_refusal(self, refusal: Refusal) -> CaseRequest:
         """Return the same request, but for the report only."""
@@ -69,7 +84,7 @@ class CaseRequest:
 
 @dataclass(frozen=True, slots=True)
 class CaseFile:
-    """A file of the result; kind is seg, sr, json, html or png."""
+    """A file of the result; kind is seg, sr, sc, pdf, json, html or png."""
 
     kind: str
     path: Path
@@ -77,6 +92,8 @@ class CaseFile:
     sop_instance_uid: str | None = None
     sop_class_uid: str | None = None
     series_uid: str | None = None
+    #: what differs from the standard form of an object; empty for that one
+    encoding: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from dicom_sr.profiles import Form
 from pacs_node.db import Artifact, Conflict, Delivery, Instance, Job, Series, Study
 from pacs_node.jobs import ANALYSIS, NOT_ANALYSED
 from pacs_node.queries import (
@@ -64,6 +65,8 @@ class FileLine:
 
     id: int
     kind: str
+    #: kind and encoding for people, e.g. ``SEG (all frames)``
+    words: str
     name: str
     path: str | None
     sha256: str
@@ -99,7 +102,8 @@ class JobLine:
 class DeliveryLine:
     """One object on its way to one destination; `next_attempt_at` only where it will be tried again."""
 
-    kind: str
+    #: kind and encoding for people
+    words: str
     job_id: int
     destination: str
     word: DeliveryWord
@@ -192,7 +196,9 @@ def _files(session: Session, job_ids: list[int]) -> defaultdict[int, list[FileLi
     rows = session.execute(select(Artifact).where(Artifact.job_id.in_(job_ids)).order_by(Artifact.id))
     for row in rows.scalars():
         name = PurePosixPath(row.path).name if row.path else f"{row.kind} {row.id}"
-        found[row.job_id][name] = FileLine(row.id, row.kind, name, row.path, row.sha256, row.sop_instance_uid)
+        found[row.job_id][name] = FileLine(
+            row.id, row.kind, _words(row), name, row.path, row.sha256, row.sop_instance_uid
+        )
     return defaultdict(list, {job_id: list(files.values()) for job_id, files in found.items()})
 
 
@@ -219,15 +225,15 @@ def _job_line(job: Job, series_number: int, files: list[FileLine]) -> JobLine:
 
 def _deliveries(session: Session, job_ids: list[int]) -> tuple[DeliveryLine, ...]:
     query = (
-        select(Delivery, Artifact.kind, Artifact.job_id)
+        select(Delivery, Artifact)
         .join(Artifact, Delivery.artifact_id == Artifact.id)
         .where(Artifact.job_id.in_(job_ids))
         .order_by(Artifact.job_id.desc(), Delivery.destination, Delivery.id)
     )
     return tuple(
         DeliveryLine(
-            kind=kind,
-            job_id=job_id,
+            words=_words(artifact),
+            job_id=artifact.job_id,
             destination=row.destination,
             word=delivery_word(row),
             tone=delivery_tone(delivery_word(row)),
@@ -237,5 +243,9 @@ def _deliveries(session: Session, job_ids: list[int]) -> tuple[DeliveryLine, ...
             verified_at=row.verified_at,
             next_attempt_at=row.next_attempt_at if row.state == DeliveryState.PENDING else None,
         )
-        for row, kind, job_id in session.execute(query).tuples()
+        for row, artifact in session.execute(query).tuples()
     )
+
+
+def _words(artifact: Artifact) -> str:
+    return Form.parse(artifact.form).words if artifact.sop_instance_uid else artifact.kind.upper()

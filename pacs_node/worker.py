@@ -14,6 +14,7 @@ from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from dicom_sr.context import OtherSeries, Predecessor
+from dicom_sr.profiles import union
 from inference.errors import ReasonCode
 from inference.registry import load_pipeline
 from pacs_node import jobs, lifecycle
@@ -22,7 +23,7 @@ from pacs_node.config import Settings
 from pacs_node.db import Artifact, Database, Job, Series
 from pacs_node.engines import Engine, InProcessEngine, ProcessEngine
 from pacs_node.errors import AnalysisFailedError, StaleStateError
-from pacs_node.request import CaseOutcome, CaseRequest, Refusal, run_case
+from pacs_node.request import CaseOutcome, CaseRequest, Receiver, Refusal, run_case
 from pacs_node.states import JobState, SeriesState
 from pacs_node.storage import open_database
 
@@ -145,6 +146,9 @@ class Worker:
             Series.rank > (series.rank or 0),
         )
         first = series.instances[0]
+        receivers = tuple(
+            Receiver(item.name, item.profile, item.forms) for item in self._settings.destinations
+        )
         return CaseRequest(
             files=tuple(self._directory / row.path for row in series.instances if row.path is not None),
             out_dir=self._fresh_directory(session, job),
@@ -168,6 +172,8 @@ class Worker:
             last_resort=not session.execute(select(alternative)).scalar_one(),
             predecessors=_predecessors(session, job),
             other_series=_other_series(study.series, series),
+            forms=union(receiver.forms for receiver in receivers),
+            receivers=receivers,
         )
 
     def _fresh_directory(self, session: Session, job: Job) -> Path:
@@ -221,7 +227,7 @@ class Worker:
 
     def _finish(self, job_id: int, token: str, outcome: CaseOutcome, state: JobState) -> None:
         now = self._clock()
-        destinations = [(item.name, item.send) for item in self._settings.destinations]
+        destinations = [(item.name, item.forms) for item in self._settings.destinations]
         with self._database.write() as session:
             job = session.get_one(Job, job_id)
             jobs.finish(
@@ -240,6 +246,7 @@ class Worker:
                         sop_instance_uid=item.sop_instance_uid,
                         sop_class_uid=item.sop_class_uid,
                         series_uid=item.series_uid,
+                        encoding=item.encoding,
                     )
                     for item in outcome.files
                 ],

@@ -213,13 +213,14 @@ class SmallNode:
             )
 
     def result(self, job: Job, kinds: Iterable[str] = ("seg", "sr")) -> list[NewArtifact]:
-        """Write one tiny object of each kind and describe it."""
+        """Write one tiny object of each kind, or form such as ``sr:enhanced``, and describe it."""
         return [self._object(job, kind) for kind in kinds]
 
-    def _object(self, job: Job, kind: str) -> NewArtifact:
+    def _object(self, job: Job, form: str) -> NewArtifact:
+        kind, _, encoding = form.partition(":")
         study_uid = job.series.study.study_uid
-        path = self.spool.directory / "results" / f"{job.id:08d}" / f"{kind}.dcm"
-        uid = derived_uid(job.series.series_uid, job.input_digest, kind)
+        path = self.spool.directory / "results" / f"{job.id:08d}" / f"{form}.dcm"
+        uid = derived_uid(job.series.series_uid, job.input_digest, form)
         ds = write_object(path, kind, study_uid=study_uid, sop_instance_uid=uid)
         return NewArtifact(
             kind=kind,
@@ -228,6 +229,7 @@ class SmallNode:
             sop_instance_uid=uid,
             sop_class_uid=str(ds.SOPClassUID),
             series_uid=str(ds.SeriesInstanceUID),
+            encoding=encoding,
         )
 
     def delivery_states(self) -> dict[str, DeliveryState]:

@@ -35,6 +35,8 @@ _REFRESH_SECONDS = 10
 _MEDIA_TYPES = {
     "seg": "application/dicom",
     "sr": "application/dicom",
+    "sc": "application/dicom",
+    "pdf": "application/dicom",
     "json": "application/json",
     "html": "text/html; charset=utf-8",
     "png": "image/png",
@@ -130,7 +132,7 @@ class Pages:
             logger.error("artifact is missing", extra={"artifact": row.id})
             raise HTTPException(404, "This file is missing on disk.")
         headers = {}
-        if row.kind in {"seg", "sr"}:
+        if row.sop_instance_uid is not None:
             if hashlib.sha256(path.read_bytes()).hexdigest() != row.sha256:
                 logger.error("artifact differs from its record", extra={"artifact": row.id})
                 raise HTTPException(409, "This file on disk differs from what the node has recorded.")

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dicom_sr.profiles import PROFILES
 from pacs_node.config import Caller, DicomDestination, DicomWebDestination, Settings, load_settings
 from pacs_node.config import parse_settings as parse
 from pacs_node.config_template import render_settings
@@ -114,7 +115,14 @@ def test_any_text_survives_the_template(text: str) -> None:
         ({"destinations": [DICOM, DICOM]}, ["destinations", "'pacs' is used twice"]),
         ({"destinations": [{**DICOM, "ur": 1}]}, ["destinations[0].ur: unknown key"]),
         ({"destinations": [{**DICOM, "send": []}]}, ["destinations[0].send", "at least 1"]),
-        ({"destinations": [{**DICOM, "send": ["seg", "pdf"]}]}, ["destinations[0].send[1] = 'pdf'", "'seg'"]),
+        (
+            {"destinations": [{**DICOM, "send": ["seg", "gsps"]}]},
+            ["destinations[0].send[1] = 'gsps'", "'seg'"],
+        ),
+        (
+            {"destinations": [{**DICOM, "profile": "osirix"}]},
+            ["destinations[0].profile = 'osirix'", "'legacy'"],
+        ),
         ({"destinations": [{**DICOM, "kind": "ftp"}]}, ["destinations[0]", "'dicom'", "'dicomweb'"]),
         ({"destinations": [{"name": "x"}]}, ["destinations[0]", "kind"]),
         ({"destinations": [{**DICOM, "name": "A b"}]}, ["destinations[0].name = 'A b'"]),
@@ -197,3 +205,20 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, content: bytes | None, expec
 def test_a_caller_is_title_and_network(ae_title: str, address: str, admitted: bool) -> None:
     caller = Caller(ae_title="PACS", address="10.1.2.0/24")
     assert caller.admits(ae_title, address) is admitted
+
+
+def test_a_profile_says_what_goes_to_a_destination_and_the_site_may_change_it() -> None:
+    def forms(**changes: object) -> tuple[str, ...]:
+        settings = parse({"destinations": [{**DICOM, **changes}]}, base=BASE)
+        return settings.destinations[0].forms
+
+    assert forms() == ("seg", "sr")
+    assert {name: forms(profile=name) for name in PROFILES} == {
+        name: profile.forms for name, profile in PROFILES.items()
+    }
+    assert forms(profile="legacy", send=["pdf", "sc"]) == ("sc", "pdf")
+    assert forms(profile="slicer", empty_frames=False) == ("seg", "sr")
+    assert forms(profile="ohif", segmentation="labelmap", report="enhanced") == (
+        "seg:labelmap",
+        "sr:enhanced+labelmap",
+    )

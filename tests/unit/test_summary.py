@@ -49,6 +49,7 @@ TOP_LEVEL = {
     "warnings",
     "provenance",
     "outputs",
+    "recipients",
     "timings_s",
 }
 
@@ -86,7 +87,7 @@ def test_layout_is_the_documented_one(rich: tuple[dict[str, Any], Any, Any]) -> 
     summary, _, _ = rich
     assert set(summary) == TOP_LEVEL
     assert set(not_analysed_json(HEADERS, "GAP", "A gap.", CONTEXT)) == TOP_LEVEL
-    assert summary["schema_version"] == "1.1"
+    assert summary["schema_version"] == "1.2"
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
 
 

@@ -1,0 +1,183 @@
+"""The objects of a result in the forms that are asked for: of one analysis, read back, always the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom import Dataset, dcmread
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    EncapsulatedPDFStorage,
+    EnhancedSRStorage,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+)
+
+from dicom_sr.profiles import PROFILES, STANDARD, union
+from dicom_sr.verify import VerificationError
+from inference.errors import ReasonCode
+from inference.load import LoadedSeries
+from inference.registry import Pipeline
+from inference.types import Result
+from pacs_node import case
+from pacs_node.request import CaseFile, CaseOutcome, CaseRequest, Receiver, Refusal
+from tests.ct_factory import make_ct_series
+from tests.finding_factory import make_findings, make_volume, without_pixels
+
+SERIES = make_ct_series(16, matrix=64)
+VOLUME, HEADERS = make_volume(SERIES), without_pixels(SERIES)
+PLAIN = {"json", "html", "png"}
+FORMS = union(profile.forms for profile in PROFILES.values())
+RECEIVERS = tuple(Receiver(f"to-{name}", name, profile.forms) for name, profile in PROFILES.items())
+Run = Callable[..., CaseOutcome]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """``run(forms, findings=2)`` packs a result that no model had to find."""
+    found = 2
+
+    def analyse(_volume: Any, pipeline: Pipeline, **_given: Any) -> Result:
+        return Result(VOLUME.series_uid, make_findings(VOLUME, found), pipeline.cards, pipeline.version)
+
+    def call(forms: tuple[str, ...], *, findings: int = 2, **changes: Any) -> CaseOutcome:
+        nonlocal found
+        found = findings
+        request = CaseRequest(
+            files=tuple(Path(str(number)) for number in range(len(HEADERS))),
+            out_dir=tmp_path_factory.mktemp("run"),
+            profile="classical",
+            device="cpu",
+            input_digest="d1" * 32,
+            created_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+            identity={"SeriesInstanceUID": VOLUME.series_uid},
+            forms=forms,
+        )
+        return case.run_case(replace(request, **changes))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(case, "load_series", lambda _files: LoadedSeries(VOLUME, HEADERS))
+        patch.setattr(case, "analyse", analyse)
+        patch.setattr(case, "read_header", lambda path: HEADERS[int(path.name)])
+        yield call
+
+
+@pytest.fixture(scope="module")
+def everything(run: Run) -> tuple[CaseOutcome, CaseOutcome]:
+    """Every form of every profile, made twice."""
+    return run(FORMS, receivers=RECEIVERS), run(FORMS, receivers=RECEIVERS)
+
+
+def objects(outcome: CaseOutcome) -> dict[str, Dataset]:
+    return {file.path.name: dcmread(file.path) for file in outcome.files if file.kind not in PLAIN}
+
+
+def hashes(files: tuple[CaseFile, ...]) -> dict[str, str]:
+    return {file.path.name: file.sha256 for file in files if file.sop_instance_uid is not None}
+
+
+def summary(outcome: CaseOutcome) -> Any:
+    (path,) = (file.path for file in outcome.files if file.kind == "json")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_every_form_of_every_profile_out_of_one_analysis(everything: tuple[CaseOutcome, CaseOutcome]) -> None:
+    first, second = everything
+    made = objects(first)
+    assert {name: ds.SOPClassUID for name, ds in made.items()} == {
+        "seg.dcm": SegmentationStorage,
+        "seg-all-frames.dcm": SegmentationStorage,
+        "sr.dcm": Comprehensive3DSRStorage,
+        "sr-all-frames.dcm": Comprehensive3DSRStorage,
+        "sr-enhanced.dcm": EnhancedSRStorage,
+        "sc-01.dcm": SecondaryCaptureImageStorage,
+        "sc-02.dcm": SecondaryCaptureImageStorage,
+        "sc-03.dcm": SecondaryCaptureImageStorage,
+        "pdf.dcm": EncapsulatedPDFStorage,
+    }
+    assert len({ds.SOPInstanceUID for ds in made.values()}) == len(made)
+    assert {ds.StudyInstanceUID for ds in made.values()} == {VOLUME.study_uid}
+    assert hashes(first.files) == hashes(second.files)
+    sent = [file.kind for file in first.files if file.sop_instance_uid]
+    assert sent == ["seg"] * 2 + ["sr"] * 3 + ["sc"] * 3 + ["pdf"]
+
+
+def test_a_report_refers_to_the_mask_that_goes_with_it(everything: tuple[CaseOutcome, CaseOutcome]) -> None:
+    made = objects(everything[0])
+    for report, mask in (("sr", "seg"), ("sr-all-frames", "seg-all-frames"), ("sr-enhanced", "seg")):
+        evidence = made[f"{report}.dcm"].CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
+        named = {
+            item.ReferencedSOPInstanceUID for series in evidence for item in series.ReferencedSOPSequence
+        }
+        masks = {name for name, ds in made.items() if ds.Modality == "SEG" and ds.SOPInstanceUID in named}
+        assert masks == {f"{mask}.dcm"}
+
+
+def test_the_standard_objects_are_the_same_whatever_else_is_made(
+    run: Run, everything: tuple[CaseOutcome, CaseOutcome]
+) -> None:
+    alone, among = hashes(run(STANDARD).files), hashes(everything[0].files)
+    assert alone == {name: among[name] for name in ("seg.dcm", "sr.dcm")}
+
+
+def test_the_result_says_what_is_to_be_sent_to_whom(everything: tuple[CaseOutcome, CaseOutcome]) -> None:
+    outcome = everything[0]
+    told = summary(outcome)
+    pictures = ["sc-01.dcm", "sc-02.dcm", "sc-03.dcm", "pdf.dcm"]
+    assert [(row["destination"], row["profile"], row["files"]) for row in told["recipients"]] == [
+        ("to-standard", "standard", ["seg.dcm", "sr.dcm"]),
+        ("to-ohif", "ohif", ["seg.dcm", "sr.dcm"]),
+        ("to-slicer", "slicer", ["seg-all-frames.dcm", "sr-all-frames.dcm"]),
+        ("to-weasis", "weasis", ["seg.dcm", "sr-enhanced.dcm"]),
+        ("to-legacy", "legacy", ["seg.dcm", "sr-enhanced.dcm", *pictures]),
+    ]
+    assert {(row["file"], row["encoding"]) for row in told["outputs"] if row["encoding"]} == {
+        ("seg-all-frames.dcm", "all-frames"),
+        ("sr-all-frames.dcm", "all-frames"),
+        ("sr-enhanced.dcm", "enhanced"),
+    }
+    assert {row["file"]: row["sha256"] for row in told["outputs"]} == hashes(outcome.files)
+    page = next(file.path for file in outcome.files if file.kind == "html").read_text(encoding="utf-8")
+    assert "To to-slicer (profile slicer): seg-all-frames.dcm, sr-all-frames.dcm" in page
+
+
+def test_a_profile_alone_gets_no_more_than_it_wants(run: Run) -> None:
+    assert set(objects(run(PROFILES["slicer"].forms))) == {"seg-all-frames.dcm", "sr-all-frames.dcm"}
+
+
+def test_without_findings_there_is_one_report_for_all_masks_and_still_the_pictures(run: Run) -> None:
+    outcome = run(FORMS, findings=0, receivers=RECEIVERS)
+    assert list(objects(outcome)) == ["sr.dcm", "sr-enhanced.dcm", "sc-01.dcm", "pdf.dcm"]
+    files = {row["profile"]: row["files"] for row in summary(outcome)["recipients"]}
+    assert files["slicer"] == ["sr.dcm"]
+    assert files["legacy"] == ["sr-enhanced.dcm", "sc-01.dcm", "pdf.dcm"]
+
+
+def test_what_was_not_analysed_is_said_in_every_form(run: Run) -> None:
+    refusal = Refusal(ReasonCode.TOO_THICK, "The slices are 8 mm thick.")
+    first = objects(run(FORMS, refusal=refusal))
+    assert list(first) == ["sr.dcm", "sr-enhanced.dcm", "sc-01.dcm", "pdf.dcm"]
+    second = objects(run(("sr", "sc"), refusal=replace(refusal, sentence="The slices are 9 mm thick.")))
+    assert list(second) == ["sr.dcm", "sc-01.dcm"]
+    assert not {ds.SOPInstanceUID for ds in first.values()} & {ds.SOPInstanceUID for ds in second.values()}
+
+
+@pytest.mark.parametrize("kind", ["sc", "pdf"])
+def test_a_wrong_object_never_leaves(run: Run, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    real = case.save
+
+    def broken(dataset: Dataset, path: Path) -> str:
+        if path.name.startswith(kind):
+            keyword = {"sc": "SourceImageSequence", "pdf": "SourceInstanceSequence"}[kind]
+            del dataset[keyword].value[0]
+        return real(dataset, path)
+
+    monkeypatch.setattr(case, "save", broken)
+    with pytest.raises(VerificationError):
+        run((kind,))

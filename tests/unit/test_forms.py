@@ -1,0 +1,154 @@
+"""Objects in several forms: each made once, each destination gets its own, exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import select, text
+
+from dicom_sr.profiles import PROFILES
+from pacs_node.config import DeliverySettings
+from pacs_node.db import AuditEvent, Database, sqlite_url
+from pacs_node.delivery import Outbox, resend_study, unmade
+from pacs_node.destinations import FakeDestination
+from pacs_node.states import DeliveryState
+from tests.small_node import SmallNode
+
+MADE = ("seg", "seg:all-frames", "sr", "sr:all-frames", "sr:enhanced", "sc", "pdf")
+WANTED = tuple((name, profile.forms) for name, profile in PROFILES.items())
+
+
+def finished(node: SmallNode, made: Sequence[str] = MADE) -> SmallNode:
+    node.queue()
+    row, token = node.claim()
+    node.finish(row, token, node.result(row, made), destinations=WANTED)
+    return node
+
+
+def forms(node: SmallNode) -> dict[str, list[str]]:
+    """The forms in the outbox of each destination, in their order."""
+    out: dict[str, list[str]] = {}
+    for row in node.all_deliveries():
+        out.setdefault(row.destination, []).append(row.artifact.form)
+    return out
+
+
+def drain(node: SmallNode, destination: FakeDestination) -> list[str]:
+    box = Outbox(node.database, node.spool.directory, destination, DeliverySettings(), node.clock)
+    while box.tick():
+        pass
+    by_uid = {row.artifact.sop_instance_uid: row.artifact.form for row in node.all_deliveries()}
+    return [by_uid[uid] for uid in destination.attempts]
+
+
+def study_uid(node: SmallNode) -> str:
+    return str(node.all_deliveries()[0].artifact.job.series.study.study_uid)
+
+
+def test_each_destination_gets_the_forms_of_its_profile(node: SmallNode) -> None:
+    assert forms(finished(node)) == {name: list(wanted) for name, wanted in WANTED}
+
+
+def test_a_report_without_a_mask_goes_to_whoever_wants_one_on_any_mask(node: SmallNode) -> None:
+    got = forms(finished(node, ("sr", "sr:enhanced", "sc", "pdf")))
+    assert got == {
+        "standard": ["sr"],
+        "ohif": ["sr"],
+        "slicer": ["sr"],
+        "weasis": ["sr:enhanced"],
+        "legacy": ["sr:enhanced", "sc", "pdf"],
+    }
+
+
+def test_the_mask_goes_first_and_everything_once(node: SmallNode) -> None:
+    legacy = FakeDestination("legacy")
+    assert drain(finished(node), legacy) == ["seg", "sr:enhanced", "sc", "pdf"]
+    assert drain(node, legacy) == ["seg", "sr:enhanced", "sc", "pdf"]
+    states = {row.artifact.form: row.state for row in node.all_deliveries() if row.destination == "legacy"}
+    assert set(states.values()) == {DeliveryState.COMMITTED}
+
+
+def test_what_a_peer_refuses_for_ever_holds_nothing_else_up(node: SmallNode) -> None:
+    legacy = FakeDestination("legacy", script=[0x0122, 0x0122, 0x0000, 0x0000])
+    drain(finished(node), legacy)
+    rows = {row.artifact.form: row for row in node.all_deliveries() if row.destination == "legacy"}
+    assert rows["seg"].state is rows["sr:enhanced"].state is DeliveryState.FAILED
+    assert "does not support the SOP class" in (rows["seg"].status or "")
+    assert rows["sc"].state is rows["pdf"].state is DeliveryState.COMMITTED
+
+
+def test_two_destinations_of_a_form_get_the_same_bytes(node: SmallNode) -> None:
+    peers = [FakeDestination(name) for name in ("standard", "ohif", "weasis")]
+    finished(node)
+    for peer in peers:
+        drain(node, peer)
+    first, second, third = (set(peer.stored.values()) for peer in peers)
+    assert first == second
+    assert len(first & third) == 1  # the SEG
+
+
+def test_the_record_says_in_which_encoding_what_went_where(node: SmallNode) -> None:
+    finished(node)
+    drain(node, FakeDestination("weasis"))
+    with node.database.read() as session:
+        events = session.execute(select(AuditEvent).order_by(AuditEvent.seq)).scalars().all()
+    named = {
+        (e.objects["kind"], e.objects["encoding"])
+        for e in events
+        if e.objects.get("destination") == "weasis" and "sop_instance_uid" in e.objects
+    }
+    assert named == {("seg", ""), ("sr", "enhanced")}
+
+
+def test_an_operator_sends_what_the_profile_of_today_wants_and_hears_what_there_is_not(
+    node: SmallNode,
+) -> None:
+    finished(node, ("seg", "sr", "sc"))
+    with node.database.write() as session:
+        uid = study_uid(node)
+        count = resend_study(
+            session, uid, [("new", PROFILES["legacy"].forms)], at=node.clock(), actor="operator"
+        )
+        assert unmade(session, uid, PROFILES["legacy"].forms) == ("sr:enhanced", "pdf")
+        assert unmade(session, uid, PROFILES["ohif"].forms) == ()
+        assert unmade(session, "1.2.3", PROFILES["ohif"].forms) == ()
+    assert count == 2
+    assert forms(node)["new"] == ["seg", "sc"]
+
+
+@pytest.mark.parametrize(("wanted", "lacking"), [("slicer", ()), ("weasis", ("sr:enhanced",))])
+def test_a_result_without_findings_lacks_no_mask(
+    node: SmallNode, wanted: str, lacking: tuple[str, ...]
+) -> None:
+    finished(node, ("sr",))
+    with node.database.read() as session:
+        assert unmade(session, study_uid(node), PROFILES[wanted].forms) == lacking
+
+
+def test_an_older_database_keeps_its_objects_in_the_standard_form(node: SmallNode) -> None:
+    directory = node.spool.directory / "older"
+    directory.mkdir()
+    database = Database(sqlite_url(directory))
+    config = Config()
+    config.set_main_option("script_location", "pacs_node:migrations")
+    config.attributes["engine"] = database.engine.execution_options(pacs_node_write=True)
+    command.upgrade(config, "0001")
+    when = "'2026-01-01 00:00:00.000000'"
+    with database.write() as session:
+        for statement in (
+            f"INSERT INTO study VALUES (1, '1.2', 'P', 'N', 'A', '', '', {when})",
+            f"INSERT INTO series VALUES (1, 1, '1.3', 'CT', '', 'P', 1, {when}, 'queued', '', NULL, NULL, 0)",
+            f"INSERT INTO job VALUES (1, 1, 'analysis', '', '', 'failed', 1, {when}, {when}{', NULL' * 8})",
+            "INSERT INTO artifact VALUES (1, 1, 'seg', 'seg.dcm', 'ab', '1.4', '1.5', '1.6')",
+        ):
+            session.execute(text(statement))
+    database.upgrade()
+    with database.read() as session:
+        assert session.execute(text("SELECT kind, encoding, sha256 FROM artifact")).all() == [
+            ("seg", "", "ab")
+        ]
+    assert database.check() == "ok"
+    database.dispose()
