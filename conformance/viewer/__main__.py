@@ -189,7 +189,7 @@ def main(ct: Path | None, profile: str | None, out: Path, patience: float, serve
     """Look at the node's results in OHIF. Research use only, not for primary diagnosis."""
     logging.basicConfig(level=logging.WARNING)
     console = Console()
-    with tempfile.TemporaryDirectory(prefix="viewer-") as name:
+    with tempfile.TemporaryDirectory(prefix="viewer-", ignore_cleanup_errors=True) as name:
         scratch = Path(name)
         try:
             source, study = _prepare(ct, profile, scratch, console)

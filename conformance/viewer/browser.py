@@ -9,6 +9,7 @@ import base64
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -217,5 +218,6 @@ def chromium(directory: Path, *, patience_s: float) -> Iterator[Page]:
             page.attach()
             yield page
         finally:
-            process.kill()
+            # the group: what Chromium started must not write into its profile any more
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import shutil
 import subprocess
 import tarfile
@@ -24,8 +25,18 @@ ARCHIVE = f"ohif-app-{VERSION}.tgz"
 _FETCH_SECONDS = 300
 
 
+# How npm says that it can't get through to its registry at all.
+_UNREACHABLE = re.compile(
+    r"\b(EAI_AGAIN|ECONNREFUSED|ECONNRESET|EHOSTUNREACH|ENETUNREACH|ENOTFOUND|ERR_SOCKET_TIMEOUT|ETIMEDOUT)\b"
+)
+
+
 class BuildUnavailableError(Exception):
     """OHIF's build can't be had; the text says why."""
+
+
+class RegistryUnreachableError(BuildUnavailableError):
+    """The npm registry can't be reached from here."""
 
 
 def integrity(path: Path) -> str:
@@ -45,8 +56,10 @@ def ohif_build(cache: Path = CACHE) -> Path:
 
     Raises
     ------
+    RegistryUnreachableError
+        npm can't reach its registry.
     BuildUnavailableError
-        npm is missing or can't reach its registry, or the archive isn't the one that `INTEGRITY` names.
+        npm is missing or refuses, or the archive isn't the one that `INTEGRITY` names.
     """
     build = cache / f"ohif-{VERSION}"
     if build.is_dir():
@@ -77,14 +90,17 @@ def _fetch(archive: Path) -> None:
             f"npm is needed once, to download {PACKAGE} {VERSION} (or put the archive at {archive})"
         )
     with tempfile.TemporaryDirectory(dir=archive.parent) as scratch:
-        command = [npm, "pack", "--silent", "--ignore-scripts", f"{PACKAGE}@{VERSION}"]
+        command = [npm, "pack", "--loglevel=error", "--ignore-scripts", "--fetch-retries=1"]
+        command.append(f"{PACKAGE}@{VERSION}")
         try:
             subprocess.run(  # noqa: S603 - fixed words
                 command, cwd=scratch, check=True, capture_output=True, text=True, timeout=_FETCH_SECONDS
             )
         except subprocess.TimeoutExpired as error:
-            raise BuildUnavailableError(f"no answer from the npm registry in {error.timeout:.0f} s") from None
+            words = f"no answer from the npm registry in {error.timeout:.0f} s"
+            raise RegistryUnreachableError(words) from None
         except subprocess.CalledProcessError as error:
             said = " ".join(f"{error.stdout} {error.stderr}".split())[-400:]
-            raise BuildUnavailableError(f"npm could not fetch {PACKAGE} {VERSION}: {said}") from None
+            kind = RegistryUnreachableError if _UNREACHABLE.search(said) else BuildUnavailableError
+            raise kind(f"npm could not fetch {PACKAGE} {VERSION}: {said}") from None
         (Path(scratch) / ARCHIVE).rename(archive)
