@@ -31,6 +31,10 @@ RATING_STATEMENT: Final = (
     "rating above rather than below 3 of 5); they were not trained on histology."
 )
 
+UNTOLD: Final = "internal_structure"
+"""Its rank is no finding: nearly every nodule of LIDC-IDRI is rated soft tissue, so it is always that, and
+fat or a cavity would be denied. The sentence pair's number stays among the descriptors."""
+
 Progress = Callable[[str, float], None]
 
 
@@ -154,7 +158,7 @@ def _finding(
         attenuation=attenuation(volume, mask, origin) if reading is None else _rated_attenuation(reading),
         site=site(lungs.labels, mask, origin),
         malignancy=None if reading is None else Malignancy(reading.malignancy),
-        features=() if reading is None else reading.features,
+        features=() if reading is None else tuple(one for one in reading.features if one.name != UNTOLD),
         descriptors=() if reading is None else _descriptors(volume, lungs, found, reading),
     )
 

@@ -17,12 +17,14 @@ from math import nan, sqrt
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from inference.analyse import analyse
 from inference.evaluate import plots
 from inference.evaluate.marks import Froc, Mark, ScanMatch, Sphere, match
 from inference.evaluate.metrics import Agreement, Floats, PatientBootstrap, bland_altman
 from inference.evaluate.report import Cell, Options, Report, Run, Section, Table, Target
+from inference.measure import measure
 from inference.phantom import Phantom, make_phantom, random_specs
 from inference.registry import Pipeline, load_pipeline
 from inference.types import Finding, Result
@@ -35,7 +37,7 @@ MEASURED_MM = (4.0, 30.0)
 
 _LIMITS = (
     "Drawn anatomy says that the pipeline works, not how it performs on patients.",
-    "The true diameter is that of a sphere of the true volume, the measured one the mean of two axes.",
+    "The axes of a lobulated or cut nodule differ from the diameter of the sphere of its volume.",
 )
 
 
@@ -44,7 +46,8 @@ class NoduleOutcome:
     """What became of one drawn nodule; sizes in mm and mm3, `dice` 0 where it was missed.
 
     `true_diameter_mm` is that of the sphere of the true volume: of what lies in the lung where the pleura
-    cuts the nodule.
+    cuts the nodule. `true_axes_mm` is the mean of long and short axis of the drawn voxels, measured by the
+    same rule as that of a finding.
     """
 
     seed: int
@@ -59,6 +62,7 @@ class NoduleOutcome:
     true_diameter_mm: float = nan
     true_volume_mm3: float = nan
     measured_volume_mm3: float | None = None
+    true_axes_mm: float = nan
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def compare(phantom: Phantom, result: Result) -> CaseOutcome:
         truth = phantom.truth == nodule.label
         best = max(hits, key=lambda number: _dice(result.findings[number], truth), default=None)
         finding = None if best is None else result.findings[best]
-        true_mm = (6 * nodule.volume_mm3 / np.pi) ** (1 / 3)
+        true_mm = _sphere_mm(nodule.volume_mm3)
         outcomes.append(
             NoduleOutcome(
                 seed=phantom.seed,
@@ -113,11 +117,24 @@ def compare(phantom: Phantom, result: Result) -> CaseOutcome:
                 true_diameter_mm=true_mm,
                 true_volume_mm3=nodule.volume_mm3,
                 measured_volume_mm3=None if finding is None else finding.measurements.volume_mm3,
+                true_axes_mm=_axes_mm(phantom, truth),
             )
         )
     name = f"seed {phantom.seed}"
     matched = match(marks, spheres, scan=name, patient=name)
     return CaseOutcome(tuple(outcomes), len(centres) - len(used), matched)
+
+
+def _sphere_mm(volume_mm3: float) -> float:
+    """Diameter of the sphere of this volume."""
+    return float((6 * volume_mm3 / np.pi) ** (1 / 3))
+
+
+def _axes_mm(phantom: Phantom, drawn: np.ndarray) -> float:
+    """Mean of the two axes of the drawn voxels (bool, shape of the volume)."""
+    (z, y, x) = ndimage.find_objects(drawn.astype(np.uint8))[0]
+    measured = measure(phantom.volume, drawn[z, y, x], (z.start, y.start, x.start))
+    return measured.measurements.mean_diameter_mm
 
 
 def _centre(finding: Finding, phantom: Phantom) -> np.ndarray:
@@ -180,43 +197,64 @@ def _sensitivity(group: Sequence[NoduleOutcome]) -> dict[str, float]:
     return {"found": hits, "of": len(group), "share": hits / len(group), "low": low, "high": high}
 
 
+Compared = tuple[Floats, Floats, Agreement]
+"""Means of both, differences measured - true, and what they say."""
+
+
 @dataclass(frozen=True)
 class _Sizes:
-    """Measured against true sizes of the found nodules of `MEASURED_MM`; volumes differ in per cent."""
+    """Measured against true sizes of the found nodules of `MEASURED_MM`; volumes differ in per cent.
 
-    diameter: tuple[Floats, Floats, Agreement]
-    volume: tuple[Floats, Floats, Agreement]
+    Parameters
+    ----------
+    axes
+        Mean of the two axes, against the same of the drawn voxels.
+    sphere
+        Diameter of the sphere of the measured volume, against that of the true one.
+    mixed
+        Mean of the two axes, against the diameter of the sphere of the true volume.
+    drawn
+        The same of the drawn voxels themselves: what `mixed` would be of perfect masks.
+    """
+
+    axes: Compared
+    sphere: Compared
+    mixed: Compared
+    drawn: Compared
+    volume: Compared
     count: int
 
 
 def _sizes(cases: Sequence[CaseOutcome], options: Options) -> _Sizes:
-    low, high = MEASURED_MM
-    pairs = [
-        (
-            n.seed,
-            n.true_diameter_mm + n.diameter_error_mm,
-            n.true_diameter_mm,
-            n.measured_volume_mm3,
-            n.true_volume_mm3,
-        )
-        for case in cases
-        for n in case.nodules
-        if n.diameter_error_mm is not None
-        and n.measured_volume_mm3 is not None
-        and low <= n.true_diameter_mm <= high
+    rows = [
+        (n.true_diameter_mm + n.diameter_error_mm, n.true_axes_mm, n.measured_volume_mm3, n.true_volume_mm3)
+        for n in _measured(cases)
+        if n.diameter_error_mm is not None and n.measured_volume_mm3 is not None
     ]
-    table = np.array(pairs, np.float64).reshape(-1, 5)
+    axes, drawn, found_mm3, true_mm3 = np.array(rows, np.float64).reshape(-1, 4).T
     bootstrap = PatientBootstrap(
-        [str(int(seed)) for seed in table[:, 0]], resamples=options.resamples, seed=options.seed
+        [str(n.seed) for n in _measured(cases)], resamples=options.resamples, seed=options.seed
     )
-    diameter = table[:, 1] - table[:, 2]
-    mean_volume = (table[:, 3] + table[:, 4]) / 2
-    volume = 100 * (table[:, 3] - table[:, 4]) / mean_volume
+
+    def compared(one: Floats, other: Floats, scale: Floats | float = 1.0) -> Compared:
+        return (one + other) / 2, (one - other) * scale, bland_altman((one - other) * scale, bootstrap)
+
+    found_mm, true_mm = (np.cbrt(6 * volume / np.pi) for volume in (found_mm3, true_mm3))
     return _Sizes(
-        ((table[:, 1] + table[:, 2]) / 2, diameter, bland_altman(diameter, bootstrap)),
-        (mean_volume, volume, bland_altman(volume, bootstrap)),
-        len(table),
+        axes=compared(axes, drawn),
+        sphere=compared(found_mm, true_mm),
+        mixed=compared(axes, true_mm),
+        drawn=compared(drawn, true_mm),
+        volume=compared(found_mm3, true_mm3, 200 / (found_mm3 + true_mm3)),
+        count=len(rows),
     )
+
+
+def _measured(cases: Sequence[CaseOutcome]) -> list[NoduleOutcome]:
+    """The found nodules whose size is judged."""
+    low, high = MEASURED_MM
+    every = (n for case in cases for n in case.nodules)
+    return [n for n in every if n.found and low <= n.true_diameter_mm <= high]
 
 
 def evaluate(pipeline: Pipeline, options: Options, *, cases: int, first_seed: int = FIRST_SEED) -> Report:
@@ -247,7 +285,10 @@ def make_report(
     figures: dict[str, Any] = {
         **summary(cases),
         "froc_of_findings": {"found": froc.found(bootstrap), "mean_sensitivity": froc.score(bootstrap)},
-        "diameter_mm": _agreement(sizes.diameter[2]),
+        "diameter_mm": _agreement(sizes.axes[2]),
+        "sphere_diameter_mm": _agreement(sizes.sphere[2]),
+        "axes_against_sphere_mm": _agreement(sizes.mixed[2]),
+        "drawn_axes_against_sphere_mm": _agreement(sizes.drawn[2]),
         "volume_per_cent": _agreement(sizes.volume[2]),
     }
     run = Run(
@@ -281,7 +322,7 @@ def _agreement(agreement: Agreement) -> dict[str, Any]:
 
 
 def _targets(sizes: _Sizes) -> tuple[Target, ...]:
-    agreement = sizes.diameter[2]
+    agreement = sizes.axes[2]
     low, high = MEASURED_MM
     name = f"diameter of phantom nodules of {low:g} to {high:g} mm"
     return (
@@ -294,7 +335,7 @@ def _pictures(sizes: _Sizes, froc: Froc, options: Options, data: str) -> None:
     caption = f"{data}, n = {sizes.count} found nodules"
     if sizes.count:
         for name, (means, differences, agreement), units in (
-            ("diameter", sizes.diameter, ("mm", "mm")),
+            ("diameter", sizes.axes, ("mm", "mm")),
             ("volume", sizes.volume, ("mm3", "%")),
         ):
             plots.bland_altman(
@@ -326,7 +367,13 @@ def _sections(
         rows.append((name, len(found), len(group), drawn.mean([n.found for n in group]), overlap))
     agreements = tuple(
         (name, one.bias, one.lower, one.upper)
-        for name, one in (("diameter, mm", sizes.diameter[2]), ("volume, %", sizes.volume[2]))
+        for name, (_, _, one) in (
+            ("mean of two axes, the same of the drawn voxels, mm", sizes.axes),
+            ("diameter of the sphere of equal volume, the same of the drawn one, mm", sizes.sphere),
+            ("mean of two axes, diameter of the sphere of the drawn volume, mm", sizes.mixed),
+            ("the drawn voxels themselves: two axes, sphere, mm", sizes.drawn),
+            ("volume, %", sizes.volume),
+        )
     )
     pictures = ("diameter", "volume") if sizes.count else ()
     low, high = MEASURED_MM
@@ -348,7 +395,7 @@ def _sections(
             "Size",
             f"{sizes.count} found nodules of {low:g} to {high:g} mm; measured - true, limits of agreement "
             "(1.96 standard deviations).",
-            Table(("", "bias", "lower limit", "upper limit"), agreements),
+            Table(("measured, true", "bias", "lower limit", "upper limit"), agreements),
             tuple((f"bland_altman_{name}.png", f"Bland-Altman plot of the {name}") for name in pictures),
         ),
     )
