@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,57 +18,24 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
-from dicom_sr.profiles import PROFILES, STANDARD, union
+from dicom_sr.profiles import PROFILES, STANDARD
 from dicom_sr.verify import VerificationError
 from inference.errors import ReasonCode
-from inference.load import LoadedSeries
-from inference.registry import Pipeline
-from inference.types import Result
 from pacs_node import case
-from pacs_node.request import CaseFile, CaseOutcome, CaseRequest, Receiver, Refusal
-from tests.ct_factory import make_ct_series
-from tests.finding_factory import make_findings, make_volume, without_pixels
+from pacs_node.request import CaseFile, CaseOutcome, Refusal
+from tests.packed_case import FORMS, RECEIVERS, VOLUME, Pack, packing
 
-SERIES = make_ct_series(16, matrix=64)
-VOLUME, HEADERS = make_volume(SERIES), without_pixels(SERIES)
 PLAIN = {"json", "html", "png"}
-FORMS = union(profile.forms for profile in PROFILES.values())
-RECEIVERS = tuple(Receiver(f"to-{name}", name, profile.forms) for name, profile in PROFILES.items())
-Run = Callable[..., CaseOutcome]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """``run(forms, findings=2)`` packs a result that no model had to find."""
-    found = 2
-
-    def analyse(_volume: Any, pipeline: Pipeline, **_given: Any) -> Result:
-        return Result(VOLUME.series_uid, make_findings(VOLUME, found), pipeline.cards, pipeline.version)
-
-    def call(forms: tuple[str, ...], *, findings: int = 2, **changes: Any) -> CaseOutcome:
-        nonlocal found
-        found = findings
-        request = CaseRequest(
-            files=tuple(Path(str(number)) for number in range(len(HEADERS))),
-            out_dir=tmp_path_factory.mktemp("run"),
-            profile="classical",
-            device="cpu",
-            input_digest="d1" * 32,
-            created_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
-            identity={"SeriesInstanceUID": VOLUME.series_uid},
-            forms=forms,
-        )
-        return case.run_case(replace(request, **changes))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(case, "load_series", lambda _files: LoadedSeries(VOLUME, HEADERS))
-        patch.setattr(case, "analyse", analyse)
-        patch.setattr(case, "read_header", lambda path: HEADERS[int(path.name)])
-        yield call
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pack]:
+    with packing(tmp_path_factory.mktemp("results")) as pack:
+        yield pack
 
 
 @pytest.fixture(scope="module")
-def everything(run: Run) -> tuple[CaseOutcome, CaseOutcome]:
+def everything(run: Pack) -> tuple[CaseOutcome, CaseOutcome]:
     """Every form of every profile, made twice."""
     return run(FORMS, receivers=RECEIVERS), run(FORMS, receivers=RECEIVERS)
 
@@ -120,7 +86,7 @@ def test_a_report_refers_to_the_mask_that_goes_with_it(everything: tuple[CaseOut
 
 
 def test_the_standard_objects_are_the_same_whatever_else_is_made(
-    run: Run, everything: tuple[CaseOutcome, CaseOutcome]
+    run: Pack, everything: tuple[CaseOutcome, CaseOutcome]
 ) -> None:
     alone, among = hashes(run(STANDARD).files), hashes(everything[0].files)
     assert alone == {name: among[name] for name in ("seg.dcm", "sr.dcm")}
@@ -147,11 +113,11 @@ def test_the_result_says_what_is_to_be_sent_to_whom(everything: tuple[CaseOutcom
     assert "To to-slicer (profile slicer): seg-all-frames.dcm, sr-all-frames.dcm" in page
 
 
-def test_a_profile_alone_gets_no_more_than_it_wants(run: Run) -> None:
+def test_a_profile_alone_gets_no_more_than_it_wants(run: Pack) -> None:
     assert set(objects(run(PROFILES["slicer"].forms))) == {"seg-all-frames.dcm", "sr-all-frames.dcm"}
 
 
-def test_without_findings_there_is_one_report_for_all_masks_and_still_the_pictures(run: Run) -> None:
+def test_without_findings_there_is_one_report_for_all_masks_and_still_the_pictures(run: Pack) -> None:
     outcome = run(FORMS, findings=0, receivers=RECEIVERS)
     assert list(objects(outcome)) == ["sr.dcm", "sr-enhanced.dcm", "sc-01.dcm", "pdf.dcm"]
     files = {row["profile"]: row["files"] for row in summary(outcome)["recipients"]}
@@ -159,7 +125,7 @@ def test_without_findings_there_is_one_report_for_all_masks_and_still_the_pictur
     assert files["legacy"] == ["sr-enhanced.dcm", "sc-01.dcm", "pdf.dcm"]
 
 
-def test_what_was_not_analysed_is_said_in_every_form(run: Run) -> None:
+def test_what_was_not_analysed_is_said_in_every_form(run: Pack) -> None:
     refusal = Refusal(ReasonCode.TOO_THICK, "The slices are 8 mm thick.")
     first = objects(run(FORMS, refusal=refusal))
     assert list(first) == ["sr.dcm", "sr-enhanced.dcm", "sc-01.dcm", "pdf.dcm"]
@@ -169,7 +135,7 @@ def test_what_was_not_analysed_is_said_in_every_form(run: Run) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sc", "pdf"])
-def test_a_wrong_object_never_leaves(run: Run, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_a_wrong_object_never_leaves(run: Pack, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     real = case.save
 
     def broken(dataset: Dataset, path: Path) -> str:
