@@ -4,7 +4,7 @@
 .DELETE_ON_ERROR:
 # The project is built with what the lock installed just before.
 .NOTPARALLEL:
-.PHONY: help demo install install-dev test check test-peers lock docs hooks statement conformance conformance-viewer
+.PHONY: help demo install install-dev test faults check test-peers lock docs hooks statement conformance conformance-viewer
 
 # The locks install wheels only, and not every package has one for a newer Python yet.
 ifndef PYTHON
@@ -40,6 +40,9 @@ test: install-dev  ## Install, then ruff, mypy and the whole test suite
 	$(MAKE) --no-print-directory check
 	# a file stays in one process: its fixtures start whole nodes
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+faults: install-dev  ## Run the long forms of the attacks and faults in docs/reliability.md
+	PACS_NODE_FAULTS=long PACS_NODE_REQUIRE_PEERS=1 $(BIN)/python -m pytest tests/faults $(ARGS)
 
 check: install-dev  ## Only ruff and mypy
 	$(BIN)/ruff check .

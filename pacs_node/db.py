@@ -31,6 +31,7 @@ from sqlalchemy import (
     event,
     text,
 )
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
 
@@ -283,6 +284,12 @@ def journal_mode(sqlite_version: tuple[int, int, int]) -> str:
         sqlite_version[:2] in {(3, 44), (3, 50)} and sqlite_version[2] >= {44: 6, 50: 7}[sqlite_version[1]]
     )
     return "WAL" if fixed else "DELETE"
+
+
+def is_full(error: Exception) -> bool:
+    """Whether a write failed because the disk is full: SQLite rolls it back and nothing is lost."""
+    cause = error.orig if isinstance(error, DBAPIError) else None
+    return isinstance(cause, sqlite3.Error) and cause.sqlite_errorname == "SQLITE_FULL"
 
 
 class Database:

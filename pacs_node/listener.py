@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pydicom.uid import UID
 from pynetdicom import AllStoragePresentationContexts
 from sqlalchemy import update
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from inference.decode import DECODABLE_TRANSFER_SYNTAXES
@@ -47,6 +47,7 @@ CANNOT_UNDERSTAND = 0xC000
 PROCESSING_FAILURE = 0x0110
 
 _VERIFICATION = UID("1.2.840.10008.1.1")
+_NO_UID = "2.25.0"
 _HEAD_BYTES = 4 << 20
 _BACKLOG = 512
 _STOP_S = 15.0
@@ -160,12 +161,18 @@ class Listener:
 
     def _close_lost_associations(self) -> None:
         """Associations that were open when the node stopped are over."""
-        with self._database.write() as session:
-            session.execute(
-                update(db.Association)
-                .where(db.Association.closed_at.is_(None))
-                .values(closed_at=self._clock(), ending="lost")
-            )
+        try:
+            with self._database.write() as session:
+                session.execute(
+                    update(db.Association)
+                    .where(db.Association.closed_at.is_(None))
+                    .values(closed_at=self._clock(), ending="lost")
+                )
+        except OperationalError as error:
+            if not db.is_full(error):
+                raise
+            # better to refuse honestly than not to answer; their series wait for the longer silence
+            logger.exception("lost associations could not be recorded")
 
 
 def judge(visitor: Visitor, callers: Sequence[Caller], ae_title: str) -> Refusal | None:
@@ -206,10 +213,9 @@ class _Intake:
 
     def begin(self, request: StoreRequest) -> Incoming:
         """Make ready for a data set; UIDs that are none don't get into its file."""
-        named = reception.is_uid(request.sop_class_uid) and reception.is_uid(request.sop_instance_uid)
         return self._spool.begin(
-            sop_class_uid=request.sop_class_uid if named else "",
-            sop_instance_uid=request.sop_instance_uid if named else "",
+            sop_class_uid=_uid_or_none(request.sop_class_uid),
+            sop_instance_uid=_uid_or_none(request.sop_instance_uid),
             transfer_syntax_uid=request.transfer_syntax,
         )
 
@@ -224,6 +230,8 @@ class _Intake:
         except _MismatchError as error:
             return self._refuse(request, DATASET_MISMATCH, str(error))
         except (OSError, SQLAlchemyError, NodeError) as error:
+            if db.is_full(error):
+                return self._refuse(request, OUT_OF_RESOURCES, "no room for the database to grow")
             # whatever is on disk now has no row: the sender must keep the instance
             logger.exception("instance could not be stored")
             return self._refuse(request, PROCESSING_FAILURE, type(error).__name__)
@@ -303,6 +311,11 @@ class _Intake:
         except SQLAlchemyError:
             # it counts as lost at the next start; its series closes by the longer silence
             logger.exception("the end of an association could not be recorded")
+
+
+def _uid_or_none(text: str) -> str:
+    """Replace what is no UID; such an object is refused when it is there, as nothing can be called so."""
+    return text if reception.is_uid(text) else _NO_UID
 
 
 def _terms(settings: ListenerSettings) -> Terms:

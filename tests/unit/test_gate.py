@@ -240,13 +240,13 @@ def test_an_endless_data_set_that_drips_is_ended(port: int, database: Database, 
     with RawPeer(port).associate() as peer:
         peer.send(pdu(P_DATA, value(STORE, CT_CONTEXT, command=True)))
         start = time.monotonic()
-        while time.monotonic() - start < 3:
+        while time.monotonic() - start < 20:
             try:
                 peer.send(pdu(P_DATA, value(b"x", CT_CONTEXT, last=False)))
             except (BrokenPipeError, ConnectionResetError):
                 break
             time.sleep(0.05)
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 10
     eventually(lambda: "a message that stops or comes too slowly" in reasons(database))
     eventually(lambda: leftovers(spool) == [])
 

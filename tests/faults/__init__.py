@@ -1,0 +1,1 @@
+"""Attacks and faults, each provable alone; ``make faults`` runs the long forms."""

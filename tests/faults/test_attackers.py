@@ -1,0 +1,189 @@
+"""Half-open, slow and oversized peers by the hundred, while a known PACS goes on working."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+import pytest
+from pydicom.uid import CTImageStorage
+
+from tests.ct_factory import make_ct_series
+from tests.faults.receiver import LONG, Given, Ledger, Receiver, make_storage, receiver, settings, store
+from tests.raw_peer import CT_CONTEXT, P_DATA, RawPeer, association_request, command, pdu, value
+from tests.small_node import encoded
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+HALF_OPEN, OVERSIZED, KILLED = 500, 200, 200
+SECONDS = 60.0 if LONG else 3.0
+REQUEST_SECONDS = 10.0 if LONG else 2.0
+MAX_GROWTH_KIB = 16 << 10
+DATA, _ = encoded(make_ct_series(1, matrix=512, seed="large")[0])
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Receiver]:
+    given = Given(make_storage(tmp_path / "storage"), settings(acse_timeout_seconds=REQUEST_SECONDS))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
+    with receiver(given) as started:
+        yield started
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def echo_seconds(port: int) -> float:
+    start = time.monotonic()
+    with RawPeer(port, timeout=60).associate() as peer:
+        assert peer.echo() == 0
+        peer.release()
+    return time.monotonic() - start
+
+
+def attacker_address(number: int) -> str:
+    return f"127.0.{number % 40 + 1}.1"
+
+
+class Attack:
+    """Keeps a number of hostile peers at it until the block ends; who is dropped comes again."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._over = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._keep, args=(range(HALF_OPEN), self._half_open)),
+            threading.Thread(target=self._keep, args=(range(OVERSIZED), self._oversized)),
+        ]
+        self.connections = 0
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _keep(self, numbers: range, begin: object) -> None:
+        assert callable(begin)
+        peers: dict[int, RawPeer] = {}
+        while not self._over.is_set():
+            for number in numbers:
+                peer = peers.get(number)
+                if peer is not None and self._goes_on(peer):
+                    continue
+                if peer is not None:
+                    peer.connection.close()
+                with contextlib.suppress(OSError):
+                    peers[number] = begin(number)
+                    peers[number].connection.setblocking(False)
+                    self.connections += 1
+            self._over.wait(0.1)
+        for peer in peers.values():
+            peer.connection.close()
+
+    def _half_open(self, number: int) -> RawPeer:
+        peer = RawPeer(self._port, source=attacker_address(number))
+        peer.send(association_request()[: number % 3 * 30])
+        return peer
+
+    def _oversized(self, number: int) -> RawPeer:
+        """Half of them claim 4 GiB before they are known, half in an association that was admitted."""
+        peer = RawPeer(self._port, source="127.0.0.1" if number % 2 else attacker_address(number))
+        peer.send(struct.pack(">BxL", 1, 0xFFFFFFFF) if number % 2 else association_request("PACS"))
+        peer.send(struct.pack(">BxL", P_DATA, 0xFFFFFFFF))
+        return peer
+
+    @staticmethod
+    def _goes_on(peer: RawPeer) -> bool:
+        """Push some bytes, as slowly and as many as the listener takes; whether it is still there."""
+        try:
+            peer.connection.send(bytes(1))
+            return peer.connection.recv(64) != b""
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
+
+def test_a_known_pacs_works_on(running: Receiver) -> None:
+    calm = max(echo_seconds(running.port) for _ in range(5))
+    ledger = Ledger()
+    slices = make_ct_series(30, matrix=128)
+    instances = [(str(ds.SOPClassUID), str(ds.SOPInstanceUID), encoded(ds)[0]) for ds in slices]
+    store(running.port, Ledger(), [(CTImageStorage, "1.2.3", b"no data set" * 1000)])
+    before = running.rss_kib()
+    running.forget_peak()
+    times: list[float] = []
+    statuses: list[int] = []
+    with Attack(running.port) as attack:
+        sender = threading.Thread(target=lambda: statuses.extend(store(running.port, ledger, instances)))
+        sender.start()
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end or sender.is_alive():
+            times.append(echo_seconds(running.port))
+            time.sleep(0.05)
+        sender.join()
+    assert statuses == [0] * len(instances)
+    assert ledger.violations(running.given.directory) == []
+    assert attack.connections >= HALF_OPEN + OVERSIZED
+    # a second, except where the machine is so busy that it is slow without any attack
+    assert max(times) < max(1.0, 5 * calm), (calm, times)
+    assert running.peak_kib() - before < MAX_GROWTH_KIB
+
+
+def test_the_node_is_as_before_when_they_have_gone(running: Receiver) -> None:
+    echo_seconds(running.port)
+    descriptors, threads = running.descriptors(), running.threads()
+    with Attack(running.port):
+        echo_seconds(running.port)
+    eventually(lambda: running.descriptors() <= descriptors + 2, REQUEST_SECONDS + 5)
+    eventually(lambda: running.threads() <= threads + 2, REQUEST_SECONDS + 5)
+
+
+def test_a_slow_request_is_cut_whatever_it_sends(running: Receiver) -> None:
+    """Slow-loris: a byte now and then doesn't lengthen the time."""
+    with RawPeer(running.port) as peer:
+        start = time.monotonic()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for byte in association_request():
+                peer.send(bytes([byte]))
+                time.sleep(0.1)
+        assert REQUEST_SECONDS - 0.5 < time.monotonic() - start < REQUEST_SECONDS + 2
+
+
+def test_killed_senders_leave_nothing(running: Receiver) -> None:
+    """Each breaks off within an object: cut with a reset, closed, or just silent."""
+    echo_seconds(running.port)
+    descriptors = running.descriptors()
+    request = command(1, data_set=True, sop_class=CTImageStorage, sop_instance="1.2.3")
+    seen = 0
+    for number in range(KILLED):
+        with RawPeer(running.port).associate() as peer:
+            peer.send(pdu(P_DATA, value(request, CT_CONTEXT, command=True)))
+            for start in range(0, number % 4 * 100_000, 100_000):
+                peer.send(pdu(P_DATA, value(DATA[start : start + 100_000], CT_CONTEXT, last=False)))
+            if number % 2:
+                linger = struct.pack("ii", 1, 0)
+                peer.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            seen = max(seen, len(running.leftovers()))
+    assert seen > 0, "nothing was ever on its way"
+    eventually(lambda: running.leftovers() == [], 5)
+    eventually(lambda: running.descriptors() <= descriptors + 2, 5)
+
+
+def eventually(condition: object, seconds: float) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.05)
