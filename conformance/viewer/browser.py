@@ -150,19 +150,21 @@ class Page:
             raise BrowserError(f"script failed: {said}")
         return answer["result"].get("value")
 
-    def until(self, script: str, what: str, patience_s: float | None = None) -> Any:
+    def until(self, script: str, what: str) -> Any:
         """Wait until an expression is true; its value.
 
         Raises
         ------
         NotShownError
-            It did not become true in time; says `what` was waited for.
+            It did not become true in time, or the page complained meanwhile; says `what` was waited for.
         """
-        deadline = time.monotonic() + (patience_s or self.patience_s)
+        deadline = time.monotonic() + self.patience_s
         while True:
             value = self.run(script)
             if value:
                 return value
+            if self.complaints:
+                raise NotShownError(f"not shown: {what}; {'; '.join(self.complaints)}")
             if time.monotonic() > deadline:
                 raise NotShownError(f"not shown: {what}")
             time.sleep(0.2)

@@ -78,7 +78,6 @@ class Checker:
 
     def check_segmentation(self) -> str:
         """Each segment is listed; a click on it shows it on the right slice, in the right place."""
-        self.viewer.open_study(self.study.uid)
         self._open("SEG", SEGMENTATION_QUESTION)
         self.viewer.say_yes()
         self.viewer.open_panel("panelSegmentation")
@@ -91,7 +90,6 @@ class Checker:
 
     def check_report(self) -> str:
         """The report's values are shown; each nodule is listed, and a click on it shows its point."""
-        self.viewer.open_study(self.study.uid)
         self._open("SR", MEASUREMENTS_QUESTION)
         value = f"{self.study.nodules[0].long_axis_mm:.2f} mm"
         try:
@@ -109,11 +107,13 @@ class Checker:
         return f"{len(self.study.nodules)} nodules listed, {len(self._chosen())} marked on their slice"
 
     def _open(self, modality: str, question: str) -> None:
+        """Open the study and one series of it."""
         try:
+            self.viewer.open_study(self.study.uid)
             self.viewer.open_series(modality, question)
         except NotShownError as error:
-            complaints = "; ".join(self.viewer.page.complaints) or "no complaint of the viewer"
-            raise CheckFailedError(Reason.NOT_OPENED, f"{modality}: {error}; {complaints}") from error
+            self.keep("not-opened", self.viewer.page.picture())
+            raise CheckFailedError(Reason.NOT_OPENED, f"{modality}: {error}") from error
 
     def _rows(self, complete: Callable[[list[str]], bool]) -> None:
         """Wait until the panel lists all nodules."""
@@ -127,7 +127,7 @@ class Checker:
         """Wait until the view shows one nodule as it should; keep the last picture in any case."""
         name = self.study.nodules[number].name
         view, found = self.viewer.look(
-            lambda view: faults_of_image(view, self.study) or faults(view, self.study, name)
+            lambda view: faults_of_image(view, self.study), lambda view: faults(view, self.study, name)
         )
         self.keep(f"{kind}-{name}", self.viewer.page.picture())
         if faults_of_image(view, self.study):

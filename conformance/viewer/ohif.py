@@ -25,6 +25,7 @@ _THUMBNAILS = "[data-cy=study-browser-thumbnail], [data-cy=study-browser-thumbna
 # The two frames that the browser draws next have been drawn, so its main thread is alive and up to date.
 _DRAWN = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))"
 _BETWEEN_LOOKS_S = 0.3
+_SETTLING_SHARE = 0.1
 
 
 class Viewer:
@@ -162,13 +163,24 @@ class Viewer:
         facts: dict[str, Any] = self.page.run(script)
         return facts
 
-    def look(self, faults: Callable[[View], list[str]]) -> tuple[View, list[str]]:
-        """Look until nothing is wrong with the view, or patience ends; the last view and its faults."""
+    def look(
+        self, image_faults: Callable[[View], list[str]], finding_faults: Callable[[View], list[str]]
+    ) -> tuple[View, list[str]]:
+        """Look until nothing is wrong with the view, or patience ends; the last view and its faults.
+
+        A view whose image is right is drawn with its findings; it gets less time to change.
+        """
         deadline = time.monotonic() + self.page.patience_s
+        settled = None
         while True:
             view = self.view()
-            found = faults(view)
-            if not found or time.monotonic() > deadline:
+            found = image_faults(view)
+            if found:
+                settled = None
+            else:
+                found = finding_faults(view)
+                settled = settled or time.monotonic() + self.page.patience_s * _SETTLING_SHARE
+            if not found or time.monotonic() > min(deadline, settled or deadline):
                 return view, found
             time.sleep(_BETWEEN_LOOKS_S)
 

@@ -105,9 +105,10 @@ class Study:
     def mask(self, sop_uid: str) -> Mask:
         """All nodules on an image."""
         found = [nodule.masks[sop_uid] for nodule in self.nodules if sop_uid in nodule.masks]
-        blank = np.zeros(self.slices[0].hu.shape, dtype=np.bool_)
-        together: Mask = np.logical_or.reduce([blank, *found])
-        return together
+        blank: Mask = np.zeros(self.slices[0].hu.shape, dtype=np.bool_)
+        for mask in found:
+            blank |= mask
+        return blank
 
     def markers(self) -> tuple[str, str]:
         """Patient directions at the left and at the top edge of the picture (PS3.3 C.7.6.1.1.1)."""

@@ -83,7 +83,8 @@ def test_the_image_fills_the_height_of_the_viewport() -> None:
     # 40 rows of 0.8 mm fill 210 pixels; 50 columns of 0.6 mm are centred
     assert fit.scale_y == pytest.approx(5.25)
     assert fit.scale_x == pytest.approx(5.25 * 0.6 / 0.8)
-    assert (fit.top, fit.left) == (0, pytest.approx((400 - 50 * fit.scale_x) / 2))
+    assert fit.top == 0
+    assert fit.left == pytest.approx((400 - 50 * fit.scale_x) / 2)
 
 
 def test_a_right_picture_has_no_faults() -> None:
