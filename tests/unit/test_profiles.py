@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -60,3 +61,18 @@ def test_each_form_is_made_once_whoever_wants_it() -> None:
 def test_an_unknown_form_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="no form"):
         Form.parse(name)
+
+
+def test_the_document_tells_what_the_profiles_are() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "profiles.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "| `" in line
+    ]
+    assert {row[0].strip("`"): row[1:] for row in rows} == {
+        name: [
+            ", ".join(kind.upper() for kind in profile.objects),
+            f"{profile.segmentation}, {'all frames' if profile.empty_frames else 'only frames with a voxel'}",
+            {"comprehensive-3d": "Comprehensive 3D SR", "enhanced": "Enhanced SR"}[profile.report],
+        ]
+        for name, profile in PROFILES.items()
+    }
