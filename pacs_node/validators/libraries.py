@@ -9,7 +9,9 @@ from pathlib import Path
 
 import highdicom as hd
 import numpy as np
-from pydicom import config, dcmread
+from pydicom import DataElement, config, dcmread
+from pydicom.multival import MultiValue
+from pydicom.valuerep import validate_value
 
 from pacs_node.validators.subjects import CT, LABELMAP, OTHER, PDF, SC, SEG, SR, Subject
 from pacs_node.validators.tool import Tool
@@ -49,11 +51,27 @@ def _saying(read: Callable[[Path], list[str]]) -> Callable[[Sequence[Subject]], 
 
 
 def _read_by_pydicom(path: Path) -> list[str]:
-    """Read and decode every element of every sequence, by the rules of its VR (PS3.5 6.2)."""
+    """Hold every value of every sequence against the rules of its VR (PS3.5 6.2).
+
+    Strict reading alone looks at some VRs only; the others are validated as for writing.
+    """
     with config.strict_reading():
-        for element in dcmread(path).iterall():
-            str(element.value)
-    return []
+        return [
+            f"{element.tag} {element.keyword}: {error}"
+            for element in dcmread(path).iterall()
+            if element.VR != "SQ"
+            for error in _errors(element)
+        ]
+
+
+def _errors(element: DataElement) -> Iterator[str]:
+    values = element.value if isinstance(element.value, MultiValue | list) else [element.value]
+    for value in values:
+        try:
+            as_text = element.VR in {"DS", "IS", "PN"}
+            validate_value(element.VR, str(value) if as_text else value, config.RAISE)
+        except ValueError as error:
+            yield str(error)
 
 
 def _read_by_highdicom(path: Path) -> list[str]:

@@ -97,7 +97,7 @@ TOOLS = (
         "dcentvfy",
         "patient, study, series equal in all objects",
         "Debian: dicom3tools",
-        (SEG, LABELMAP, SR, SC, PDF, CT, OTHER),
+        (SEG, SR, SC, PDF, CT, OTHER),
         needs_program("dcentvfy"),
         _dcentvfy,
         together=True,

@@ -117,7 +117,7 @@ def _groups(tool: Tool, subjects: Sequence[Subject]) -> Iterator[tuple[Subject, 
         yield from ((subject,) for subject in subjects if subject.kind in tool.kinds and not subject.context)
         return
     studies: dict[str, list[Subject]] = {}
-    for subject in subjects:
+    for subject in (subject for subject in subjects if subject.kind in tool.kinds):
         studies.setdefault(str(subject.header.get("StudyInstanceUID", "")), []).append(subject)
     for study in studies.values():
         own = [subject for subject in study if not subject.context]

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydicom import Dataset
 
-from pacs_node.validators.subjects import KINDS, SR, Subject
+from pacs_node.validators.subjects import KINDS, LABEL_MAP_STORAGE, SR, Subject
 
 WAIVERS_FILE = Path(__file__).with_name("waivers.toml")
 
@@ -81,8 +81,22 @@ def _image_regions(item: Dataset) -> int:
     return int(own) + sum(_image_regions(child) for child in item.get("ContentSequence") or [])
 
 
+def _refers_to_a_label_map(subject: Subject) -> bool:
+    """Whether a report has a label map among its evidence."""
+    evidence = subject.header.get("CurrentRequestedProcedureEvidenceSequence") or []
+    return any(
+        row.get("ReferencedSOPClassUID") == LABEL_MAP_STORAGE
+        for study in evidence
+        for series in study.get("ReferencedSeriesSequence") or []
+        for row in series.get("ReferencedSOPSequence") or []
+    )
+
+
 #: Conditions by the name that the file uses.
-CONDITIONS: dict[str, Callable[[Subject], bool]] = {"one image region": _has_one_image_region}
+CONDITIONS: dict[str, Callable[[Subject], bool]] = {
+    "one image region": _has_one_image_region,
+    "refers to a label map": _refers_to_a_label_map,
+}
 
 
 def load_waivers(path: Path, tools: Collection[str]) -> Waivers:

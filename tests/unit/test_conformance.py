@@ -298,7 +298,7 @@ def recording_peer(
         ]
         return original(address, evt_handlers=handlers, **options)
 
-    peer._entity.start_server = start_server  # type: ignore[method-assign]  # one more handler
+    peer._entity.start_server = start_server  # type: ignore[assignment, method-assign]  # one more handler
     with peer:
         yield peer
 
