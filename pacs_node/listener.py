@@ -84,6 +84,7 @@ class Listener:
         self._associations: dict[Acceptor[Incoming], threading.Thread] = {}
         self._lock = threading.Lock()
         self._gate: Gate | None = None
+        self._sweeper: threading.Thread | None = None
 
     def start(self) -> int:
         """Begin to listen; return the port.
@@ -110,8 +111,14 @@ class Listener:
             context=context,
             limits=Limits(request_seconds=settings.acse_timeout_seconds),
         )
+        # before anything is received: a file that is there now and has no row was never acknowledged
+        before = list(self._spool.stored())
         self._refusals.start()
         self._gate.start()
+        self._sweeper = threading.Thread(
+            target=self._remove_orphans, args=(before,), name="sweep", daemon=True
+        )
+        self._sweeper.start()
         logger.info(
             "listening", extra={"ae_title": settings.ae_title, "port": port, "tls": context is not None}
         )
@@ -129,7 +136,27 @@ class Listener:
         deadline = time.monotonic() + _STOP_S
         for thread in running.values():
             thread.join(max(0.0, deadline - time.monotonic()))
+        if self._sweeper is not None:
+            self._sweeper.join()
         self._refusals.stop()
+
+    def _remove_orphans(self, files: list[str]) -> None:
+        """Remove what a killed listener had written but not recorded; its sender has it still."""
+        try:
+            with self._database.read() as session:
+                named = reception.recorded_paths(session)
+            for path in files:
+                if path not in named:
+                    self._remove_orphan(path)
+        except (OSError, SQLAlchemyError):
+            logger.exception("files without a row could not be removed")
+
+    def _remove_orphan(self, path: str) -> None:
+        # with the write lock: the same bytes may be arriving, and a row is only made of a file that is there
+        with self._database.write() as session:
+            if not reception.is_recorded(session, path):
+                self._spool.remove(path)
+                logger.info("removed a file without a row", extra={"path": path})
 
     def _judge(self, visitor: Visitor) -> Refusal | None:
         """Decide whether the peer may open an association."""

@@ -166,6 +166,22 @@ def record_instance(
     return Reception.NEW
 
 
+def is_recorded(session: Session, path: str) -> bool:
+    """Whether a row names this stored file."""
+    return any(
+        session.execute(select(table.id).where(table.path == path).limit(1)).first() is not None
+        for table in (Instance, Conflict)
+    )
+
+
+def recorded_paths(session: Session) -> set[str]:
+    """Return the stored files that a row names."""
+    named: set[str] = set()
+    for table in (Instance, Conflict):
+        named.update(path for path in session.scalars(select(table.path)) if path is not None)
+    return named
+
+
 def _reopen(session: Session, series: Series, *, at: datetime, reason: str) -> None:
     lifecycle.move_series(
         session, series, SeriesState.RECEIVING, at=at, actor=_ACTOR, reason_code=None, reason=reason

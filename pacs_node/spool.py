@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -227,6 +228,11 @@ class Spool:
         for leftover in leftovers:
             leftover.unlink()
         return len(leftovers)
+
+    def stored(self) -> Iterator[str]:
+        """Relative paths of all files that were kept, in no order."""
+        for folder in (self.directory / "instances").iterdir():
+            yield from (f"instances/{folder.name}/{path.name}" for path in folder.iterdir())
 
     def absolute(self, relative: str) -> Path:
         """Path of a stored file."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from pacs_node import gate_message, gate_pdu
+from pacs_node import gate_message, gate_pdu, reception
 from pacs_node.config import Caller, ListenerSettings
 from pacs_node.db import Database, Instance, sqlite_url
 from pacs_node.gate_association import Acceptor
@@ -128,7 +128,7 @@ def receiver(given: Given) -> Iterator[Receiver]:
 
 
 def _await_port(running: Receiver) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while True:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", running.port)) == 0:
@@ -162,6 +162,15 @@ class Ledger:
     def note(self, uid: str, data: bytes) -> None:
         """An instance was answered with success."""
         self.acknowledged[uid] = hashlib.sha256(data).hexdigest()
+
+    @staticmethod
+    def orphans(directory: Path) -> list[str]:
+        """Stored files that no row names."""
+        database = Database(sqlite_url(directory))
+        with database.read() as session:
+            named = reception.recorded_paths(session)
+        database.dispose()
+        return sorted(set(Spool(directory, 1).stored()) - named)
 
     def violations(self, directory: Path) -> list[str]:
         """Hold rows and files against each other and against what was acknowledged."""

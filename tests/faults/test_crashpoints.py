@@ -68,6 +68,7 @@ def test_killed_at_a_call(storage: Path, call: str) -> None:
         assert done == [0, 0]
         assert running.leftovers() == []
     assert ledger.violations(storage) == []
+    assert ledger.orphans(storage) == []
 
 
 def test_an_early_acknowledgement_would_be_noticed(storage: Path) -> None:

@@ -405,6 +405,33 @@ def test_what_was_open_when_the_node_was_killed_is_lost_at_the_next_start(
     assert files(spool) == []
 
 
+def test_files_without_a_row_are_removed_at_start_and_no_others(
+    database: Database, spool: Spool, clock: TestClock
+) -> None:
+    """A listener that was killed between file and row has acknowledged nothing."""
+    settings = ListenerSettings(port=find_free_port())
+    listener = Listener(settings, CALLERS, database, spool, clock)
+    (first,), (other,) = make_ct_series(1, matrix=8), make_ct_series(1, matrix=8)
+    other.PatientID = "OTHER"
+    assert store(listener.start(), first, other) == [0, 0]
+    listener.stop()
+    (orphan,) = make_ct_series(1, matrix=8, seed="orphan")
+    data, syntax = encoded(orphan)
+    stored = spool.write(
+        data,
+        sop_class_uid=orphan.SOPClassUID,
+        sop_instance_uid=orphan.SOPInstanceUID,
+        transfer_syntax_uid=syntax,
+    )
+    again = Listener(settings, CALLERS, database, spool, clock)
+    port = again.start()
+    eventually(lambda: not spool.absolute(stored.path).exists())
+    assert len(files(spool)) == 2
+    assert store(port, orphan, first) == [0, 0]
+    again.stop()
+    assert len(files(spool)) == 3
+
+
 def test_many_associations_at_once(port: int, database: Database, spool: Spool) -> None:
     slices = make_ct_series(24, matrix=8)
     with ThreadPoolExecutor(8) as pool:
