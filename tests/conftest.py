@@ -12,6 +12,8 @@ from typing import NoReturn
 
 import pytest
 
+from pacs_node.validators.tool import find_program
+
 ORTHANC_PATHS = (Path("/usr/sbin/Orthanc"),)
 ORTHANC_DICOMWEB_PATHS = (
     Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so"),
@@ -25,7 +27,7 @@ def find_peer(name: str) -> Path | None:
     """Where the peer called `name` is installed, None where it isn't.
 
     ``orthanc``, ``orthanc-dicomweb`` (its DICOMweb plugin) and ``pixelmed`` (the jar, and java to run it)
-    are known by name; every other name is a program on PATH.
+    are known by name; every other name is a program on PATH or beside Python.
     """
     if name == "orthanc":
         found = shutil.which("Orthanc")
@@ -34,8 +36,7 @@ def find_peer(name: str) -> Path | None:
         return _first_existing(ORTHANC_DICOMWEB_PATHS)
     if name == "pixelmed":
         return _first_existing(PIXELMED_PATHS) if shutil.which("java") else None
-    found = shutil.which(name)
-    return Path(found) if found else None
+    return find_program(name)
 
 
 def _first_existing(paths: tuple[Path, ...]) -> Path | None:
