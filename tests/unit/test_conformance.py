@@ -26,9 +26,13 @@ from pynetdicom.pdu_primitives import (
 from sqlalchemy import text
 
 from conformance.statement import STATEMENT, read_claims, render
+from dicom_sr.capture import build_captures, capture_result
+from dicom_sr.keyimages import render_key_images
 from dicom_sr.part10 import save
-from dicom_sr.report import build_not_analysed_report, build_report
-from dicom_sr.seg import build_seg
+from dicom_sr.pdf import build_pdf, print_report
+from dicom_sr.report import ReportClass, build_not_analysed_report, build_report
+from dicom_sr.seg import SegEncoding, build_seg
+from dicom_sr.summary import result_json
 from inference.types import Malignancy, Observation, SemanticFeature
 from pacs_node import __version__
 from pacs_node.association import Peer, Timeouts
@@ -331,11 +335,20 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, D
     )
     observations = (Observation("lung_rads", "4A"),)
     seg = build_seg(volume, findings, headers, context)
+    result = make_result(volume, findings, context, observations=observations)
+    summary = result_json(volume, result, headers, context)
+    key_images = render_key_images(volume, findings[:1], directory)
+    page, key_slice = build_captures(
+        capture_result(summary, volume.frames, volume, key_images), headers[0], context
+    )
     made = {
         "SEG": seg,
-        "SR": build_report(
-            volume, make_result(volume, findings, context, observations=observations), seg, headers, context
-        ),
+        "SEG label map": build_seg(volume, findings, headers, context, encoding=SegEncoding.LABELMAP),
+        "SR": build_report(volume, result, seg, headers, context),
+        "SR enhanced": build_report(volume, result, seg, headers, context, report_class=ReportClass.ENHANCED),
+        "SC": page,
+        "SC key slice": key_slice,
+        "PDF": build_pdf(print_report(summary, context), headers, context),
         "SR not analysed": build_not_analysed_report(
             headers, "TOO_THICK", "The slices are 8 mm thick.", context
         ),
