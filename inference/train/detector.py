@@ -5,17 +5,21 @@
 Samples are cubes of 80 mm at 1.25 mm (`inference.train.detector_samples`). A share of them is centred on
 false peaks of the current network in whole scans, hard negatives, found anew every few hundred steps. Samples
 are kept in a buffer and seen a few times each, flipped and turned. Loss: the focal loss of CornerNet (Law and
-Deng, ECCV 2018) on the heat map, L1 on the logarithm of the diameter. At the end the height of the peaks is
-calibrated on scans with nodules of the validation part; patients of the test part are never used.
+Deng, ECCV 2018) on the heat map, L1 on the logarithm of the diameter. Then the second look is trained on the
+peaks that this network finds (`inference.train.detector_look`). At the end both answers are calibrated on
+scans with nodules of the validation part; patients of the test part are never used.
 
 Writes ``detector.safetensors`` (the moving average of the weights) and ``detector.json`` (sha256,
 calibration). The last state is kept in ``state.pt`` in the same folder; the same command goes on from it.
+``--start FILE`` begins with weights that are there already, of this script or of the model card: for a
+further run at a rate of its own, or on the scans of a site.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import json
 import logging
 import math
@@ -27,19 +31,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from inference.datasets.lidc_crops import NoduleCrop, Split, read_crops, split_of
 from inference.detector import (
-    CELL_MM,
-    GRID_MM,
-    REFERENCE_MM,
-    STRIDE,
     Calibration,
     CentreNet,
     Detector,
-    window,
+    SecondLook,
 )
 from inference.evaluate.lidc import read_cubes
 from inference.evaluate.metaimage import read_metaimage
@@ -50,24 +50,26 @@ from inference.lungs import find_lungs
 from inference.phantom import make_phantom, random_specs
 from inference.registry import load_pipeline
 from inference.train.cade_weights import LESIONS
+from inference.train.detector_look import LookPlan, collect, new_look, train_look
 from inference.train.detector_samples import (
-    SIDE,
     SIZES_MM,
     Bank,
     Sample,
     Scene,
+    as_image,
     cube_scene,
     draw_sample,
     phantom_scene,
     scan_scene,
     strip_scene,
+    targets,
     turned,
 )
 from inference.weights import load_into, read_weights, write_weights
 
 _LOG = logging.getLogger(__name__)
 
-SHARES = {"scan": 0.55, "phantom": 0.1, "cube": 0.1, "strip": 0.25}
+SHARES = {"scan": 0.48, "phantom": 0.07, "cube": 0.07, "strip": 0.38}
 """How often each kind of scene is drawn, if there are any."""
 
 FIRST_PHANTOM = 3000
@@ -77,43 +79,6 @@ HELD_OUT = ("LIDC-IDRI-0001",)
 """Patients whose whole scan is an acceptance case: their strips and cubes are not learned from."""
 
 Floats = NDArray[np.float64]
-
-
-def targets(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the network should give.
-
-    Returns
-    -------
-    heat
-        float32, shape (n, 32, 32, 32): 1 at centres, a Gaussian around.
-    weight
-        float32, same shape: 0 outside the lungs and at unknown places.
-    size, sized
-        Log of diameter / 8 mm, and where it counts.
-    """
-    cells = SIDE // STRIDE
-    shape = (len(samples), cells, cells, cells)
-    heat, size = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    weight, sized = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    grid = np.indices(shape[1:], np.float32) * STRIDE + (STRIDE - 1) / 2
-    for number, sample in enumerate(samples):
-        weight[number] = sample.counted
-        for row in sample.unknown:
-            gap = np.sqrt(sum((g - v) ** 2 for g, v in zip(grid, row, strict=False))) * GRID_MM
-            weight[number][gap < row[3] / 2 + 4] = 0
-        for row in sample.lesions:
-            gap = np.sqrt(sum((g - v) ** 2 for g, v in zip(grid, row, strict=False))) * GRID_MM
-            sigma = float(np.clip(0.2 * row[3], 1.8, 5.0))
-            heat[number] = np.maximum(heat[number], np.exp(-0.5 * (gap / sigma) ** 2))
-            core = gap < max(0.12 * float(row[3]), 0.0)
-            nearest = np.unravel_index(int(gap.argmin()), gap.shape)
-            core[nearest] |= gap[nearest] < CELL_MM
-            heat[number][core] = 1
-            weight[number][core] = 1
-            near = gap < max(0.25 * float(row[3]), CELL_MM)
-            size[number][near] = np.log(row[3] / REFERENCE_MM)
-            sized[number][near] = 1
-    return tuple(torch.from_numpy(a) for a in (heat, weight, size, sized))  # type: ignore[return-value]  # four
 
 
 def loss_of(answer: Tensor, truth: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
@@ -127,19 +92,6 @@ def loss_of(answer: Tensor, truth: tuple[Tensor, Tensor, Tensor, Tensor]) -> Ten
     focal = (hit.sum() + false.sum()) / centre.sum().clamp(min=1)
     length = (sized * (answer[:, 1].float() - size).abs()).sum() / sized.sum().clamp(min=1)
     return focal + 0.3 * length
-
-
-def as_image(rng: np.random.Generator, samples: Sequence[Sample]) -> Tensor:
-    """Network input (n, 1, 64, 64, 64) with other noise, brightness and slice thickness."""
-    hu = torch.from_numpy(np.stack([one.hu for one in samples]).astype(np.float32))[:, None]
-    for number in range(len(samples)):
-        if rng.random() < 0.25:  # a thicker slice
-            hu[number] = functional.avg_pool3d(hu[number], (3, 1, 1), stride=1, padding=(1, 0, 0))
-        if rng.random() < 0.4:
-            generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-            hu[number] += torch.randn(hu[number].shape, generator=generator) * float(rng.uniform(0, 40))
-        hu[number] = hu[number] * float(rng.uniform(0.97, 1.03)) + float(rng.uniform(-20, 20))
-    return window(hu)
 
 
 def false_peaks(network: CentreNet, background: Background, most: int = 40) -> Floats:
@@ -201,8 +153,8 @@ class Plan:
     steps: int = 6000
     minutes: float = 60.0
     batch: int = 8
-    buffer: int = 768
-    fresh: int = 2
+    buffer: int = 1536
+    fresh: int = 3
     """New samples a step; the buffer gives the rest."""
 
     rate: float = 2e-3
@@ -257,8 +209,9 @@ def _step(state: State, rng: np.random.Generator, samples: list[Sample], plan: P
     for group in state.optimizer.param_groups:
         group["lr"] = max(rate, 1e-6)
     state.network.train()
+    images = as_image(rng, samples)  # (n, 1, 64, 64, 64)
     with torch.autocast("cpu", torch.bfloat16, enabled=plan.half):
-        answer = state.network(as_image(rng, samples))  # (n, 2, 32, 32, 32)
+        answer = state.network(images)  # (n, 2, 32, 32, 32)
     loss = loss_of(answer, targets(samples))
     state.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]  # torch
@@ -351,14 +304,14 @@ def cases(
 
 
 def calibrate(detector: Detector, scans: Sequence[Case]) -> Calibration:
-    """Fit the probability that a peak lies on a nodule: logistic of its height, by Newton's method.
+    """Fit the probability that a peak lies on a nodule: logistic of both answers, by Newton's method.
 
     Raises
     ------
     ValueError
         There are no peaks on nodules, or none elsewhere.
     """
-    heights, hits = [], []
+    seen, hits = [], []
     for case in scans:
         peaks = detector.peaks(case.volume, find_lungs(case.volume))
         points = case.volume.index_to_lps(peaks.index).reshape(-1, 3)
@@ -367,18 +320,18 @@ def calibrate(detector: Detector, scans: Sequence[Case]) -> Calibration:
             on |= np.linalg.norm(points - np.array(lesion.centre_lps), axis=1) < lesion.diameter_mm / 2
         for centre, radius in case.excluded:
             known |= np.linalg.norm(points - np.array(centre), axis=1) < radius + 5
-        heights.append(peaks.logit[~known | on])
-        hits.append(on[~known | on])
-    x, y = np.concatenate(heights), np.concatenate(hits).astype(np.float64)
+        used = ~known | on
+        seen.append(np.column_stack([peaks.logit, peaks.look, np.ones_like(peaks.logit)])[used])
+        hits.append(on[used])
+    design, y = np.concatenate(seen), np.concatenate(hits).astype(np.float64)
     if not 0 < y.sum() < len(y):
         raise ValueError("calibration needs peaks on nodules and elsewhere")
-    design, beta = np.column_stack([x, np.ones_like(x)]), np.array([1.0, 0.0])
+    beta, ridge = np.array([1.0, 0.0, 0.0]), 1e-3 * np.eye(3)
     for _ in range(50):
         p = 1 / (1 + np.exp(-np.clip(design @ beta, -30, 30)))
-        gradient = design.T @ (p - y) + 1e-3 * beta
-        hessian = (design * (p * (1 - p))[:, None]).T @ design + 1e-3 * np.eye(2)
-        beta = beta - np.linalg.solve(hessian, gradient)
-    return Calibration(float(beta[0]), float(beta[1]))
+        hessian = (design * (p * (1 - p))[:, None]).T @ design + ridge
+        beta = beta - np.linalg.solve(hessian, design.T @ (p - y) + ridge @ beta)
+    return Calibration(slope=float(beta[0]), look=float(beta[1]), intercept=float(beta[2]))
 
 
 def read_background(name: str, path: Path) -> Background:
@@ -441,12 +394,35 @@ def mining(material: Material) -> Callable[[CentreNet], None]:
     return mine
 
 
-def finish(state: State, backgrounds: Sequence[Background], implants: Sequence[Implant], out: Path) -> None:
+def start_from(state: State, path: Path) -> None:
+    """Begin with the weights of a safetensors file.
+
+    Raises
+    ------
+    OSError
+        The file can't be read.
+    ModelUnavailableError
+        It isn't of this network.
+    """
+    tensors = read_weights(path, hashlib.sha256(path.read_bytes()).hexdigest())
+    own = {key.removeprefix("centre."): one for key, one in tensors.items() if not key.startswith("look.")}
+    for network in (state.network, state.average):
+        load_into(network, own, name=path.name)
+
+
+def finish(
+    state: State,
+    look: SecondLook,
+    backgrounds: Sequence[Background],
+    implants: Sequence[Implant],
+    out: Path,
+) -> None:
     """Calibrate and write weights and ``detector.json``."""
-    detector = Detector(copy.deepcopy(state.average))
+    detector = Detector(copy.deepcopy(state.average), copy.deepcopy(look))
     calibration = calibrate(detector, cases(backgrounds, implants))
     noted = {"name": "reference nodule detector", "steps": str(state.step)}
-    digest = write_weights(state.average.state_dict(), out / "detector.safetensors", noted)
+    tensors = nn.ModuleDict({"centre": state.average, "look": look}).state_dict()
+    digest = write_weights(tensors, out / "detector.safetensors", noted)
     found = {"sha256": digest, "steps": state.step, "seconds": state.seconds, **asdict(calibration)}
     (out / "detector.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     _LOG.info("%s", found)
@@ -466,8 +442,12 @@ def main() -> None:
     )
     parser.add_argument("--phantoms", type=int, default=8)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="safetensors to begin with; without, random weights")
+    parser.add_argument("--rate", type=float, default=Plan.rate, help="highest learning rate")
     parser.add_argument("--steps", type=int, default=Plan.steps)
     parser.add_argument("--minutes", type=float, default=Plan.minutes)
+    parser.add_argument("--cubes", type=int, default=1500, help="to find peaks in for the second look")
+    parser.add_argument("--look-steps", type=int, default=LookPlan.steps)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -483,10 +463,20 @@ def main() -> None:
     state = new_state(chosen.seed)
     if (chosen.out / "state.pt").exists():
         state.restore(chosen.out / "state.pt")
-    plan = Plan(steps=chosen.steps, minutes=chosen.minutes, seed=chosen.seed)
-    train(state, drawing(material), plan, mine=mining(material), out=chosen.out / "state.pt")
+    elif chosen.start:
+        start_from(state, chosen.start)
+    plan = Plan(steps=chosen.steps, minutes=chosen.minutes, rate=chosen.rate, seed=chosen.seed)
+    mine = mining(material)
+    if chosen.start or state.step:
+        mine(state.average)
+    draw = drawing(material)
+    train(state, draw, plan, mine=mine, out=chosen.out / "state.pt")
+    found = collect(state.average, draw, np.random.default_rng([chosen.seed, 1]), chosen.cubes)
+    look = train_look(
+        new_look(state.average, chosen.seed), found, LookPlan(steps=chosen.look_steps, seed=chosen.seed)
+    )
     others = [make_implant(crop, hu) for crop, hu in strips if split_of(crop.patient) is Split.VAL]
-    finish(state, unseen or backgrounds, [one for one in others if one is not None], chosen.out)
+    finish(state, look, unseen or backgrounds, [one for one in others if one is not None], chosen.out)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
+from torch import Tensor
 from torch.nn import functional
 
 from inference.datasets.lidc_crops import NoduleCrop
-from inference.detector import GRID_MM, STRIDE, smooth_fine
+from inference.detector import CELL_MM, GRID_MM, REFERENCE_MM, STRIDE, smooth_fine, window
 from inference.evaluate.lidc import Cube, cube_field
 from inference.insertion import Background, Canvas, Implant, Places, Pose, paste, random_place, random_pose
 from inference.phantom import PhantomNodule
@@ -189,7 +190,7 @@ class Bank:
 def draw_sample(rng: np.random.Generator, scene: Scene, bank: Bank) -> Sample:
     """Cut one sample; see the module's text."""
     pitch = np.array(scene.spacing_mm)
-    centre_mm, zoom = _choose_centre(rng, scene) * pitch, float(np.exp(rng.uniform(-0.2, 0.15)))
+    centre_mm, zoom = _choose_centre(rng, scene) * pitch, float(np.exp(rng.uniform(-0.25, 0.2)))
     half = SIDE / 2 * GRID_MM * zoom
     reach = half * np.array([1.3, 1.5, 1.5])
     low = np.maximum(np.floor((centre_mm - reach) / pitch).astype(int), 0)
@@ -275,3 +276,84 @@ def turned(rng: np.random.Generator, sample: Sample) -> Sample:
         hu, counted = hu.swapaxes(1, 2), counted.swapaxes(1, 2)
         lesions, unknown = lesions[:, [0, 2, 1, 3]], unknown[:, [0, 2, 1, 3]]
     return Sample(hu, counted, lesions, unknown)
+
+
+def as_image(rng: np.random.Generator, samples: Sequence[Sample]) -> Tensor:
+    """Network input (n, 1, 64, 64, 64) as another scanner would have given it."""
+    cubes = [torch.from_numpy(np.ascontiguousarray(one.hu, np.float32)) for one in samples]
+    return window(torch.stack([as_scanned(rng, cube) for cube in cubes]))
+
+
+def as_scanned(rng: np.random.Generator, hu: Tensor, share: float = 1.0) -> Tensor:
+    """HU (edge, edge, edge) with another slice thickness, kernel, noise, gain and offset.
+
+    Parameters
+    ----------
+    share
+        Of the odds that each is changed.
+
+    Returns
+    -------
+    Tensor
+        HU, shape (1, edge, edge, edge).
+    """
+    image, size = hu[None, None].contiguous(), hu.shape[0]
+    if rng.random() < 0.35 * share:  # every second to fourth slice, as thick as their distance
+        step = int(rng.integers(2, 5))
+        phase = int(rng.integers(step))
+        padded = functional.pad(image, (0, 0, 0, 0, phase, size % step + step), mode="replicate")
+        thick = functional.avg_pool3d(padded, (step, 1, 1))
+        fine = functional.interpolate(thick, scale_factor=(step, 1, 1), mode="trilinear")
+        image = fine[:, :, phase : phase + size]
+    if rng.random() < 0.35 * share:
+        image = torch.lerp(image, _softened(image), float(rng.uniform(-0.35, 0.5)))  # below 0 sharper
+    if rng.random() < 0.5 * share:
+        noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(int(rng.integers(2**31))))
+        if rng.random() < 0.5:
+            noise = 2.0 * _softened(noise)
+        image = image + noise * float(rng.uniform(0, 50))
+    return image[0] * float(rng.uniform(0.95, 1.05)) + float(rng.uniform(-30, 30))
+
+
+def _softened(image: Tensor) -> Tensor:
+    """Binomial smoothing in the slice."""
+    kernel = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]) / 16
+    padded = functional.pad(image, (1, 1, 1, 1, 0, 0), mode="replicate")
+    return functional.conv3d(padded, kernel[None, None, None])
+
+
+def targets(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the network should give.
+
+    Returns
+    -------
+    heat
+        float32, shape (n, 32, 32, 32): 1 at centres, a Gaussian around.
+    weight
+        float32, same shape: 0 outside the lungs and at unknown places.
+    size, sized
+        Log of diameter / 8 mm, and where it counts.
+    """
+    cells = SIDE // STRIDE
+    shape = (len(samples), cells, cells, cells)
+    heat, size = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    weight, sized = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    grid = np.indices(shape[1:], np.float32) * STRIDE + (STRIDE - 1) / 2
+    for number, sample in enumerate(samples):
+        weight[number] = sample.counted
+        for row in sample.unknown:
+            gap = np.sqrt(sum((g - v) ** 2 for g, v in zip(grid, row, strict=False))) * GRID_MM
+            weight[number][gap < row[3] / 2 + 4] = 0
+        for row in sample.lesions:
+            gap = np.sqrt(sum((g - v) ** 2 for g, v in zip(grid, row, strict=False))) * GRID_MM
+            sigma = float(np.clip(0.2 * row[3], 1.8, 5.0))
+            heat[number] = np.maximum(heat[number], np.exp(-0.5 * (gap / sigma) ** 2))
+            core = gap < max(0.12 * float(row[3]), 0.0)
+            nearest = np.unravel_index(int(gap.argmin()), gap.shape)
+            core[nearest] |= gap[nearest] < CELL_MM
+            heat[number][core] = 1
+            weight[number][core] = 1
+            near = gap < max(0.25 * float(row[3]), CELL_MM)
+            size[number][near] = np.log(row[3] / REFERENCE_MM)
+            sized[number][near] = 1
+    return tuple(torch.from_numpy(a) for a in (heat, weight, size, sized))  # type: ignore[return-value]  # four

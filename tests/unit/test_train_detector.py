@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +13,11 @@ import pytest
 import torch
 
 from inference.datasets.lidc_crops import NoduleCrop
-from inference.detector import CentreNet, Detector, Peaks, load_detector
+from inference.detector import CentreNet, Detector, Peaks, SecondLook, load_detector
 from inference.evaluate.lidc import Cube
 from inference.insertion import Background, Implant, make_implant
 from inference.lungs import RIGHT, Lungs
+from inference.registry import load_pipeline
 from inference.train import detector as training
 from inference.train.detector import (
     Material,
@@ -24,7 +28,6 @@ from inference.train.detector import (
     loss_of,
     mining,
     new_state,
-    targets,
     train,
 )
 from inference.train.detector_samples import (
@@ -32,13 +35,17 @@ from inference.train.detector_samples import (
     Bank,
     Sample,
     Scene,
+    as_image,
     cube_scene,
     draw_sample,
     scan_scene,
     strip_scene,
+    targets,
     turned,
 )
 from inference.types import SourceFrame, Volume
+from tests.lidc_collection import collection, write_collection
+from tests.metaimage import write_metaimage
 
 
 def crop_of_ball(radius_mm: float = 5.0, readers: int = 3) -> tuple[NoduleCrop, np.ndarray]:
@@ -210,7 +217,7 @@ def test_a_short_run_learns_and_goes_on_where_it_stopped(tmp_path: Path) -> None
 
     def loss_now() -> float:
         with torch.inference_mode():
-            image = training.as_image(np.random.default_rng(1), samples)
+            image = as_image(np.random.default_rng(1), samples)
             return float(loss_of(state.network.train()(image), targets(samples)))
 
     before = loss_now()
@@ -261,15 +268,16 @@ def test_calibration_and_weights_are_written(tmp_path: Path, monkeypatch: pytest
             centres = [volume.lps_to_index(one.centre_lps) for one in case.lesions]
             index = np.array([*centres, [6.0, 10, 10], [6.0, 110, 110]])
             logit = np.array([4.0] * (len(centres) - 1) + [0.0, 0.0, -4.0])
-            return Peaks(index, logit, np.full(len(index), 8.0))
+            return Peaks(index, logit, np.full(len(index), 8.0), 0.5 * logit)
 
     fitted = training.calibrate(Told(CentreNet()), scans)
-    assert fitted.slope > 0.3
-    assert fitted(4.0) > 0.85
-    assert fitted(-4.0) < 0.15
+    assert fitted.slope + 0.5 * fitted.look > 0.3
+    high, low = fitted(np.array([4.0, -4.0]), np.array([2.0, -2.0]))
+    assert high > 0.85
+    assert low < 0.15
     state = new_state(0)
     monkeypatch.setattr(training, "calibrate", lambda *_: fitted)
-    training.finish(state, [chest], implants, tmp_path)
+    training.finish(state, SecondLook(), [chest], implants, tmp_path)
     digest = json.loads((tmp_path / "detector.json").read_text())["sha256"]
     loaded = load_detector(tmp_path / "detector.safetensors", digest, fitted)
     assert isinstance(loaded, Detector)
@@ -287,3 +295,32 @@ def test_what_is_no_split_of_training_is_not_learned_from() -> None:
     assert [one.patient for one, _ in kept.strips] == ["LIDC-IDRI-0004"]
     assert list(kept.implants) == ["LIDC-IDRI-0004_00"]
     assert isinstance(kept.scans[0], Scene)
+
+
+def test_the_command_trains_and_writes_what_a_card_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume, lungs = lung_volume()
+    rng = np.random.default_rng(0)
+    # vessels: something that is no nodule
+    array = volume.array + rng.normal(0, 20, volume.array.shape)
+    for row in range(20, 110, 15):
+        array[8:30, row : row + 4, 30:34] = 0
+    write_metaimage(replace(volume, array=array.astype(np.int16)), tmp_path / "chest.mha")
+    monkeypatch.setattr(training, "find_lungs", lambda _: lungs)
+    write_collection(tmp_path, collection(12))
+    card = load_pipeline("reference").card("nodule-detection")
+    weights = files("inference.cards").joinpath(str(card.weights))
+    arguments = (
+        f"--lidc {tmp_path} --scan chest={tmp_path / 'chest.mha'} --phantoms 0 --steps 2 --cubes 6"
+        f" --look-steps 2 --start {weights} --rate 1e-5 --out {tmp_path / 'out'}"
+    )
+    monkeypatch.setattr(sys, "argv", ["detector", *arguments.split()])
+    training.main()
+    found = json.loads((tmp_path / "out" / "detector.json").read_text())
+    assert found["steps"] == 2
+    assert found["slope"] > 0
+    load_detector(tmp_path / "out" / "detector.safetensors", found["sha256"])
+    monkeypatch.setattr(sys, "argv", ["detector", *arguments.replace("--steps 2", "--steps 3").split()])
+    training.main()
+    assert json.loads((tmp_path / "out" / "detector.json").read_text())["steps"] == 3
