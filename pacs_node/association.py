@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, cast
+from typing import Any, Self, cast
 
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
@@ -296,6 +296,7 @@ class Link:
             self._watchdog.stop()
             return self
         self.association = association
+        _leave_answers(association)
         if not association.is_established:
             self.failure = self._explain(association)
         return self
@@ -351,6 +352,21 @@ class Link:
         if self.refused_all():
             return Failure(OutcomeKind.PERMANENT, "the peer accepted no presentation context")
         return Failure(OutcomeKind.TRANSIENT, "the association request was aborted or not answered")
+
+
+def _leave_answers(association: Association) -> None:
+    """Keep pynetdicom's reactor from taking an answer that another thread waits for.
+
+    The association's own thread reads messages too, between operations. It calls itself paused for a moment
+    in every turn, so on a busy machine a request can go out while it isn't, and its answer be thrown away. As
+    a user only of services we get nothing but answers: the thread never has a message of its own.
+    """
+    take = association.dimse.get_msg
+
+    def take_in_another_thread(block: bool = False) -> tuple[Any, Any]:
+        return (None, None) if threading.current_thread() is association else take(block)
+
+    association.dimse.get_msg = take_in_another_thread  # type: ignore[method-assign]  # see above
 
 
 def _rejection(association: Association) -> A_ASSOCIATE | None:

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.uid import UID
-from pynetdicom import evt
+from pynetdicom import build_context, evt
 from pynetdicom.transport import AssociationSocket
 
-from pacs_node.association import Peer, Timeouts, _Watchdog
+from pacs_node.association import Link, Peer, Timeouts, _Watchdog
 from pacs_node.destinations import OutcomeKind
 from pacs_node.dimse import MAX_CONTEXTS, DimseDestination
 from pacs_node.peer import ReceivingPeer
@@ -252,6 +252,23 @@ def test_one_outcome_for_each_path_in_order(tmp_path: Path) -> None:
         assert to(peer.port).send([]) == ()
     assert [outcome.kind.stored for outcome in outcomes] == [True, False, True, False, True, True]
     assert outcomes[0].sop_instance_uid == outcomes[5].sop_instance_uid == dcmread(first).SOPInstanceUID
+
+
+def test_an_answer_is_not_taken_by_the_thread_of_the_association(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen on a busy machine: the reactor dropped a C-STORE response, and 30 s passed without progress."""
+    with ReceivingPeer(tmp_path / "peer") as peer:
+        target = Peer("127.0.0.1", peer.port, "PEER", "NODE", QUICK)
+        with Link(target, [build_context("1.2.840.10008.1.1")], 30) as link:
+            association = link.association
+            assert association is not None
+            answer: Any = (1, SimpleNamespace(is_valid_request=False, msg_type="C-STORE"))
+            association.dimse.msg_queue.put(answer)
+            with monkeypatch.context() as patch:
+                patch.setattr(threading, "current_thread", lambda: association)
+                assert association.dimse.get_msg() == (None, None)
+            assert association.dimse.get_msg() == answer
 
 
 def test_host_that_does_not_exist(tmp_path: Path) -> None:
