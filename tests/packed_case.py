@@ -52,7 +52,7 @@ def packing(directory: Path) -> Iterator[Pack]:
         return case.run_case(replace(request, **changes))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(case, "load_series", lambda _files: LoadedSeries(VOLUME, HEADERS))
+        patch.setattr(case, "load_series", lambda _files: LoadedSeries(VOLUME, tuple(HEADERS)))
         patch.setattr(case, "analyse", analyse)
         patch.setattr(case, "read_header", lambda path: HEADERS[int(path.name)])
         yield pack

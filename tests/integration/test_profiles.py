@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import requests
+from numpy.typing import NDArray
 from PIL import Image
 from pydicom import Dataset, dcmread
 from pydicom.uid import (
@@ -150,8 +151,8 @@ def test_what_an_old_peer_takes_of_each_profile_and_that_the_rest_is_named(
         "seg:all-frames",
         "sr:all-frames",
     }
-    for answers in refused.values():
-        for name, answer in answers.items():
+    for unwanted in refused.values():
+        for name, answer in unwanted.items():
             what = "Segmentation Storage" if name.startswith("seg") else "Comprehensive 3D SR Storage"
             assert answer.kind is OutcomeKind.PERMANENT
             assert f"accepts no presentation context for {what}" in answer.detail
@@ -163,7 +164,7 @@ def pacs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
         yield running
 
 
-def preview(pacs: Orthanc, row: Mapping[str, str]) -> np.ndarray:  # type: ignore[type-arg] # of bytes
+def preview(pacs: Orthanc, row: Mapping[str, str]) -> NDArray[np.uint8]:
     answer = requests.get(f"{pacs.url}/instances/{row['OrthancID']}/preview", timeout=30)
     with Image.open(BytesIO(answer.content)) as image:
         return np.asarray(image.convert("RGB"))

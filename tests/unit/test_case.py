@@ -18,6 +18,7 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
+from dicom_sr.part10 import save
 from dicom_sr.profiles import PROFILES, STANDARD
 from dicom_sr.verify import VerificationError
 from inference.errors import ReasonCode
@@ -136,13 +137,12 @@ def test_what_was_not_analysed_is_said_in_every_form(run: Pack) -> None:
 
 @pytest.mark.parametrize("kind", ["sc", "pdf"])
 def test_a_wrong_object_never_leaves(run: Pack, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    real = case.save
 
     def broken(dataset: Dataset, path: Path) -> str:
         if path.name.startswith(kind):
             keyword = {"sc": "SourceImageSequence", "pdf": "SourceInstanceSequence"}[kind]
             del dataset[keyword].value[0]
-        return real(dataset, path)
+        return save(dataset, path)
 
     monkeypatch.setattr(case, "save", broken)
     with pytest.raises(VerificationError):

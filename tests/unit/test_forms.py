@@ -11,7 +11,7 @@ from sqlalchemy import select, text
 
 from dicom_sr.profiles import PROFILES
 from pacs_node.config import DeliverySettings
-from pacs_node.db import AuditEvent, Database, sqlite_url
+from pacs_node.db import Artifact, AuditEvent, Database, sqlite_url
 from pacs_node.delivery import Outbox, resend_study, unmade
 from pacs_node.destinations import FakeDestination
 from pacs_node.states import DeliveryState
@@ -147,8 +147,7 @@ def test_an_older_database_keeps_its_objects_in_the_standard_form(node: SmallNod
             session.execute(text(statement))
     database.upgrade()
     with database.read() as session:
-        assert session.execute(text("SELECT kind, encoding, sha256 FROM artifact")).all() == [
-            ("seg", "", "ab")
-        ]
+        (row,) = session.execute(select(Artifact)).scalars().all()
+        assert (row.form, row.sha256, row.path) == ("seg", "ab", "seg.dcm")
     assert database.check() == "ok"
     database.dispose()

@@ -106,7 +106,9 @@ def test_nothing_leaves_the_page() -> None:
         for text in page.texts:
             x, y = text.get_position()
             style = replace(
-                BODY, size=text.get_fontsize(), bold="Bold" in str(text.get_fontproperties().get_file())
+                BODY,
+                size=float(text.get_fontsize()),
+                bold="Bold" in str(text.get_fontproperties().get_file()),
             )
             assert MARGIN <= x * WIDTH < WIDTH - MARGIN
             assert 20 < y * HEIGHT < HEIGHT - 20
