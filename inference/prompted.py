@@ -284,7 +284,9 @@ class PromptedSegmenter:
             mask = _object(logits > self.sight.threshold, key, seed.centre)
             return corrected(LOW_HU + grey * (HIGH_HU - LOW_HU), spacing_mm, mask), score
         level = self.sight.threshold + _fitting(logits[key] - self.sight.threshold, seed.box)
-        return _within(_object(logits > level, key, seed.centre), seed.box), score
+        mask = _within(_object(logits > level, key, seed.centre), seed.box, 1)
+        mask[key] &= _within(mask[key : key + 1], seed.box, 0)[0]  # the box is that of this slice
+        return mask, score
 
     @torch.inference_mode()
     def _carried(self, grey: Floats, pitch: float, sentence: str, seed: _Seed) -> tuple[Floats, int, float]:
@@ -433,14 +435,14 @@ def _fitting(logits: Floats, box: tuple[float, float, float, float]) -> float:
     return found
 
 
-def _within(mask: Mask, box: tuple[float, float, float, float]) -> Mask:
-    """The mask in its box and one pixel around."""
+def _within(mask: Mask, box: tuple[float, float, float, float], margin: int) -> Mask:
+    """The mask in its box and some pixels around."""
     y0, x0, y1, x1 = box
     out = np.zeros_like(mask)
     window = (
         slice(None),
-        slice(max(0, int(np.ceil(y0 - 1))), int(np.floor(y1 + 1)) + 1),
-        slice(max(0, int(np.ceil(x0 - 1))), int(np.floor(x1 + 1)) + 1),
+        slice(max(0, int(np.ceil(y0 - margin))), int(np.floor(y1 + margin)) + 1),
+        slice(max(0, int(np.ceil(x0 - margin))), int(np.floor(x1 + margin)) + 1),
     )
     out[window] = mask[window]
     return out

@@ -191,7 +191,7 @@ def test_with_a_box_the_threshold_is_the_one_that_fits_it() -> None:
     smooth = ndimage.gaussian_filter(hu, (0, 2, 2))
     segmenter, _ = _segmenter()
     widths = []
-    for half in (5.5, 6.5):
+    for half in (2.5, 5.5, 6.5):
         box = (40 - half, 60 - half, 40 + half, 60 + half)
         mask = segmenter.segment_strip(smooth, SPACING, "lung nodule", box=box, key_slice=4)
         widths.append(int(mask[4].any(0).sum()))
@@ -199,4 +199,4 @@ def test_with_a_box_the_threshold_is_the_one_that_fits_it() -> None:
         # nothing more than a pixel beyond it, on any slice
         assert min(rows[0] - box[0], columns[0] - box[1]) >= -1
         assert max(rows[-1] - box[2], columns[-1] - box[3]) <= 1
-    assert widths == [11, 13]
+    assert widths == [5, 11, 13]  # never beyond it on the slice it was drawn on
