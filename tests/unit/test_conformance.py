@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socketserver
+import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,8 +35,8 @@ from dicom_sr.report import ReportClass, build_not_analysed_report, build_report
 from dicom_sr.seg import SegEncoding, build_seg
 from dicom_sr.summary import result_json
 from inference.types import Malignancy, Observation, SemanticFeature
-from pacs_node import __version__
-from pacs_node.association import Peer, Timeouts
+from pacs_node import __version__, tls
+from pacs_node.association import Peer, Timeouts, Tls
 from pacs_node.config import Caller, ListenerSettings
 from pacs_node.db import Database, sqlite_url
 from pacs_node.destinations import ObjectRef
@@ -44,6 +45,7 @@ from pacs_node.dimse import DimseDestination
 from pacs_node.listener import Listener
 from pacs_node.peer import ReceivingPeer
 from pacs_node.spool import Spool
+from tests.certificates import make_certificate
 from tests.conftest import find_free_port
 from tests.ct_factory import make_ct_series
 from tests.finding_factory import (
@@ -275,6 +277,33 @@ def test_statuses_are_as_claimed(port: int, migrated: Path, tmp_path: Path) -> N
         given["storage fails"] = store(broken, good)
     claimed = {row["case"]: row["code"] for row in ACCEPTOR["status"]}
     assert {case: f"{status:04X}" for case, status in given.items()} == claimed
+
+
+def test_tls_is_as_claimed(migrated: Path, tmp_path: Path) -> None:
+    node, pacs, stranger = (make_certificate(tmp_path, name) for name in ("node", "pacs", "stranger"))
+    claimed = CLAIMS["security"]
+    for context in (
+        tls.server_context(node.trusting(pacs), "listener"),
+        tls.client_context(pacs.trusting(node), "destination"),
+    ):
+        assert context.minimum_version.name == claimed["tls_minimum"]
+        assert (context.verify_mode is ssl.CERT_REQUIRED) == (
+            claimed["certificate_of_the_peer"] == "required"
+        )
+    files = node.trusting(pacs)
+    settings: dict[str, Any] = {
+        "tls_certificate_file": files.certificate,
+        "tls_key_file": files.key,
+        "tls_client_ca_file": files.authorities,
+    }
+    # our own client: pynetdicom's leaves its socket open where the handshake fails
+    clients = [Tls(tls.client_context(who.trusting(node), "peer"), "127.0.0.1") for who in (pacs, stranger)]
+    with running(tmp_path / "tls", migrated, **settings) as port:
+        answers = [
+            DimseDestination("node", "127.0.0.1", port, "CTNODE", "PACS", tls=client).echo().ok
+            for client in (*clients, None)
+        ]
+    assert answers == [True, False, False]
 
 
 # the initiator
