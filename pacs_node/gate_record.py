@@ -112,7 +112,7 @@ class RefusalRecord:
 
     def _write(self, due: list[tuple[_Kind, int]]) -> None:
         for kind, count in due:
-            logger.warning("refused", extra={**_objects(kind), "count": count})
+            logger.warning("association refused", extra={**_objects(kind), "count": count})
         try:
             with self._database.write() as session:
                 for kind, count in due:
