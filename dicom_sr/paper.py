@@ -18,14 +18,14 @@ _WIDE = 470.0
 """Of a key image, points: two of them fill a page."""
 _COLUMNS = (
     ("Nodule", 54.0),
-    ("Site", 80.0),
-    ("Type", 64.0),
-    ("Long x short axis", 66.0),
-    ("Volume", 52.0),
-    ("Mean", 46.0),
-    ("Slice", 30.0),
+    ("Site", 76.0),
+    ("Type", 62.0),
+    ("Long x short axis", 76.0),
+    ("Volume", 50.0),
+    ("Mean", 44.0),
+    ("Slice", 28.0),
     ("Detection certainty", 52.0),
-    ("Probability of cancer", 67.0),
+    ("Probability of cancer", 69.0),
 )
 
 

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from alembic import command
 from alembic.config import Config
+from click.testing import CliRunner
 from sqlalchemy import select, text
 
 from dicom_sr.profiles import PROFILES
-from pacs_node.config import DeliverySettings
-from pacs_node.db import Artifact, AuditEvent, Database, sqlite_url
+from pacs_node.cli import main
+from pacs_node.config import (
+    DeliverySettings,
+    DicomDestination,
+    PipelineSettings,
+    Settings,
+    StorageSettings,
+)
+from pacs_node.db import Artifact, AuditEvent, Database, Job, sqlite_url
 from pacs_node.delivery import Outbox, resend_study, unmade
 from pacs_node.destinations import FakeDestination
+from pacs_node.engines import InProcessEngine
+from pacs_node.request import CaseFile, CaseOutcome, CaseRequest
 from pacs_node.states import DeliveryState
+from pacs_node.worker import Worker
 from tests.small_node import SmallNode
 
 MADE = ("seg", "seg:all-frames", "sr", "sr:all-frames", "sr:enhanced", "sc", "pdf")
@@ -151,3 +165,89 @@ def test_an_older_database_keeps_its_objects_in_the_standard_form(node: SmallNod
         assert (row.form, row.sha256, row.path) == ("seg", "ab", "seg.dcm")
     assert database.check() == "ok"
     database.dispose()
+
+
+def destination(name: str) -> DicomDestination:
+    return DicomDestination(
+        name=name,
+        host="127.0.0.1",
+        port=104,
+        ae_title="PACS",
+        profile=name,  # type: ignore[arg-type] # a name of a profile
+    )
+
+
+def test_the_worker_has_everything_made_that_a_destination_wants(
+    node: SmallNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: list[CaseRequest] = []
+
+    def made(request: CaseRequest) -> CaseOutcome:
+        requests.append(request)
+        with node.database.read() as session:
+            job = session.get_one(Job, 1)
+            files = [
+                CaseFile(
+                    new.kind,
+                    node.spool.directory / new.path,
+                    new.sha256,
+                    new.sop_instance_uid,
+                    new.sop_class_uid,
+                    new.series_uid,
+                    new.encoding,
+                )
+                for new in node.result(job, request.forms)
+            ]
+        return CaseOutcome("analysed", tuple(files))
+
+    monkeypatch.setattr("pacs_node.worker.run_case", made)
+    settings = Settings(
+        storage=StorageSettings(directory=str(node.spool.directory)),
+        pipeline=PipelineSettings(engine="in-process"),
+        destinations=(destination("slicer"), destination("legacy")),
+    )
+    node.queue()
+    Worker(node.database, settings, "version", InProcessEngine(), node.clock).tick()
+    (request,) = requests
+    assert request.forms == ("seg", "seg:all-frames", "sr", "sr:all-frames", "sr:enhanced", "sc", "pdf")
+    assert [(row.name, row.profile, row.forms) for row in request.receivers] == [
+        (name, name, PROFILES[name].forms) for name in ("slicer", "legacy")
+    ]
+    assert forms(node) == {name: list(PROFILES[name].forms) for name in ("slicer", "legacy")}
+
+
+def test_the_operator_is_told_what_was_not_made(node: SmallNode, tmp_path: Path) -> None:
+    finished(node, ("seg", "sr", "pdf"))
+    config = tmp_path / "pacs-node.toml"
+    config.write_text(
+        f'[storage]\ndirectory = "{node.spool.directory}"\n[[destinations]]\nname = "old"\nkind = "dicom"\n'
+        'host = "127.0.0.1"\nport = 104\nae_title = "OLD"\nprofile = "legacy"\nsend = ["sr", "sc", "pdf"]\n',
+        encoding="utf-8",
+    )
+    said = CliRunner().invoke(main, ["send", "--config", str(config), study_uid(node)])
+    assert said.exit_code == 0, said.output
+    assert said.output.splitlines() == [
+        "old: the result has no SR (Enhanced SR); only an analysis makes it",
+        "old: the result has no SC; only an analysis makes it",
+        "1 object(s) will be sent",
+    ]
+
+
+def test_analyze_makes_the_objects_of_a_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, object] = {}
+
+    def analyze_directory(_folder: Path, **rest: object) -> int:
+        given.update(rest)
+        return 0
+
+    # the real one loads torch
+    fake = SimpleNamespace(analyze_directory=analyze_directory)
+    monkeypatch.setitem(sys.modules, "pacs_node.analyze", fake)
+    for name, profile in PROFILES.items():
+        done = CliRunner().invoke(
+            main, ["analyze", str(tmp_path), "--out", str(tmp_path / "out"), "--for", name]
+        )
+        assert (done.exit_code, given["forms"]) == (0, profile.forms)
+    assert (
+        CliRunner().invoke(main, ["analyze", str(tmp_path), "--out", "x", "--for", "osirix"]).exit_code == 2
+    )
