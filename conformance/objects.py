@@ -17,6 +17,7 @@ from pydicom import Dataset
 from pydicom.uid import MRImageStorage
 from rich.console import Console
 
+from dicom_sr.codes import FEATURES
 from dicom_sr.context import OtherSeries, Predecessor, ResultContext
 from dicom_sr.part10 import save
 from dicom_sr.profiles import PROFILES, in_order
@@ -24,7 +25,7 @@ from dicom_sr.report import ReportClass, build_not_analysed_report, build_report
 from dicom_sr.seg import SegEncoding, build_seg
 from inference.phantom import make_phantom, write_phantom
 from inference.registry import DEFAULT_PROFILE
-from inference.types import Malignancy, Observation, SemanticFeature, Volume
+from inference.types import Descriptor, Finding, Malignancy, Observation, SemanticFeature, Volume
 from pacs_node.analyze import ANALYSED, NOT_SUITABLE, analyze_directory
 from tests.ct_factory import chest_hu, make_ct_series, make_enhanced_ct, write_series
 from tests.finding_factory import (
@@ -152,11 +153,7 @@ def _write_result(
     findings = make_findings(volume, count)
     observations: tuple[Observation, ...] = ()
     if len(context.cards) > 1:
-        features = tuple(
-            SemanticFeature(name, 4, 0.7) for name in ("spiculation", "calcification", "malignancy")
-        )
-        findings = tuple(replace(f, malignancy=Malignancy(0.3, 0.4), features=features) for f in findings)
-        observations = (Observation("emphysema", "present", 0.8), Observation("lung_rads", "4A"))
+        findings, observations = _everything(findings)
     result = make_result(volume, findings, context, observations=observations, warnings=("Thick slices.",))
     if not findings:
         for kind in ReportClass:
@@ -175,6 +172,21 @@ def _write_result(
                 if complete or omit:
                     report = build_report(volume, result, seg, headers, context, report_class=kind)
                     save(report, directory / f"sr-{kind}-{name}.dcm")
+
+
+def _everything(findings: tuple[Finding, ...]) -> tuple[tuple[Finding, ...], tuple[Observation, ...]]:
+    """All that the trained profiles say of a nodule and of a scan; the first nodule is a mass."""
+    features = tuple(SemanticFeature(name, 4, 0.7) for name in FEATURES)
+    pleura = (
+        Descriptor("pleural attachment", 0.8, "1", "pleura"),
+        Descriptor("distance to the pleura", 0.4, "mm", "pleura"),
+    )
+    first, *others = (
+        replace(f, malignancy=Malignancy(0.3, 0.4), features=features, descriptors=pleura) for f in findings
+    )
+    first = replace(first, measurements=replace(first.measurements, long_axis_mm=33.0))
+    observations = (Observation("emphysema", "present", 0.8), Observation("lung_rads", "4A"))
+    return (first, *others), observations
 
 
 #: Options of `inference.phantom.make_phantom` by case.
