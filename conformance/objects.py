@@ -91,7 +91,7 @@ SERIES: dict[str, Callable[[str], list[Dataset]]] = {
     "several nodules": _unlike,
     "one nodule": _unlike,
     "no nodule": _unlike,
-    "forty nodules": _unlike,
+    "ten nodules": _unlike,
     "everything in the report": _unlike,
     "not analysed": _unlike,
     "not analysed, MR": _magnetic_resonance,
@@ -108,7 +108,7 @@ SERIES: dict[str, Callable[[str], list[Dataset]]] = {
     "slices of 5 mm": lambda seed: _unlike(seed, spacing_mm=5.0),
     "other script": _in_cyrillic,
 }
-_NODULES = {"one nodule": 1, "no nodule": 0, "forty nodules": 40}
+_NODULES = {"one nodule": 1, "no nodule": 0, "ten nodules": 10}
 
 
 def draw_cases(directory: Path) -> Iterator[Case]:
@@ -162,7 +162,7 @@ def _write_result(
                 directory / f"sr-{kind}.dcm",
             )
         return
-    complete = count == _NODULES["forty nodules"] or len(context.cards) > 1
+    complete = count == _NODULES["ten nodules"] or len(context.cards) > 1
     for encoding in SegEncoding if complete else [SegEncoding.BINARY]:
         for omit in (True, False):
             name = f"{encoding}-{'some' if omit else 'all'}-frames"
