@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pydicom.sr.coding import Code
 
 from inference.errors import ReasonCode
-from inference.types import Attenuation, Laterality, Lobe, ModelCard, SemanticFeature, Site
+from inference.types import Attenuation, Finding, Laterality, Lobe, ModelCard, SemanticFeature, Site
 
 PRIVATE_SCHEME = "99CTNODULE"
 LIDC_SCHEME = "99LIDCQIICR"
@@ -49,6 +49,8 @@ TRACKING_IDENTIFIER = Code("112039", "DCM", "Tracking Identifier")
 TRACKING_UID = Code("112040", "DCM", "Tracking Unique Identifier")
 IMAGING_MEASUREMENTS = Code("126010", "DCM", "Imaging Measurements")
 MEASUREMENT_GROUP = Code("125007", "DCM", "Measurement Group")
+ILLUSTRATION_OF_ROI = Code("121200", "DCM", "Illustration of ROI")
+LANGUAGE = Code("121049", "DCM", "Language of Content Item and Descendants")
 
 # Equipment
 PROCESSING_EQUIPMENT = Code("109102", "DCM", "Processing Equipment")
@@ -60,12 +62,19 @@ MULTI_SCALE_FILTERING = Code("123106", "DCM", "Multi-Scale/Resolution Filtering"
 MORPHOLOGICALLY_ABNORMAL = Code("49755003", "SCT", "Morphologically Abnormal Structure")
 FINDING = Code("121071", "DCM", "Finding")
 NODULE = Code("27925004", "SCT", "Nodule")
+MASS = Code("4147007", "SCT", "Mass")
 LUNG = Code("39607008", "SCT", "Lung")
 RIGHT = Code("24028007", "SCT", "Right")
 LEFT = Code("7771000", "SCT", "Left")
 UPPER_LOBE = Code("45653009", "SCT", "Upper lobe of lung")
 MIDDLE_LOBE = Code("72481006", "SCT", "Middle lobe of right lung")
 LOWER_LOBE = Code("90572001", "SCT", "Lower lobe of lung")
+FINDING_SITE = Code("363698007", "SCT", "Finding Site")
+LATERALITY = Code("272741003", "SCT", "Laterality")
+LOCATION_IN_CHEST = Code("112013", "DCM", "Location in Chest")
+SUBPLEURAL = Code("68599007", "SCT", "Subpleural")
+PRESENT = Code("52101004", "SCT", "Present")
+ABSENT = Code("272519000", "SCT", "Absent")
 
 # Measurements
 LONG_AXIS = Code("103339001", "SCT", "Long Axis")
@@ -80,6 +89,7 @@ SD_HU = Code("112183", "DCM", "Standard Deviation of Attenuation Coefficient")
 MIN_HU = Code("112179", "DCM", "Minimum Attenuation Coefficient")
 MAX_HU = Code("112180", "DCM", "Maximum Attenuation Coefficient")
 CERTAINTY_OF_FINDING = Code("111012", "DCM", "Certainty of Finding")
+CERTAINTY_OF_FEATURE = Code("111011", "DCM", "Certainty of Feature")
 PROBABILITY_OF_CANCER = Code("111047", "DCM", "Probability of cancer")
 
 MM = Code("mm", "UCUM", "mm")
@@ -97,11 +107,30 @@ NO_IMAGE = Code("111213", "DCM", "No image")
 SOFTWARE_FAILURE = Code("111218", "DCM", "Software failure")
 INAPPROPRIATE_PROCESSING = Code("111219", "DCM", "Inappropriate image processing")
 OTHER_FAILURE = Code("111220", "DCM", "Other failure")
+LIMITED_QUALITY = Code("RID13", "RADLEX", "Limited quality")
+OPERATING_POINT = Code("111081", "DCM", "CAD Operating Point Description")
+
+QUALITY_OBSERVATIONS = {
+    "motion_blur": Code("111210", "DCM", "Motion blur"),
+    "beam_hardening": Code("RID11327", "RADLEX", "Beam-hardening artifact"),
+    "other_artifact": Code("111215", "DCM", "Artifact(s) other than grid or detector artifact"),
+}
+"""Quality findings (CID 6135) by the name of an `Observation` whose value is ``present``."""
 
 # Private, because PS3.16 has nothing for them
 LUNG_RADS_VERSION = Code("NN-1", PRIVATE_SCHEME, "Lung-RADS version")
 ATTENUATION_TYPE = Code("NN-2", PRIVATE_SCHEME, "Nodule attenuation type")
+PLEURAL_ATTACHMENT = Code("NN-3", PRIVATE_SCHEME, "Pleural attachment")
+DETECTION_THRESHOLD = Code("NN-8", PRIVATE_SCHEME, "Detection threshold")
+PLEURAL_DISTANCE = Code("NN-9", PRIVATE_SCHEME, "Distance to the pleura")
 FUSED_PROBABILITY = Code("NN-10", PRIVATE_SCHEME, "Probability of cancer with the clinical record")
+
+MODEL_WEIGHTS = Code("NN-11", PRIVATE_SCHEME, "Model weights SHA-256")
+INPUT_DIGEST = Code("NN-12", PRIVATE_SCHEME, "Input digest")
+SOFTWARE_VERSION = Code("NN-13", PRIVATE_SCHEME, "Software version")
+
+MASS_MM = 30.0
+"""A lesion of a longer axis is a mass, not a nodule (Fleischner Society, Radiology 246:697-722, 2008)."""
 
 ATTENUATION = {
     Attenuation.SOLID: Code("RID50151", "RADLEX", "solid pulmonary nodule"),
@@ -265,6 +294,11 @@ def site_codes(site: Site) -> tuple[Code, Code | None]:
         return MIDDLE_LOBE, None
     lobes = {Lobe.UPPER: UPPER_LOBE, Lobe.LOWER: LOWER_LOBE}
     return (lobes[site.lobe] if site.lobe else LUNG), side
+
+
+def finding_code(finding: Finding) -> Code:
+    """Nodule, or mass above `MASS_MM` (both of CID 6102 and of CID 7159); the same in SEG and report."""
+    return MASS if finding.measurements.long_axis_mm > MASS_MM else NODULE
 
 
 def site_words(site: Site) -> str:

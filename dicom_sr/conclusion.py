@@ -1,109 +1,178 @@
-"""The report in sentences, for readers whose viewer shows only text."""
+"""The report in sentences, for readers whose viewer shows only text.
+
+The conclusion is what a person reads first; what only some want to know (models, their measured performance)
+is said in comments beside the coded results.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from dicom_sr.codes import feature_codes, site_words
-from dicom_sr.content import observation_words
-from dicom_sr.context import NOT_REVIEWED, RESEARCH_USE, OtherSeries, ResultContext
+from dicom_sr.codes import MASS, feature_codes, finding_code, site_words
+from dicom_sr.content import descriptor, operating_point
+from dicom_sr.context import OtherSeries, ResultContext
+from dicom_sr.evaluations import lung_rads_category, observation_words
+from dicom_sr.wording import ENGLISH, Wording
 from inference.types import Finding, ModelCard, Result
 
 
 def result_sentences(result: Result, context: ResultContext) -> list[str]:
     """The conclusion of an analysed series, one paragraph an item."""
-    lines = [f"Automatic result. {NOT_REVIEWED} {RESEARCH_USE}"]
-    if result.findings:
-        count = len(result.findings)
-        lines.append(f"{count} nodule{'s' if count > 1 else ''} marked automatically.")
-        lines += [finding_sentence(finding) for finding in result.findings]
+    wording = context.wording
+    lines = [opening("automatic_result", wording)]
+    if not result.findings:
+        lines.append(no_nodule_sentence(result.cards, wording))
+    elif len(result.findings) == 1:
+        lines.append(wording.say("one_nodule"))
     else:
-        lines.append(no_nodule_sentence(result.cards))
-    lines += [f"{sentence}." for sentence in map(observation_words, result.observations)]
-    lines += _not_assessed(result.findings)
-    lines += [f"Warning: {warning}" for warning in result.warnings]
+        lines.append(wording.say("nodules", count=len(result.findings)))
+    lines += [finding_sentence(finding, wording) for finding in result.findings]
+    lines.append(_lung_rads(result, wording))
+    lines += [f"{observation_words(o)}." for o in result.observations if not o.name.startswith("lung_rads")]
+    lines += _not_assessed(result.findings, wording)
+    lines += [wording.say("warning", text=warning) for warning in result.warnings]
     return [*lines, *provenance_sentences(context)]
 
 
 def not_analysed_sentences(reason: str, sentence: str, context: ResultContext) -> list[str]:
     """The conclusion of a series that was not analysed, one paragraph an item."""
+    wording = context.wording
     return [
-        f"Automatic message. {NOT_REVIEWED} {RESEARCH_USE}",
-        f"This series was not analysed ({reason}): {sentence}",
-        "No statement is made on the presence or absence of nodules.",
+        opening("automatic_message", wording),
+        not_analysed_sentence(reason, sentence, wording),
+        wording.say("no_statement"),
         *provenance_sentences(context),
     ]
 
 
-def no_nodule_sentence(cards: Sequence[ModelCard]) -> str:
+def opening(kind: str, wording: Wording = ENGLISH) -> str:
+    """What it is, that nobody has reviewed it, and how it may be used."""
+    return " ".join(wording.say(key) for key in (kind, "not_reviewed", "research_use"))
+
+
+def not_analysed_sentence(reason: str, sentence: str, wording: Wording = ENGLISH) -> str:
+    """Why a series was not analysed."""
+    return wording.say("not_analysed", reason=reason, sentence=sentence)
+
+
+def no_nodule_sentence(cards: Sequence[ModelCard], wording: Wording = ENGLISH) -> str:
     """Says that nothing was found and at which operating point, so that it can't be read as "healthy"."""
-    points = "; ".join(f"{card.name}: {_parameters(card)}" for card in cards if card.parameters)
-    threshold = f" Operating point: {points}." if points else ""
-    return f"No nodule was found by this software.{threshold} This does not exclude nodules."
+    points = "; ".join(f"{card.name}: {operating_point(card)}" for card in cards if card.parameters)
+    parts = [wording.say("no_nodule")]
+    parts += [wording.say("operating_point", points=points)] if points else []
+    return " ".join([*parts, wording.say("nothing_excluded")])
 
 
-def finding_sentence(finding: Finding) -> str:
+def finding_sentence(finding: Finding, wording: Wording = ENGLISH) -> str:
     """One nodule in words, with the values of the coded tree."""
     m = finding.measurements
+    what = wording.word("mass" if finding_code(finding) == MASS else "nodule")
+    kind = wording.word(str(finding.attenuation)) if finding.attenuation is not None else ""
     parts = [
-        f"{finding.tracking_id}: {site_words(finding.site)}",
-        f"{m.long_axis_mm:.1f} x {m.short_axis_mm:.1f} mm (mean {m.mean_diameter_mm:.1f} mm)",
-        f"{m.volume_mm3:.1f} mm3",
-        f"mean {m.mean_hu:.0f} HU",
-        f"detection certainty {100 * finding.detection_probability:.1f} %",
+        wording.say(
+            "finding",
+            name=finding.tracking_id,
+            kind=f"{kind} {what}".strip(),
+            site=wording.word(site_words(finding.site)),
+        ),
+        wording.say(
+            "size",
+            long=m.long_axis_mm,
+            short=m.short_axis_mm,
+            mean=m.mean_diameter_mm,
+            greatest=m.max_3d_diameter_mm,
+            volume=m.volume_mm3,
+            hu=m.mean_hu,
+        ),
+        wording.say("certainty", percent=100 * finding.detection_probability),
+        *_assessed(finding, wording),
     ]
-    if finding.attenuation is not None:
-        parts.insert(1, str(finding.attenuation))
+    return " ".join(parts)
+
+
+def _assessed(finding: Finding, wording: Wording) -> Iterator[str]:
+    """What trained models say of a nodule."""
     if (malignancy := finding.malignancy) is not None:
-        parts.append(f"probability of cancer from the image alone {100 * malignancy.image_only:.1f} %")
-        if malignancy.fused is not None:
-            parts.append(f"with the clinical record {100 * malignancy.fused:.1f} %")
+        percent = 100 * malignancy.image_only
+        if malignancy.fused is None:
+            yield wording.say("image_probability", percent=percent)
+        else:
+            yield wording.say("both_probabilities", percent=percent, fused=100 * malignancy.fused)
+    if (attached := descriptor(finding, "pleural attachment")) is not None:
+        key, chance = ("attached", attached) if attached >= 0.5 else ("not_attached", 1 - attached)
+        yield wording.say(key, percent=100 * chance)
+    if finding.features:
+        yield wording.say("features", features=", ".join(_features(finding, wording)))
+
+
+def _features(finding: Finding, wording: Wording) -> Iterator[str]:
     for feature in finding.features:
         name, value = feature_codes(feature)
-        parts.append(f"{name.meaning}: {value.meaning} (probability {100 * feature.probability:.0f} %)")
-    return ", ".join(parts) + "."
+        yield wording.say(
+            "feature",
+            name=wording.word(name.meaning),
+            value=wording.word(value.meaning),
+            percent=100 * feature.probability,
+        )
+
+
+def _lung_rads(result: Result, wording: Wording) -> str:
+    category = lung_rads_category(result.observations)
+    if category is None:
+        return wording.say("lung_rads_undetermined")
+    return wording.say("lung_rads", category=category)
+
+
+def _not_assessed(findings: Sequence[Finding], wording: Wording) -> Iterator[str]:
+    missing = []
+    if not any(f.malignancy for f in findings):
+        missing.append(wording.word("malignancy"))
+    if not any(f.features for f in findings):
+        missing.append(wording.word("semantic features"))
+    if findings and missing:
+        yield wording.say("not_assessed", what=f" {wording.word('and')} ".join(missing))
 
 
 def provenance_sentences(context: ResultContext) -> Iterator[str]:
-    """Software, models with their weights and measured performance, input, other series, predecessors."""
-    yield (
-        f"Made by {context.manufacturer_model_name}, pipeline version {context.pipeline_version}, "
-        f"software version {context.software_version}, {context.manufacturer}."
+    """Software, models with their weights, input, other series, predecessors."""
+    wording = context.wording
+    yield wording.say(
+        "made_by",
+        model=context.manufacturer_model_name,
+        pipeline=context.pipeline_version,
+        software=context.software_version,
+        manufacturer=context.manufacturer,
     )
     for card in context.cards:
-        yield card_sentence(card)
-    yield f"Input digest: {context.input_digest}."
+        yield _model(card)
+    yield wording.say("input_digest", digest=context.input_digest)
     for other in context.other_series:
-        yield other_series_sentence(other)
+        yield other_series_sentence(other, wording)
     if context.predecessors:
         uids = ", ".join(p.sop_instance_uid for p in context.predecessors)
-        yield f"This result replaces an earlier one of the same series: {uids}."
+        yield wording.say("replaces", uids=uids)
 
 
-def card_sentence(card: ModelCard) -> str:
-    """Name, version, weights and measured performance of a model or an untrained algorithm."""
+def _model(card: ModelCard) -> str:
     weights = f"weights sha256 {card.weights_sha256}" if card.weights_sha256 else "no trained weights"
-    parameters = f" Parameters: {_parameters(card)}." if card.parameters else ""
-    measured = " ".join(card.performance) or "Its performance has not been measured."
-    return f"{card.name} version {card.version} ({card.task}), {weights}.{parameters} {measured}"
+    return f"{card.name} version {card.version} ({card.task}), {weights}."
 
 
-def other_series_sentence(other: OtherSeries) -> str:
+def card_sentences(cards: Sequence[ModelCard]) -> list[str]:
+    """Measured performance of each model or untrained algorithm, in the words of its card."""
+    return [
+        f"{card.name} version {card.version}: "
+        + (" ".join(card.performance) or "Its performance has not been measured.")
+        for card in cards
+    ]
+
+
+def other_series_sentence(other: OtherSeries, wording: Wording = ENGLISH) -> str:
     """Why another series of the study was not analysed."""
-    return (
-        f"Other series {other.series_uid} ({other.modality or 'no modality'}): {other.code}. {other.sentence}"
+    return wording.say(
+        "other_series",
+        series=other.series_uid,
+        modality=other.modality or wording.word("no modality"),
+        code=other.code,
+        sentence=other.sentence,
     )
-
-
-def _parameters(card: ModelCard) -> str:
-    return ", ".join(f"{name} = {value:g}" for name, value in sorted(card.parameters.items()))
-
-
-def _not_assessed(findings: Sequence[Finding]) -> Iterator[str]:
-    missing = []
-    if not any(f.malignancy for f in findings):
-        missing.append("malignancy")
-    if not any(f.features for f in findings):
-        missing.append("semantic features")
-    if findings and missing:
-        yield f"Not assessed: {' and '.join(missing)}."

@@ -7,21 +7,22 @@ shows nothing (OHIF/Viewers#3390); with both it merges them by Tracking UID.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import highdicom as hd
 import numpy as np
 from highdicom.sr import CodeContentItem, ContainerContentItem, ContentSequence, NumContentItem
 from highdicom.sr import RelationshipTypeValues as Relation
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
 from pydicom.sr.codedict import codes as standard
 from pydicom.sr.coding import Code
 
 from dicom_sr import codes
 from dicom_sr.context import ResultContext
-from dicom_sr.header import copied
-from inference.types import Finding, Observation, Volume
+from dicom_sr.header import code_item, readable, reference
+from dicom_sr.wording import ENGLISH, Wording
+from inference.types import Finding, ModelCard, Volume
 
 _LIBRARY_NUMBERS = (
     ("Rows", 0, standard.DCM.PixelDataRows, Code("{pixels}", "UCUM", "Pixels")),
@@ -50,29 +51,44 @@ def nodule_groups(
         segment_number=number,
         source_series=hd.sr.SourceSeriesForSegmentation(volume.series_uid),
     )
+    where = [hd.sr.FindingSite(anatomy, laterality=side)]
     volumetric = hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(**tracking),
         referenced_segment=segment,
-        finding_type=codes.NODULE,
-        finding_sites=[hd.sr.FindingSite(anatomy, laterality=side)],
+        finding_type=codes.finding_code(finding),
+        finding_sites=where,
         algorithm_id=hd.sr.AlgorithmIdentification(
             name=context.manufacturer_model_name,
             version=context.pipeline_version,
             manufacturer=context.manufacturer,
             family=codes.algorithm_family(context.cards),
+            parameters=[*algorithm_parameters(context)] or None,
         ),
         measurements=[_measurement(*row) for row in measurement_rows(finding)],
-        qualitative_evaluations=[
-            hd.sr.QualitativeEvaluation(name, value) for name, value in evaluation_rows(finding)
-        ],
+        qualitative_evaluations=[_evaluation(*row) for row in evaluation_rows(finding)],
     )
+    volumetric[0].ContentSequence.append(_illustration(volume, finding))
     planar = hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(**tracking),
         referenced_region=_point(volume, finding),
-        finding_type=codes.NODULE,
-        finding_sites=[hd.sr.FindingSite(anatomy, laterality=side)],
+        finding_type=codes.finding_code(finding),
+        finding_sites=where,
     )
     return volumetric, planar
+
+
+def algorithm_parameters(context: ResultContext) -> Iterator[str]:
+    """Algorithm Parameters (111002) of a group: the weights and the operating point of every model."""
+    for card in context.cards:
+        parts = [f"weights sha256 {card.weights_sha256}"] if card.weights_sha256 else []
+        parts += [operating_point(card)] if card.parameters else []
+        if parts:
+            yield f"{card.name} version {card.version}: {', '.join(parts)}"
+
+
+def operating_point(card: ModelCard) -> str:
+    """The parameters of a model or algorithm, e.g. ``min_diameter_mm = 4, min_probability = 0.5``."""
+    return ", ".join(f"{name} = {value:g}" for name, value in sorted(card.parameters.items()))
 
 
 def measurement_rows(finding: Finding) -> list[tuple[Code, float, Code, Code | None]]:
@@ -99,19 +115,64 @@ def measurement_rows(finding: Finding) -> list[tuple[Code, float, Code, Code | N
         rows.append((codes.PROBABILITY_OF_CANCER, 100 * malignancy.image_only, codes.PERCENT, None))
         if malignancy.fused is not None:
             rows.append((codes.FUSED_PROBABILITY, 100 * malignancy.fused, codes.PERCENT, None))
+    if (distance := descriptor(finding, "distance to the pleura")) is not None:
+        rows.append((codes.PLEURAL_DISTANCE, distance, codes.MM, None))
     return [(concept, round(float(value), 1), unit, method) for concept, value, unit, method in rows]
 
 
-def evaluation_rows(finding: Finding) -> list[tuple[Code, Code]]:
-    """Concept and value of each coded evaluation of a nodule; none where the pipeline has no model for it."""
-    rows = [codes.feature_codes(feature) for feature in finding.features]
+def evaluation_rows(finding: Finding) -> list[tuple[Code, Code, float | None]]:
+    """Concept, value and its probability in % of each coded evaluation of a nodule.
+
+    None where the pipeline gives no probability; no row where it has no model for it.
+    """
+    rows: list[tuple[Code, Code, float | None]] = []
     if finding.attenuation is not None:
-        rows.insert(0, (codes.ATTENUATION_TYPE, codes.ATTENUATION[finding.attenuation]))
+        rows.append((codes.ATTENUATION_TYPE, codes.ATTENUATION[finding.attenuation], None))
+    attachment = descriptor(finding, "pleural attachment")
+    if attachment is not None:
+        attached = attachment >= 0.5
+        value = codes.PRESENT if attached else codes.ABSENT
+        rows.append((codes.PLEURAL_ATTACHMENT, value, _percent(attachment if attached else 1 - attachment)))
+        if attached:
+            rows.append((codes.LOCATION_IN_CHEST, codes.SUBPLEURAL, None))
+    rows += [(*codes.feature_codes(one), _percent(one.probability)) for one in finding.features]
     return rows
+
+
+def descriptor(finding: Finding, name: str) -> float | None:
+    """The value of a descriptor of a finding, None where it has none of this name."""
+    return next((one.value for one in finding.descriptors if one.name == name), None)
+
+
+def _percent(probability: float) -> float:
+    return round(100 * float(probability), 1)
 
 
 def _measurement(name: Code, value: float, unit: Code, method: Code | None) -> Any:
     return hd.sr.Measurement(name=name, value=value, unit=unit, method=method)
+
+
+def _evaluation(name: Code, value: Code, percent: float | None) -> Any:
+    """A CODE item; its probability is a property of it, as in the templates of CAD reports (TID 4100)."""
+    evaluation = hd.sr.QualitativeEvaluation(name, value)
+    if percent is not None:
+        certainty = NumContentItem(
+            codes.CERTAINTY_OF_FEATURE, percent, codes.PERCENT, relationship_type=Relation.HAS_PROPERTIES
+        )
+        evaluation[0].ContentSequence = ContentSequence([certainty])
+    return evaluation
+
+
+def _illustration(volume: Volume, finding: Finding) -> Any:
+    """The key image of the nodule."""
+    frame = volume.frames[finding.key_slice]
+    return hd.sr.ImageContentItem(
+        name=codes.ILLUSTRATION_OF_ROI,
+        referenced_sop_class_uid=frame.sop_class_uid,
+        referenced_sop_instance_uid=frame.sop_instance_uid,
+        referenced_frame_numbers=None if frame.frame_number is None else [frame.frame_number],
+        relationship_type=Relation.CONTAINS,
+    )
 
 
 def _point(volume: Volume, finding: Finding) -> Any:
@@ -136,52 +197,14 @@ def measurements_container(groups: Sequence[ContentSequence]) -> ContainerConten
     return item
 
 
-def evaluations_container(
-    outcome: Code, quality: Code | None, sentences: Sequence[str], observations: Sequence[Observation] = ()
-) -> ContainerContentItem:
-    """TID 1500 row 12: what is said of the study as a whole.
-
-    Parameters
-    ----------
-    outcome
-        A code of CID 6047.
-    quality
-        A code of CID 6135 where the series could not be analysed.
-    sentences
-        Text items.
-    observations
-        Study-level findings; coded where a code exists, otherwise as text.
-    """
-    item = ContainerContentItem(codes.QUALITATIVE_EVALUATIONS, relationship_type=Relation.CONTAINS)
-    items = [CodeContentItem(codes.RUN_OUTCOME, outcome, Relation.CONTAINS)]
-    if quality is not None:
-        items.append(CodeContentItem(codes.QUALITY_FINDING, quality, Relation.CONTAINS))
-    items += [_observation(observation) for observation in observations]
-    items += [text(codes.COMMENT, sentence) for sentence in sentences]
-    item.ContentSequence = ContentSequence(items)
+def text(name: Code, value: str, wording: Wording = ENGLISH) -> Any:
+    """A TEXT item contained in its parent; it names its language where that isn't the document's."""
+    item = hd.sr.TextContentItem(name, value, Relation.CONTAINS)
+    if not wording.is_english:
+        item.ContentSequence = ContentSequence(
+            [CodeContentItem(codes.LANGUAGE, wording.language, Relation.HAS_CONCEPT_MOD)]
+        )
     return item
-
-
-def _observation(observation: Observation) -> Any:
-    category = codes.LUNG_RADS_CATEGORIES.get(observation.value)
-    if observation.name == "lung_rads" and category is not None:
-        return CodeContentItem(codes.LUNG_RADS, category, Relation.CONTAINS)
-    if observation.name == "lung_rads_version":
-        return text(codes.LUNG_RADS_VERSION, observation.value)
-    return text(codes.FINDING, observation_words(observation))
-
-
-def observation_words(observation: Observation) -> str:
-    """E.g. ``emphysema: present (probability 83 %)``."""
-    chance = (
-        "" if observation.probability is None else f" (probability {100 * observation.probability:.0f} %)"
-    )
-    return f"{observation.name.replace('_', ' ')}: {observation.value}{chance}"
-
-
-def text(name: Code, value: str) -> Any:
-    """A TEXT item contained in its parent."""
-    return hd.sr.TextContentItem(name, value, Relation.CONTAINS)
 
 
 def image_library(headers: Sequence[Dataset]) -> ContainerContentItem | None:
@@ -196,19 +219,22 @@ def image_library(headers: Sequence[Dataset]) -> ContainerContentItem | None:
     if not images:
         return None
     group = ContainerContentItem(codes.IMAGE_LIBRARY_GROUP, relationship_type=Relation.CONTAINS)
-    group.ContentSequence = ContentSequence(_descriptors(images))
-    for header in images:
-        group.ContentSequence.append(
-            hd.sr.ImageContentItem(
-                name=codes.SOURCE,
-                referenced_sop_class_uid=header.SOPClassUID,
-                referenced_sop_instance_uid=header.SOPInstanceUID,
-                relationship_type=Relation.CONTAINS,
-            )
-        )
+    name = code_item(codes.SOURCE)
+    items = [*_descriptors(images), *(_library_image(header, name) for header in images)]
+    # not by attribute: highdicom would check each of some hundred images
+    group.add(DataElement("ContentSequence", "SQ", items))
     library = ContainerContentItem(codes.IMAGE_LIBRARY, relationship_type=Relation.CONTAINS)
     library.ContentSequence = ContentSequence([group])
     return library
+
+
+def _library_image(header: Dataset, name: Dataset) -> Dataset:
+    item = Dataset()
+    item.add_new(0x0040A010, "CS", Relation.CONTAINS.value)
+    item.add_new(0x0040A040, "CS", "IMAGE")
+    item.add_new(0x0040A043, "SQ", [name])
+    item.add_new(0x00081199, "SQ", [reference(header.SOPClassUID, header.SOPInstanceUID)])
+    return item
 
 
 def _descriptors(images: Sequence[Dataset]) -> list[Any]:
@@ -236,7 +262,7 @@ def _number(concept: Code, value: Any, unit: Code) -> Any:
 
 def _shared(images: Sequence[Dataset], keyword: str) -> Any:
     """The value that all images have in common, None where they differ or have none."""
-    elements = [copied(image, keyword) for image in images]
+    elements = [readable(image, keyword) for image in images]
     first = elements[0]
     if first is None or any(e is None or e.value != first.value for e in elements):
         return None

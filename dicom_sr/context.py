@@ -6,11 +6,22 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
+from dicom_sr.wording import ENGLISH, NOT_REVIEWED, RESEARCH_USE, Wording
 from inference.types import ModelCard
 from inference.uids import derived_uid
 
-RESEARCH_USE = "Research use only, not for primary diagnosis."
-NOT_REVIEWED = "Not reviewed by a physician."
+__all__ = [
+    "DEFAULT_SERIES_NUMBERS",
+    "MANUFACTURER",
+    "NOT_REVIEWED",
+    "RESEARCH_USE",
+    "OtherSeries",
+    "Predecessor",
+    "ResultContext",
+    "SeriesNumbers",
+    "card_device_uid",
+]
+
 MANUFACTURER = "pacs-node project"
 
 
@@ -70,6 +81,10 @@ class ResultContext:
         The study's series that were not analysed.
     uid_salt
         Part of the UIDs, for a caller whose repetition isn't the same result (other dates).
+    wording
+        Language of the report's sentences; another one is another document.
+    preliminary
+        Preliminary Flag (0040,A496) of the report: PRELIMINARY or FINAL, as the site wants it.
 
     Raises
     ------
@@ -90,6 +105,8 @@ class ResultContext:
     series_numbers: SeriesNumbers = DEFAULT_SERIES_NUMBERS
     other_series: tuple[OtherSeries, ...] = ()
     uid_salt: str = ""
+    wording: Wording = ENGLISH
+    preliminary: bool = True
 
     def __post_init__(self) -> None:
         if self.created_at.tzinfo is None:

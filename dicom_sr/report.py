@@ -6,7 +6,7 @@ never take silence for "nothing found".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 
 import highdicom as hd
@@ -15,8 +15,15 @@ from highdicom.sr import RelationshipTypeValues as Relation
 from pydicom import Dataset
 from pydicom.uid import UID, Comprehensive3DSRStorage, EnhancedSRStorage
 
-from dicom_sr import codes, content
-from dicom_sr.conclusion import no_nodule_sentence, not_analysed_sentences, result_sentences
+from dicom_sr import codes, content, evaluations
+from dicom_sr.conclusion import (
+    card_sentences,
+    no_nodule_sentence,
+    not_analysed_sentence,
+    not_analysed_sentences,
+    opening,
+    result_sentences,
+)
 from dicom_sr.context import ResultContext
 from dicom_sr.header import (
     coding_schemes,
@@ -28,6 +35,7 @@ from dicom_sr.header import (
     stamp,
 )
 from dicom_sr.part10 import file_meta, save
+from dicom_sr.wording import ENGLISH, ENGLISH_CODE
 from inference.errors import ReasonCode
 from inference.types import Result, Volume
 
@@ -82,19 +90,15 @@ def build_report(
     """
     _check(volume, result, seg, context)
     root = _root(headers, context)
-    if seg is None:
-        outcome, sentences = codes.SUCCEEDED_WITHOUT_FINDINGS, [no_nodule_sentence(result.cards)]
-    else:
-        outcome, sentences = codes.SUCCEEDED_WITH_FINDINGS, []
+    if seg is not None:
         groups = [
             group
             for number, finding in enumerate(result.findings, start=1)
             for group in content.nodule_groups(volume, finding, number, seg, context)
         ]
         root.ContentSequence.append(content.measurements_container(groups))
-    sentences += [f"Warning: {warning}" for warning in result.warnings]
-    root.ContentSequence.append(content.evaluations_container(outcome, None, sentences, result.observations))
-    root.ContentSequence.append(_conclusion(result_sentences(result, context)))
+    root.ContentSequence.append(_study_level(volume, result, context))
+    root.ContentSequence.append(_conclusion(result_sentences(result, context), context))
     evidence = [*headers] if seg is None else [*headers, seg]
     role = _role(volume, seg, context)
     return _document(root, evidence, context, report_class, role=role, description=DESCRIPTION, complete=True)
@@ -134,12 +138,13 @@ def build_not_analysed_report(
         raise ValueError("the source has no Series Instance UID")
     reason = ReasonCode(reason_code)
     root = _root(headers, context)
-    root.ContentSequence.append(
-        content.evaluations_container(
-            codes.NONE_SUCCEEDED, codes.quality_finding(reason), [f"Not analysed ({reason}): {sentence}"]
-        )
-    )
-    root.ContentSequence.append(_conclusion(not_analysed_sentences(reason, sentence, context)))
+    rows = [*evaluations.not_analysed_rows(reason), *evaluations.provenance_rows(context)]
+    comments = [
+        opening("automatic_message", context.wording),
+        not_analysed_sentence(reason, sentence, context.wording),
+    ]
+    root.ContentSequence.append(evaluations.container(rows, comments, context.wording))
+    root.ContentSequence.append(_conclusion(not_analysed_sentences(reason, sentence, context), context))
     return _document(
         root,
         headers,
@@ -187,9 +192,7 @@ def _root(headers: Sequence[Dataset], context: ResultContext) -> ContainerConten
     procedure = codes.PROCEDURES.get(str(headers[0].get("Modality") or ""), codes.IMAGING_PROCEDURE)
     root.ContentSequence = ContentSequence()
     root.ContentSequence.extend(
-        hd.sr.LanguageOfContentItemAndDescendants(
-            hd.sr.CodedConcept("en-US", "RFC5646", "English (United States)")
-        )
+        hd.sr.LanguageOfContentItemAndDescendants(hd.sr.CodedConcept.from_code(ENGLISH_CODE))
     )
     root.ContentSequence.extend(hd.sr.ObservationContext(observer_device_context=observer))
     root.ContentSequence.append(
@@ -202,9 +205,31 @@ def _root(headers: Sequence[Dataset], context: ResultContext) -> ContainerConten
     return root
 
 
-def _conclusion(sentences: Sequence[str]) -> Dataset:
-    item: Dataset = content.text(codes.CONCLUSION, "\r\n".join(sentences))
+def _study_level(volume: Volume, result: Result, context: ResultContext) -> ContainerContentItem:
+    wording = context.wording
+    rows = [
+        *evaluations.study_rows(volume, result, wording),
+        *evaluations.provenance_rows(context),
+    ]
+    comments = [opening("automatic_result", wording)]
+    comments += [] if result.findings else [no_nodule_sentence(result.cards, wording)]
+    comments += [wording.say("warning", text=warning) for warning in result.warnings]
+    return evaluations.container(rows, [*comments, *card_sentences(result.cards)], wording)
+
+
+def _conclusion(sentences: Sequence[str], context: ResultContext) -> Dataset:
+    item: Dataset = content.text(codes.CONCLUSION, "\r\n".join(sentences), context.wording)
     return item
+
+
+def _differences(context: ResultContext, report_class: ReportClass) -> Iterator[str]:
+    """What makes it another document than the usual one, and so must change its UIDs."""
+    if report_class is not ReportClass.COMPREHENSIVE_3D:
+        yield str(report_class)
+    if context.wording != ENGLISH:
+        yield context.wording.digest
+    if not context.preliminary:
+        yield "final"
 
 
 def _document(
@@ -220,8 +245,7 @@ def _document(
     """Put the content tree into an SR document about the series of ``evidence[0]``."""
     source = evidence[0]
     series_uid = str(source.SeriesInstanceUID)
-    if report_class is not ReportClass.COMPREHENSIVE_3D:
-        role = f"{role}-{report_class}"
+    role = "-".join([role, *_differences(context, report_class)])
     out = Dataset()
     out.SOPClassUID = report_class.uid
     out.SOPInstanceUID = context.uid(series_uid, role)
@@ -235,7 +259,7 @@ def _document(
     out.ContributingEquipmentSequence = contributing_equipment(source, context)
     out.CompletionFlag = "COMPLETE" if complete else "PARTIAL"
     out.VerificationFlag = "UNVERIFIED"
-    out.PreliminaryFlag = "PRELIMINARY"
+    out.PreliminaryFlag = "PRELIMINARY" if context.preliminary else "FINAL"
     out.PerformedProcedureCodeSequence = []
     out.ReferencedPerformedProcedureStepSequence = []
     current = [i for i in instance_ids(evidence) if i[0] == out.StudyInstanceUID]

@@ -10,7 +10,6 @@ one of these with ``encoding=SegEncoding.LABELMAP``. Each of the four forms is a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
 from enum import StrEnum
 from math import cos, radians, sin
 from typing import Any
@@ -27,6 +26,8 @@ from dicom_sr.header import REQUIRED, code_item, contributing_equipment, patient
 from dicom_sr.part10 import file_meta
 from inference.types import Finding, SourceFrame, Volume
 from inference.uids import derived_uid
+
+Labels = NDArray[np.uint8] | NDArray[np.uint16]
 
 CONTENT_LABEL = "LUNG_NODULES"
 DESCRIPTION = "Automatic lung nodules (research use only)"
@@ -89,8 +90,8 @@ def build_seg(
     frames = {_stand_in_uid(volume.frames[z]): volume.frames[z] for z in chosen}
     role = seg_role(encoding, omit_empty_frames=omit_empty_frames)
     seg = hd.seg.Segmentation(
-        source_images=[_stand_in(volume, headers, z) for z in chosen],
-        pixel_array=np.stack([labels.get(z, _blank(volume)) for z in chosen]),
+        source_images=_stand_ins(volume, headers, chosen),
+        pixel_array=_stacked(labels, chosen, volume),
         segmentation_type=hd.seg.SegmentationTypeValues[encoding.name],
         segment_descriptions=[_segment(n, f, context) for n, f in enumerate(findings, start=1)],
         series_instance_uid=context.uid(volume.series_uid, f"{role}-series"),
@@ -117,7 +118,7 @@ def seg_role(encoding: SegEncoding, *, omit_empty_frames: bool) -> str:
     return f"seg-{encoding}-{'some' if omit_empty_frames else 'all'}-frames"
 
 
-def label_map(volume: Volume, findings: Sequence[Finding]) -> tuple[dict[int, NDArray[np.uint16]], list[int]]:
+def label_map(volume: Volume, findings: Sequence[Finding]) -> tuple[dict[int, Labels], list[int]]:
     """Segment numbers on the slices that have any: ``{z: (rows, columns)}`` and the sorted slices.
 
     Raises
@@ -129,7 +130,8 @@ def label_map(volume: Volume, findings: Sequence[Finding]) -> tuple[dict[int, ND
         raise ValueError("no findings: an empty SEG is never made")
     if len({f.tracking_uid for f in findings}) != len(findings):
         raise ValueError("two findings have the same tracking UID")
-    labels: dict[int, NDArray[np.uint16]] = {}
+    kind = np.uint8 if len(findings) < 256 else np.uint16
+    labels: dict[int, Labels] = {}
     for number, finding in enumerate(findings, start=1):
         if not finding.mask.any():
             raise ValueError(f"the mask of {finding.tracking_id} is empty")
@@ -140,7 +142,9 @@ def label_map(volume: Volume, findings: Sequence[Finding]) -> tuple[dict[int, ND
         for z, mask in enumerate(finding.mask, start=finding.origin[0]):
             if not mask.any():
                 continue
-            window = labels.setdefault(z, _blank(volume))[rows, columns]
+            if z not in labels:
+                labels[z] = np.zeros(volume.array.shape[1:], dtype=kind)
+            window = labels[z][rows, columns]
             if window[mask].any():
                 raise ValueError(f"the mask of {finding.tracking_id} overlaps another finding's on slice {z}")
             window[mask] = number
@@ -201,8 +205,14 @@ def _check_headers(volume: Volume, headers: Sequence[Dataset]) -> None:
             raise ValueError(f"slice {z} has another pixel spacing than the volume")
 
 
-def _blank(volume: Volume) -> NDArray[np.uint16]:
-    return np.zeros(volume.array.shape[1:], dtype=np.uint16)
+def _stacked(labels: dict[int, Labels], chosen: Sequence[int], volume: Volume) -> Labels:
+    """The chosen slices as one array, shape (z, y, x)."""
+    kind = next(iter(labels.values())).dtype
+    out = np.zeros((len(chosen), *volume.array.shape[1:]), dtype=kind)
+    for plane_out, z in zip(out, chosen, strict=True):
+        if z in labels:
+            plane_out[:] = labels[z]
+    return out
 
 
 def _stand_in_uid(frame: SourceFrame) -> str:
@@ -211,32 +221,43 @@ def _stand_in_uid(frame: SourceFrame) -> str:
     return derived_uid(frame.sop_instance_uid, str(frame.frame_number))
 
 
-def _stand_in(volume: Volume, headers: Sequence[Dataset], z: int) -> Dataset:
-    """What highdicom needs to know of slice `z`, as a single-frame image.
+def _stand_ins(volume: Volume, headers: Sequence[Dataset], chosen: Sequence[int]) -> list[Dataset]:
+    """What highdicom needs to know of the chosen slices, as single-frame images.
 
     The source itself isn't given: highdicom refuses patient data that a scanner may well send, and
     multi-frame images whose spacing isn't shared. `_finish` puts the true patient and references in.
     """
-    header, frame = header_of(volume, headers, z), volume.frames[z]
-    position, _, _ = plane(header, frame.frame_number)
+    shared = _shared_part(volume, headers)
+    out = []
+    for z in chosen:
+        header, frame = header_of(volume, headers, z), volume.frames[z]
+        image = Dataset()
+        image.update(shared)
+        image.SOPInstanceUID = _stand_in_uid(frame)
+        image.ImagePositionPatient = plane(header, frame.frame_number)[0]
+        for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+            if header.get(keyword):
+                image[keyword] = header[keyword]
+        out.append(image)
+    return out
+
+
+def _shared_part(volume: Volume, headers: Sequence[Dataset]) -> Dataset:
+    """What the stand-ins of all slices have in common."""
     _, orientation, spacing = plane(header_of(volume, headers, 0), volume.frames[0].frame_number)
     out = Dataset()
     for keyword in REQUIRED:
         setattr(out, keyword, "")
-    out.SOPClassUID, out.SOPInstanceUID = CTImageStorage, _stand_in_uid(frame)
+    out.SOPClassUID = CTImageStorage
     out.StudyInstanceUID, out.SeriesInstanceUID = volume.study_uid, volume.series_uid
     out.FrameOfReferenceUID = volume.frame_of_reference_uid
-    out.PositionReferenceIndicator = header.get("PositionReferenceIndicator")
+    out.PositionReferenceIndicator = headers[0].get("PositionReferenceIndicator")
     out.Modality = "CT"
     out.Rows, out.Columns = volume.array.shape[1:]
-    out.ImagePositionPatient, out.ImageOrientationPatient = position, orientation
-    out.PixelSpacing = spacing
+    out.ImageOrientationPatient, out.PixelSpacing = orientation, spacing
     # Explicit: computed from the chosen slices it would be wrong where some are left out.
     out.SpacingBetweenSlices = round(volume.spacing_mm[0], 6)
     out.SliceThickness = round(volume.slice_thickness_mm or volume.spacing_mm[0], 6)
-    for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
-        if header.get(keyword):
-            out[keyword] = header[keyword]
     return out
 
 
@@ -256,7 +277,7 @@ def _segment(number: int, finding: Finding, context: ResultContext) -> hd.seg.Se
         segment_number=number,
         segment_label=finding.tracking_id[:64],
         segmented_property_category=codes.MORPHOLOGICALLY_ABNORMAL,
-        segmented_property_type=codes.NODULE,
+        segmented_property_type=codes.finding_code(finding),
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=algorithm,
         tracking_uid=finding.tracking_uid,
@@ -264,6 +285,22 @@ def _segment(number: int, finding: Finding, context: ResultContext) -> hd.seg.Se
         anatomic_regions=[region],
         display_color=hd.color.CIELabColor(68.0, 60 * cos(hue), 60 * sin(hue)),
     )
+
+
+def _name_sources(seg: Dataset, frames: dict[str, SourceFrame]) -> None:
+    """Put the true sources in place of the stand-ins."""
+    done: set[int] = set()
+    for group in seg.PerFrameFunctionalGroupsSequence:
+        item = group.DerivationImageSequence[0].SourceImageSequence[0]
+        # the frames of one slice share their item, which must be changed only once
+        if id(item) in done:
+            continue
+        done.add(id(item))
+        frame = frames[item.ReferencedSOPInstanceUID]
+        item.ReferencedSOPClassUID = frame.sop_class_uid
+        item.ReferencedSOPInstanceUID = frame.sop_instance_uid
+        if frame.frame_number is not None:
+            item.ReferencedFrameNumber = frame.frame_number
 
 
 def _finish(
@@ -285,21 +322,13 @@ def _finish(
     out.DimensionOrganizationSequence[0].DimensionOrganizationUID = organization
     for index in out.DimensionIndexSequence:
         index.DimensionOrganizationUID = organization
-    for group in out.PerFrameFunctionalGroupsSequence:
-        # A new item for each frame: highdicom lets the frames of one slice share theirs.
-        derivation = deepcopy(group.DerivationImageSequence[0])
-        item = derivation.SourceImageSequence[0]
-        frame = frames[item.ReferencedSOPInstanceUID]
-        item.ReferencedSOPClassUID = frame.sop_class_uid
-        item.ReferencedSOPInstanceUID = frame.sop_instance_uid
-        if frame.frame_number is not None:
-            item.ReferencedFrameNumber = frame.frame_number
-        group.DerivationImageSequence = [derivation]
-    instances = list(dict.fromkeys((f.sop_class_uid, f.sop_instance_uid) for f in volume.frames))
-    out.SourceImageSequence = [reference(*instance) for instance in instances]
+    _name_sources(out, frames)
+    instances = dict.fromkeys((f.sop_class_uid, f.sop_instance_uid) for f in volume.frames)
+    images = [reference(*instance) for instance in instances]
+    out.SourceImageSequence = images
     series = Dataset()
     series.SeriesInstanceUID = volume.series_uid
-    series.ReferencedInstanceSequence = [reference(*instance) for instance in instances]
+    series.ReferencedInstanceSequence = images
     out.ReferencedSeriesSequence = [series]
     out.file_meta = file_meta(out)
     return out

@@ -1,8 +1,6 @@
 """Read the written SEG and report back and hold them against the result they are made of.
 
-The decoding here shares nothing with the encoding: positions come from the file's own attributes through
-the inverse affine, and masks from its own bits. A difference is an error, never a warning: such an object
-must not leave the node.
+A difference is an error, never a warning: such an object must not leave the node.
 """
 
 from __future__ import annotations
@@ -14,7 +12,6 @@ from typing import Any
 
 import highdicom as hd
 import numpy as np
-from numpy.typing import NDArray
 from pydicom import Dataset, config, dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.sr.coding import Code
@@ -23,9 +20,11 @@ from pydicom.valuerep import validate_value
 
 from dicom_sr import codes
 from dicom_sr.content import evaluation_rows, measurement_rows
+from dicom_sr.evaluations import Millimetres, model_rows, study_rows
 from dicom_sr.header import COPIED, LABEL_MAP_STORAGE, REQUIRED, nodule_segments
+from dicom_sr.verify_seg import frame_reference, segment_differences
 from inference.errors import ReasonCode
-from inference.types import Finding, Result, SourceFrame, Volume
+from inference.types import Finding, Result, Volume
 
 _REPORTS = (Comprehensive3DSRStorage, EnhancedSRStorage)
 _NAMES_THE_SOURCE = (
@@ -74,13 +73,13 @@ def reread(volume: Volume, result: Result, seg_path: Path | None, sr_path: Path)
     seg = None
     if seg_path is not None:
         seg = _read(seg_path, SegmentationStorage, LABEL_MAP_STORAGE)
-        _raise_if([*_strict(seg), *_segments(seg, volume, result), *_equipment(seg)])
+        _raise_if([*_strict(seg), *segment_differences(seg, volume, result), *_equipment(seg)])
     report = _read(sr_path, *_REPORTS)
     _raise_if(
         [
             *_strict(report),
             *_equipment(report),
-            *_outcome(report, result),
+            *_study_level(report, volume, result),
             *_groups(report, seg, volume, result),
             *_evidence(report, seg, volume),
         ]
@@ -147,121 +146,6 @@ def _strict(dataset: Dataset) -> Iterator[str]:
                 yield f"{element.keyword}: {error}"
 
 
-def _segments(seg: Dataset, volume: Volume, result: Result) -> Iterator[str]:
-    """Tracking identity, geometry and every voxel of every segment."""
-    if (seg.StudyInstanceUID, seg.FrameOfReferenceUID) != (volume.study_uid, volume.frame_of_reference_uid):
-        yield "the SEG has another study or frame of reference than the series"
-    tracked = [(s.get("TrackingUID"), s.get("TrackingID")) for s in nodule_segments(seg)]
-    if tracked != [(f.tracking_uid, f.tracking_id) for f in result.findings]:
-        yield "the segments aren't the findings"
-        return
-    if [s.SeriesInstanceUID for s in seg.ReferencedSeriesSequence] != [volume.series_uid]:
-        yield "the SEG refers to another series"
-    if (seg.Rows, seg.Columns) != volume.array.shape[1:]:
-        yield "the SEG has another matrix than the series"
-        return
-    bits = int(seg.NumberOfFrames) * int(seg.Rows) * int(seg.Columns) * int(seg.BitsAllocated)
-    if len(seg.PixelData) < -(-bits // 8):
-        yield "the SEG has fewer pixels than frames"
-        return
-    missing = _expected(volume, result.findings)
-    for number, group in enumerate(seg.PerFrameFunctionalGroupsSequence):
-        yield from _frame(seg, group, _pixels(seg, number), volume, missing)
-    for segment, z in missing:
-        yield f"segment {segment} has no frame on slice {z}"
-
-
-def _expected(volume: Volume, findings: Sequence[Finding]) -> dict[tuple[int, int], NDArray[np.bool_]]:
-    """Mask on the full plane by (segment number, slice), for the slices where the finding has voxels."""
-    out = {}
-    for segment, finding in enumerate(findings, start=1):
-        _, rows, columns = finding.slices()
-        for z, mask in enumerate(finding.mask, start=finding.origin[0]):
-            if mask.any():
-                out[segment, z] = np.zeros(volume.array.shape[1:], dtype=bool)
-                out[segment, z][rows, columns] = mask
-    return out
-
-
-def _frame(
-    seg: Dataset,
-    group: Dataset,
-    plane: NDArray[Any],
-    volume: Volume,
-    missing: dict[tuple[int, int], NDArray[np.bool_]],
-) -> Iterator[str]:
-    """One frame: where it lies, what it was derived from, and its voxels; takes these out of `missing`."""
-    z, difference = _place(seg, group, plane.shape, volume)
-    if difference:
-        yield difference
-        return
-    for segment, mask in _masks(seg, group, plane):
-        expected = missing.pop((segment, z), None)
-        if not np.array_equal(mask, np.zeros_like(mask) if expected is None else expected):
-            yield f"the voxels of segment {segment} on slice {z} differ from the finding's mask"
-    source = group.DerivationImageSequence[0].SourceImageSequence[0]
-    if _reference(source) != volume.frames[z]:
-        yield f"a frame on slice {z} names another source image"
-
-
-def _pixels(seg: Dataset, number: int) -> NDArray[Any]:
-    """One frame, shape (rows, columns): all of them at once would take eight times the file."""
-    size = int(seg.Rows) * int(seg.Columns)
-    if seg.BitsAllocated > 1:
-        kind = np.dtype(f"<u{seg.BitsAllocated // 8}")
-        flat = np.frombuffer(seg.PixelData, kind, size, number * size * kind.itemsize)
-    else:  # frames follow each other without padding (PS3.5 section 8.1.1)
-        first, last = number * size // 8, -(-(number + 1) * size // 8)
-        packed = np.frombuffer(seg.PixelData, np.uint8, last - first, first)
-        start = number * size - 8 * first
-        flat = np.unpackbits(packed, bitorder="little")[start : start + size]
-    return flat.reshape(seg.Rows, seg.Columns)
-
-
-def _masks(seg: Dataset, group: Dataset, plane: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-    """Segment numbers and their pixels in one frame: one of a BINARY SEG, all of a label map."""
-    if seg.SOPClassUID == SegmentationStorage:
-        item = _functional_group(seg, group, "SegmentIdentificationSequence")
-        yield int(item.ReferencedSegmentNumber), plane > 0
-        return
-    described = {int(item.SegmentNumber) for item in nodule_segments(seg)}
-    for number in sorted(described | set(np.unique(plane).tolist()) - {0}):
-        yield number, plane == number
-
-
-def _functional_group(seg: Dataset, group: Dataset, keyword: str) -> Dataset:
-    """The item of a functional group of one frame, its own or the one that all share."""
-    found: Dataset = (group if keyword in group else seg.SharedFunctionalGroupsSequence[0])[keyword][0]
-    return found
-
-
-def _place(seg: Dataset, group: Dataset, shape: tuple[int, ...], volume: Volume) -> tuple[int, str]:
-    """Slice of the volume that a frame lies on, and what is wrong with it or ""."""
-    spacing = [float(v) for v in _functional_group(seg, group, "PixelMeasuresSequence").PixelSpacing]
-    orientation = _functional_group(seg, group, "PlaneOrientationSequence").ImageOrientationPatient
-    position = _functional_group(seg, group, "PlanePositionSequence").ImagePositionPatient
-    cosines, corner = np.array(orientation, dtype=float), np.array(position, dtype=float)
-    last_row, last_column = shape[0] - 1, shape[1] - 1
-    far = corner + cosines[:3] * spacing[1] * last_column + cosines[3:] * spacing[0] * last_row
-    first, last = volume.lps_to_index(corner), volume.lps_to_index(far)
-    z = round(float(first[0]))
-    # The sources may lie up to a tenth of a slice off the regular grid and still make one volume.
-    if np.abs(first - (z, 0, 0)).max() > 0.3 or np.abs(last - (z, last_row, last_column)).max() > 0.3:
-        return z, "a frame doesn't lie on the grid of the series"
-    if not 0 <= z < len(volume.frames):
-        return z, "a frame lies outside the series"
-    return z, ""
-
-
-def _reference(item: Dataset) -> SourceFrame:
-    frame = item.get("ReferencedFrameNumber")
-    return SourceFrame(
-        str(item.ReferencedSOPClassUID),
-        str(item.ReferencedSOPInstanceUID),
-        None if frame is None else int(frame),
-    )
-
-
 def _equipment(dataset: Dataset) -> Iterator[str]:
     """IHE AIR 6.5.3.1: each algorithm once, complete, and the same wherever it is named."""
     purpose = codes.PROCESSING_EQUIPMENT.value
@@ -298,15 +182,42 @@ def _equipment(dataset: Dataset) -> Iterator[str]:
             yield f"content item {concept} differs from Contributing Equipment"
 
 
-def _outcome(report: Dataset, result: Result) -> Iterator[str]:
-    expected = codes.SUCCEEDED_WITH_FINDINGS if result.findings else codes.SUCCEEDED_WITHOUT_FINDINGS
+def _study_level(report: Dataset, volume: Volume, result: Result) -> Iterator[str]:
+    """Outcome, quality, Lung-RADS, observations, operating points, models and provenance."""
     container = _child(report, codes.QUALITATIVE_EVALUATIONS)
-    if container is None or _value(_child(container, codes.RUN_OUTCOME)) != expected.value:
-        yield f'the report doesn\'t say "{expected.meaning}"'
+    said = [] if container is None else [(_concept(i), _simple(i)) for i in container.ContentSequence]
+    expected = [*study_rows(volume, result), *model_rows(result.cards)]
+    for concept, value in expected:
+        # sentences may be in another language
+        row = (concept.value, value.value if isinstance(value, Code | Millimetres) else value)
+        if row not in said and not (concept == codes.LUNG_RADS and _has_text(said, concept)):
+            words = value.meaning if isinstance(value, Code) else value
+            yield f'the report doesn\'t say "{words}" as its {concept.meaning}'
+    coded = [row for row in expected if isinstance(row[1], Code)]
+    if len(coded) != sum(i.ValueType == "CODE" for i in (container.ContentSequence if container else ())):
+        yield "the study has a coded evaluation that isn't the result's"
+    for concept in (codes.INPUT_DIGEST, codes.SOFTWARE_VERSION):
+        if not _has_text(said, concept):
+            yield f"the report has no {concept.meaning}"
+    if report.get("SoftwareVersions") and (codes.SOFTWARE_VERSION.value, report.SoftwareVersions) not in said:
+        yield "the report names another software version than its equipment"
     if _child(report, codes.CONCLUSION) is None:
         yield "the report has no conclusion"
     if not result.findings and _child(report, codes.IMAGING_MEASUREMENTS) is not None:
         yield "a report without findings has measurements"
+
+
+def _simple(item: Dataset) -> str | float | None:
+    """The value of a CODE, NUM or TEXT item."""
+    if item.ValueType == "CODE":
+        return _value(item)
+    if item.ValueType == "NUM":
+        return float(item.MeasuredValueSequence[0].NumericValue)
+    return str(item.TextValue)
+
+
+def _has_text(said: Sequence[tuple[str | None, str | float | None]], concept: Code) -> bool:
+    return any(name == concept.value and isinstance(value, str) and value for name, value in said)
 
 
 def _groups(report: Dataset, seg: Dataset | None, volume: Volume, result: Result) -> Iterator[str]:
@@ -325,7 +236,15 @@ def _groups(report: Dataset, seg: Dataset | None, volume: Volume, result: Result
             name = _child(group, codes.TRACKING_IDENTIFIER)
             if name is None or name.TextValue != finding.tracking_id:
                 yield f"a group of {finding.tracking_id} has another tracking identifier"
+            yield from _identity(group, finding)
         yield from _volumetric(by_template["1411"], finding, number, seg)
+        yield from _evaluations(by_template["1411"], finding)
+        key_image = _child(by_template["1411"], codes.ILLUSTRATION_OF_ROI)
+        if (
+            key_image is None
+            or frame_reference(key_image.ReferencedSOPSequence[0]) != (volume.frames[finding.key_slice])
+        ):
+            yield f"{finding.tracking_id} has no key image, or another one"
         yield from _planar(by_template["1410"], finding, volume)
 
 
@@ -354,9 +273,37 @@ def _volumetric(group: Dataset, finding: Finding, number: int, seg: Dataset | No
         ):
             yield f"{finding.tracking_id}: {concept.meaning} isn't {value} {unit.value}"
     yield from (f"{finding.tracking_id}: the number {concept} isn't the finding's" for concept in numbers)
-    for concept, code in evaluation_rows(finding):
-        if _value(_child(group, concept)) != code.value:
+
+
+def _identity(group: Dataset, finding: Finding) -> Iterator[str]:
+    """What was found and where."""
+    if _value(_child(group, codes.FINDING)) != codes.finding_code(finding).value:
+        yield f"a group of {finding.tracking_id} has another finding"
+    anatomy, side = codes.site_codes(finding.site)
+    site = _child(group, codes.FINDING_SITE)
+    laterality = None if site is None else _value(_child(site, codes.LATERALITY))
+    if (_value(site), laterality) != (anatomy.value, side and side.value):
+        yield f"a group of {finding.tracking_id} has another site"
+
+
+def _evaluations(group: Dataset, finding: Finding) -> Iterator[str]:
+    """Every coded evaluation with its certainty, and no other."""
+    known = {codes.FINDING.value}
+    items = {
+        _concept(item): item
+        for item in group.ContentSequence
+        if item.ValueType == "CODE" and item.RelationshipType == "CONTAINS" and _concept(item) not in known
+    }
+    for concept, code, percent in evaluation_rows(finding):
+        item = items.pop(concept.value, None)
+        if _value(item) != code.value:
             yield f"{finding.tracking_id}: {concept.meaning} isn't {code.meaning}"
+            continue
+        certainty = _child(item, codes.CERTAINTY_OF_FEATURE)
+        said = None if certainty is None else float(certainty.MeasuredValueSequence[0].NumericValue)
+        if said != percent:
+            yield f"{finding.tracking_id}: the certainty of {concept.meaning} isn't {percent} %"
+    yield from (f"{finding.tracking_id}: the evaluation {concept} isn't the finding's" for concept in items)
 
 
 def _planar(group: Dataset, finding: Finding, volume: Volume) -> Iterator[str]:
@@ -365,7 +312,7 @@ def _planar(group: Dataset, finding: Finding, volume: Volume) -> Iterator[str]:
         yield f"{finding.tracking_id} has no point"
         return
     image = region.ContentSequence[0].ReferencedSOPSequence[0]
-    if _reference(image) != volume.frames[finding.key_slice]:
+    if frame_reference(image) != volume.frames[finding.key_slice]:
         yield f"the point of {finding.tracking_id} is on another image than its key slice"
     column, row = (int(np.floor(v)) for v in region.GraphicData)
     y, x = row - finding.origin[1], column - finding.origin[2]

@@ -16,11 +16,12 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import MRImageStorage
 
+from dicom_sr.codes import FEATURES
 from dicom_sr.context import OtherSeries, Predecessor
 from dicom_sr.part10 import save
 from dicom_sr.report import build_not_analysed_report, build_report
 from dicom_sr.seg import build_seg
-from inference.types import Finding, Malignancy, Observation, SemanticFeature
+from inference.types import Descriptor, Finding, Malignancy, Observation, SemanticFeature
 from tests.conftest import find_peer
 from tests.ct_factory import make_ct_series, make_enhanced_ct, write_series
 from tests.finding_factory import (
@@ -61,8 +62,14 @@ KINDS = ("several", "one", "none", "not_analysed", "not_analysed_mr", "enhanced"
 
 
 def rich_findings(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
-    features = tuple(SemanticFeature(name, 4, 0.7) for name in ("spiculation", "calcification", "malignancy"))
-    return tuple(replace(f, malignancy=Malignancy(0.3, 0.4), features=features) for f in findings)
+    """Everything that a trained profile says of a nodule; the first one is a mass."""
+    features = tuple(SemanticFeature(name, 4, 0.7) for name in FEATURES)
+    pleura = (Descriptor("pleural attachment", 0.8, "1", "pleura"),)
+    pleura += (Descriptor("distance to the pleura", 0.4, "mm", "pleura"),)
+    full = [
+        replace(f, malignancy=Malignancy(0.3, 0.4), features=features, descriptors=pleura) for f in findings
+    ]
+    return (replace(full[0], measurements=replace(full[0].measurements, long_axis_mm=33.0)), *full[1:])
 
 
 def write_kind(kind: str, directory: Path) -> None:
@@ -86,7 +93,11 @@ def write_kind(kind: str, directory: Path) -> None:
     observations: tuple[Observation, ...] = ()
     if kind == "rich":
         findings = rich_findings(findings)
-        observations = (Observation("emphysema", "present", 0.8), Observation("lung_rads", "4A"))
+        observations = (
+            *(Observation("emphysema", "present", 0.8), Observation("motion_blur", "present")),
+            *(Observation("lung_rads", "4A"), Observation("lung_rads", "S")),
+            Observation("lung_rads_version", "2022"),
+        )
         context = make_context(
             cards=(UNTRAINED, TRAINED),
             institution="Somewhere",

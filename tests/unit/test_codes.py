@@ -24,7 +24,10 @@ KNOWN: dict[str, set[str]] = {
 
 def all_codes() -> list[Code]:
     single = [value for value in vars(codes).values() if isinstance(value, Code)]
-    tables = (codes.PROCEDURES, codes.ATTENUATION, codes.LUNG_RADS_CATEGORIES)
+    tables = (
+        *(codes.PROCEDURES, codes.ATTENUATION, codes.LUNG_RADS_CATEGORIES),
+        codes.QUALITY_OBSERVATIONS,
+    )
     in_tables = [code for table in tables for code in table.values()]
     scales = [code for scale in codes.FEATURES.values() for code in (scale.concept, *scale.ranks)]
     return [*single, *in_tables, *scales]
@@ -105,6 +108,11 @@ def test_unknown_features_and_ranks_are_refused(feature: tuple[str, int]) -> Non
 @pytest.mark.parametrize("reason", ReasonCode)
 def test_every_reason_has_a_quality_finding_of_cid_6135(reason: ReasonCode) -> None:
     assert codes.quality_finding(reason) in standard.cid6135
+
+
+def test_artifacts_are_quality_findings_of_cid_6135() -> None:
+    assert all(code in standard.cid6135 for code in codes.QUALITY_OBSERVATIONS.values())
+    assert codes.LIMITED_QUALITY in standard.cid7036
 
 
 def test_only_trained_weights_are_called_artificial_intelligence() -> None:

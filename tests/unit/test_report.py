@@ -13,6 +13,7 @@ import pytest
 from pydicom import DataElement, Dataset, dcmread
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import RawDataElement
+from pydicom.sr.coding import Code
 from pydicom.tag import Tag
 from pydicom.uid import (
     Comprehensive3DSRStorage,
@@ -26,8 +27,9 @@ from dicom_sr.header import LABEL_MAP_STORAGE
 from dicom_sr.part10 import encode, save
 from dicom_sr.report import build_not_analysed_report, build_report
 from dicom_sr.seg import SegEncoding, build_seg
+from dicom_sr.wording import SENTENCES, Wording
 from inference.errors import ReasonCode
-from inference.types import Malignancy, Observation, Result, SemanticFeature
+from inference.types import Descriptor, Malignancy, Observation, Result, SemanticFeature
 from tests.ct_factory import make_ct_series, make_enhanced_ct
 from tests.finding_factory import (
     TRAINED,
@@ -84,6 +86,10 @@ def numbers(group: Dataset) -> dict[str, tuple[str, str]]:
 def conclusion(report: Dataset) -> str:
     (item,) = named(report, "121077")
     return str(item.TextValue)
+
+
+def comments(container: Dataset) -> list[str]:
+    return [str(item.TextValue) for item in named(container, "121106")]
 
 
 def coded(item: Dataset, concept: str) -> list[str]:
@@ -166,7 +172,7 @@ def test_site_and_attenuation(report: Dataset) -> None:
 def test_unknown_attenuation_is_not_made_up() -> None:
     report = report_on((make_finding(VOLUME, attenuation=None),))
     assert named(report, "NN-2") == []
-    assert "CodingSchemeIdentificationSequence" not in report
+    assert "Nodule 1 is a nodule in the right upper lobe." in conclusion(report)
 
 
 def test_no_malignancy_and_no_features_unless_the_pipeline_has_them(report: Dataset) -> None:
@@ -194,7 +200,7 @@ def test_fused_malignancy_keeps_the_image_only_value() -> None:
     assert names.index("Probability of cancer") < names.index(
         "Probability of cancer with the clinical record"
     )
-    assert "from the image alone 31.2 %, with the clinical record 45.6 %" in conclusion(report)
+    assert "from the image alone: 31.2 %, with the clinical record: 45.6 %" in conclusion(report)
 
 
 def test_semantic_features() -> None:
@@ -207,6 +213,7 @@ def test_semantic_features() -> None:
     assert coded(report, "C28749") == ["004"]
     assert coded(report, "C3672") == ["RID28473"]
     assert coded(report, "RID36042") == ["905"]
+    assert [certainty(report, c) for c in ("C28749", "C3672", "RID36042")] == ["71.0", "90.0", "60.0"]
     assert "Spiculation: 4 out of 5 (probability 71 %)" in conclusion(report)
     schemes = [i.CodingSchemeDesignator for i in report.CodingSchemeIdentificationSequence]
     assert schemes == ["99CTNODULE", "99LIDCQIICR"]
@@ -218,9 +225,11 @@ def test_run_outcome_and_no_nodules() -> None:
     assert container.ConceptNameCodeSequence[0].CodingSchemeDesignator == "UMLS"
     assert coded(container, "111017") == ["111241"]
     assert named(report, "126010") == []
-    (comment,) = named(container, "121106")
-    assert "Operating point: blob-detector: min_diameter_mm = 4." in comment.TextValue
-    assert "does not exclude nodules" in comment.TextValue
+    (comment,) = [c for c in comments(container) if "No nodule" in c]
+    assert "Operating point: blob-detector: min_diameter_mm = 4." in comment
+    assert "does not exclude nodules" in comment
+    assert comment in conclusion(report)
+    assert numbers(container) == {"Detection threshold": ("4.0", "mm")}
     evidence = report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
     assert len(evidence) == 1
 
@@ -242,14 +251,99 @@ def test_warnings_and_observations_are_in_the_study_level_container() -> None:
     assert coded(container, "RID50134") == ["RID50139"]
     assert named(container, "NN-1")[0].TextValue == "2022"
     assert named(container, "121071")[0].TextValue == "emphysema: present (probability 83 %)"
-    assert named(container, "121106")[0].TextValue == "Warning: The slices are 2.5 mm thick."
+    assert "Warning: The slices are 2.5 mm thick." in comments(container)
     assert "Warning: The slices are 2.5 mm thick." in conclusion(report)
 
 
-def test_lung_rads_zero_is_text_because_its_code_is_not_verified() -> None:
-    report = report_on((), observations=(Observation("lung_rads", "0"),))
-    assert named(report, "RID50134") == []
-    assert named(report, "121071")[0].TextValue == "lung rads: 0"
+@pytest.mark.parametrize("words", ["0", "cannot be determined because the record says nothing of screening"])
+def test_lung_rads_without_a_verified_code_is_text(words: str) -> None:
+    report = report_on((), observations=(Observation("lung_rads", words),))
+    (item,) = named(report, "RID50134")
+    assert (item.ValueType, item.TextValue) == ("TEXT", words)
+    assert f"Lung-RADS: {words}." in conclusion(report)
+
+
+def test_lung_rads_s_stands_beside_its_category_and_none_is_explained() -> None:
+    both = report_on((), observations=(Observation("lung_rads", "2"), Observation("lung_rads", "S")))
+    assert coded(both, "RID50134") == ["RID50137", "RID50710"]
+    assert "Lung-RADS: 2, S." in conclusion(both)
+    (item,) = named(report_on(()), "RID50134")
+    assert item.TextValue.startswith("Lung-RADS cannot be determined: it holds for screening")
+    assert item.TextValue in conclusion(report_on(()))
+
+
+def test_quality_findings() -> None:
+    observations = (Observation("motion_blur", "present", 0.8), Observation("beam_hardening", "absent"))
+    report = report_on((), observations=observations)
+    assert coded(report, "111052") == ["111210"]
+    assert [i.TextValue for i in named(report, "121071")] == ["beam hardening: absent"]
+    thick = replace(VOLUME, slice_thickness_mm=5.0)
+    result = make_result(thick, (), CONTEXT)
+    assert coded(build_report(thick, result, None, HEADERS, CONTEXT), "111052") == ["RID13"]
+    assert coded(report_on(()), "111052") == []
+
+
+def test_pleural_attachment_is_coded_with_its_certainty() -> None:
+    def groups(probability: float, distance: float) -> Dataset:
+        pleura = [
+            Descriptor("pleural attachment", probability, "1", "pleura"),
+            Descriptor("distance to the pleura", distance, "mm", "pleura"),
+        ]
+        report = report_on((make_finding(VOLUME, descriptors=tuple(pleura)),))
+        return named(report, "126010")[0].ContentSequence[0]
+
+    near, far = groups(0.83, 0.0), groups(0.1, 7.26)
+    assert (coded(near, "NN-3"), coded(far, "NN-3")) == (["52101004"], ["272519000"])
+    assert (certainty(near, "NN-3"), certainty(far, "NN-3")) == ("83.0", "90.0")
+    assert (coded(near, "112013"), coded(far, "112013")) == (["68599007"], [])
+    assert numbers(far)["Distance to the pleura"] == ("7.3", "mm")
+    assert numbers(near)["Distance to the pleura"] == ("0.0", "mm")
+
+
+def certainty(group: Dataset, concept: str) -> str:
+    (item,) = named(group, concept)
+    (number,) = item.ContentSequence
+    assert number.RelationshipType == "HAS PROPERTIES"
+    assert number.ConceptNameCodeSequence[0].CodeValue == "111011"
+    return str(number.MeasuredValueSequence[0].NumericValue)
+
+
+def test_above_30_mm_it_is_a_mass_in_seg_and_report() -> None:
+    finding = make_finding(VOLUME)
+    large = replace(finding, measurements=replace(finding.measurements, long_axis_mm=30.1))
+    limit = replace(finding, measurements=replace(finding.measurements, long_axis_mm=30.0))
+    assert coded(report_on((large,)), "121071") == ["4147007"] * 2
+    assert coded(report_on((limit,)), "121071") == ["27925004"] * 2
+    (segment,) = build_seg(VOLUME, (large,), HEADERS, CONTEXT).SegmentSequence
+    assert segment.SegmentedPropertyTypeCodeSequence[0].CodeValue == "4147007"
+    assert "Nodule 1 is a solid mass in the right upper lobe." in conclusion(report_on((large,)))
+
+
+def test_each_group_shows_its_key_image_and_its_algorithms(report: Dataset) -> None:
+    (container,) = named(report, "126010")
+    for group, finding in zip(container.ContentSequence[::2], make_findings(VOLUME, 3), strict=True):
+        (image,) = named(group, "121200")
+        uid = image.ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+        assert uid == HEADERS[finding.key_slice].SOPInstanceUID
+        assert [i.TextValue for i in named(group, "111002")] == [
+            "blob-detector version 1: min_diameter_mm = 4"
+        ]
+        assert coded(group, "111000") == ["123106"]
+
+
+def test_models_input_and_software_are_named_for_programs_too() -> None:
+    context = make_context(cards=(UNTRAINED, TRAINED))
+    for report in (
+        report_on((), context),
+        build_not_analysed_report(HEADERS, "GAP", "A slice is missing.", context),
+    ):
+        (container,) = named(report, "C0034375")
+        assert [i.TextValue for i in named(container, "NN-11")] == [f"classifier version 1: {'ab' * 32}"]
+        assert named(container, "NN-12")[0].TextValue == context.input_digest
+        assert named(container, "NN-13")[0].TextValue == report.SoftwareVersions
+        assert "Not reviewed by a physician. Research use only" in comments(container)[0]
+        described = [e.ContributionDescription for e in report.ContributingEquipmentSequence]
+        assert f"classification, weights sha256 {'ab' * 32}" in described
 
 
 def test_conclusion_says_what_a_reader_must_know() -> None:
@@ -258,25 +352,57 @@ def test_conclusion_says_what_a_reader_must_know() -> None:
         other_series=(OtherSeries("1.2.3", "CT", "TOO_THICK", "Slices are 8 mm thick."),),
         predecessors=(Predecessor(VOLUME.study_uid, "1.2.4", Comprehensive3DSRStorage, "1.2.5"),),
     )
-    text = conclusion(report_on(make_findings(VOLUME, 1), context))
+    report = report_on(make_findings(VOLUME, 1), context)
+    text = conclusion(report)
     for sentence in (
-        "Not reviewed by a physician.",
-        "Research use only, not for primary diagnosis.",
-        "Nodule 1: right upper lobe, solid, 8.0 x 6.2 mm",
-        "blob-detector version 1 (detection), no trained weights. Parameters: min_diameter_mm = 4.",
+        "Automatic result. Not reviewed by a physician. Research use only, not for primary diagnosis.",
+        "One nodule was marked.",
+        "Nodule 1 is a solid nodule in the right upper lobe. It measures 8.0 x 6.2 mm (mean diameter 7.1 mm,",
+        "The certainty of its detection is 87.6 %.",
+        "blob-detector version 1 (detection), no trained weights.",
         f"classifier version 1 (classification), weights sha256 {'ab' * 32}.",
-        "Sensitivity 1 of 1 on one synthetic series.",
         f"Input digest: {'d1' * 32}.",
         "pipeline version 0.1.0+blobs1, software version 0.1.0",
         "Other series 1.2.3 (CT): TOO_THICK. Slices are 8 mm thick.",
         "replaces an earlier one of the same series: 1.2.5.",
     ):
         assert sentence in text
+    assert "blob-detector version 1: Sensitivity 1 of 1 on one synthetic series." in comments(report)
+    assert "3 nodules were marked." in conclusion(report_on(make_findings(VOLUME, 3)))
 
 
 def test_unmeasured_performance_is_said() -> None:
     context = make_context(cards=(replace(UNTRAINED, performance=()),))
-    assert "Its performance has not been measured." in conclusion(report_on((), context))
+    said = comments(report_on((), context))
+    assert "blob-detector version 1: Its performance has not been measured." in said
+
+
+def in_german() -> Wording:
+    sentences = {key: f"DE {sentence}" for key, sentence in SENTENCES.items()}
+    return Wording(Code("de-DE", "RFC5646", "German"), sentences, {"nodule": "Rundherd", "Margin": "Rand"})
+
+
+def test_another_language_changes_the_sentences_and_says_so() -> None:
+    context = make_context(wording=in_german())
+    features = (SemanticFeature("margin", 5, 0.9),)
+    report = report_on((make_finding(VOLUME, features=features),), context)
+    assert "DE Nodule 1 is a solid Rundherd in the right upper lobe." in conclusion(report)
+    assert "DE Rand: Circumscribed margin (probability 90 %)" in conclusion(report)
+    (item,) = named(report, "121077")
+    assert coded(item, "121049") == ["de-DE"]
+    top = [i for i in report.ContentSequence if i.ConceptNameCodeSequence[0].CodeValue == "121049"]
+    assert top[0].ConceptCodeSequence[0].CodeValue == "en-US"
+    assert coded(report, "C25563") == ["RID5707"]
+    assert named(report, "C25563")[0].ConceptNameCodeSequence[0].CodeMeaning == "Margin"
+    assert report.SOPInstanceUID != report_on(make_findings(VOLUME, 1)).SOPInstanceUID
+    not_analysed = build_not_analysed_report(HEADERS, "GAP", "A slice is missing.", context)
+    assert "DE This series was not analysed (GAP): A slice is missing." in conclusion(not_analysed)
+
+
+def test_a_final_report_is_another_document() -> None:
+    final = report_on((), make_context(preliminary=False))
+    assert final.PreliminaryFlag == "FINAL"
+    assert final.SOPInstanceUID != report_on(()).SOPInstanceUID
 
 
 def test_predecessors_are_the_earlier_reports_not_the_segs() -> None:
@@ -433,7 +559,7 @@ def test_not_analysed_says_why_in_code_and_text(reason: ReasonCode) -> None:
     (container,) = named(report, "C0034375")
     assert coded(container, "111017") == ["111245"]
     assert len(coded(container, "111052")) == 1
-    assert named(container, "121106")[0].TextValue == f"Not analysed ({reason}): The reason in words."
+    assert f"This series was not analysed ({reason}): The reason in words." in comments(container)
     assert "No statement is made on the presence or absence of nodules." in conclusion(report)
     assert "Research use only" in conclusion(report)
     assert named(report, "126010") == []

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,17 @@ from dicom_sr.verify import VerificationError, reread, reread_not_analysed
 from inference.errors import ReasonCode
 from inference.types import Finding, Malignancy, Result, SemanticFeature, Volume
 from tests.ct_factory import make_ct_series, make_enhanced_ct
-from tests.finding_factory import make_context, make_findings, make_result, make_volume, without_pixels
+from tests.finding_factory import (
+    TRAINED,
+    UNTRAINED,
+    make_context,
+    make_findings,
+    make_result,
+    make_volume,
+    without_pixels,
+)
 
-CONTEXT = make_context()
+CONTEXT = make_context(cards=(UNTRAINED, TRAINED))
 SERIES = make_ct_series(16)
 HEADERS = without_pixels(SERIES)
 VOLUME = make_volume(SERIES)
@@ -193,6 +202,14 @@ def swapped_tracking(seg: Dataset) -> None:
     a.TrackingUID, b.TrackingUID = b.TrackingUID, a.TrackingUID
 
 
+def other_region(seg: Dataset) -> None:
+    seg.SegmentSequence[0].AnatomicRegionSequence[0].CodeValue = "90572001"
+
+
+def colourless(seg: Dataset) -> None:
+    del seg.SegmentSequence[1].RecommendedDisplayCIELabValue
+
+
 def other_frame_of_reference(seg: Dataset) -> None:
     seg.FrameOfReferenceUID = "1.2.3"
 
@@ -232,6 +249,8 @@ def bad_value(seg: Dataset) -> None:
         (missing_frame, "has no frame on slice"),
         (too_few_pixels, "fewer pixels than frames"),
         (swapped_tracking, "aren't the findings"),
+        (other_region, "lies elsewhere than Nodule 1"),
+        (colourless, "has no colour"),
         (other_frame_of_reference, "frame of reference"),
         (other_series, "refers to another series"),
         (other_algorithm, "names another algorithm"),
@@ -300,6 +319,47 @@ def point_on_another_slice(report: Dataset) -> None:
     source.ReferencedSOPInstanceUID = HEADERS[0].SOPInstanceUID
 
 
+def other_finding(report: Dataset) -> None:
+    child(groups(report)[1], "121071").ConceptCodeSequence[0].CodeValue = "4147007"
+
+
+def other_side(report: Dataset) -> None:
+    child(child(groups(report)[0], "363698007"), "272741003").ConceptCodeSequence[0].CodeValue = "7771000"
+
+
+def other_certainty(report: Dataset) -> None:
+    certainty = child(child(groups(report)[0], "C28749"), "111011")
+    certainty.MeasuredValueSequence[0].NumericValue = 71
+
+
+def foreign_evaluation(report: Dataset) -> None:
+    item = deepcopy(child(groups(report)[0], "C28749"))
+    item.ConceptNameCodeSequence[0].CodeValue = "C62175"
+    groups(report)[0].ContentSequence.append(item)
+
+
+def no_key_image(report: Dataset) -> None:
+    source = child(groups(report)[0], "121200").ReferencedSOPSequence[0]
+    source.ReferencedSOPInstanceUID = HEADERS[0].SOPInstanceUID
+
+
+def study_level(report: Dataset) -> Dataset:
+    return child(report, "C0034375")
+
+
+def other_digest(report: Dataset) -> None:
+    child(study_level(report), "NN-12").ConceptNameCodeSequence[0].CodeValue = "NN-99"
+
+
+def other_weights(report: Dataset) -> None:
+    child(study_level(report), "NN-11").TextValue = "classifier version 1: cd"
+
+
+def another_outcome(report: Dataset) -> None:
+    container = study_level(report)
+    container.ContentSequence.append(deepcopy(child(container, "111017")))
+
+
 def no_findings_claimed(report: Dataset) -> None:
     outcome = child(child(report, "C0034375"), "111017")
     outcome.ConceptCodeSequence[0].CodeValue = "111241"
@@ -334,6 +394,14 @@ def other_observer(report: Dataset) -> None:
         (point_elsewhere, "isn't in its mask"),
         (point_on_another_slice, "another image than its key slice"),
         (no_findings_claimed, "doesn't say"),
+        (other_finding, "another finding"),
+        (other_side, "another site"),
+        (other_certainty, "certainty of Spiculation isn't 70.0 %"),
+        (foreign_evaluation, "evaluation C62175 isn't the finding's"),
+        (no_key_image, "no key image"),
+        (other_digest, "no Input digest"),
+        (other_weights, "as its Model weights SHA-256"),
+        (another_outcome, "a coded evaluation that isn't the result's"),
         (no_conclusion, "no conclusion"),
         (evidence_missing, "isn't exactly the source images"),
         (other_observer, "121012 differs"),
