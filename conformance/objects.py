@@ -149,7 +149,7 @@ def _full_context(volume: Volume) -> ResultContext:
 def _write_result(
     directory: Path, volume: Volume, headers: Sequence[Dataset], context: ResultContext, count: int
 ) -> None:
-    """Write SEG and report; of two cases each form of both."""
+    """Write SEG and report; of the richest case each form of both."""
     findings = make_findings(volume, count)
     observations: tuple[Observation, ...] = ()
     if len(context.cards) > 1:
@@ -162,7 +162,7 @@ def _write_result(
                 directory / f"sr-{kind}.dcm",
             )
         return
-    complete = count == _NODULES["ten nodules"] or len(context.cards) > 1
+    complete = len(context.cards) > 1
     for encoding in SegEncoding if complete else [SegEncoding.BINARY]:
         for omit in (True, False):
             name = f"{encoding}-{'some' if omit else 'all'}-frames"

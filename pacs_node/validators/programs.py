@@ -12,8 +12,8 @@ from pacs_node.validators.tool import Tool, find_program, lines_of, needs_progra
 
 PIXELMED_JAR = Path("/usr/share/java/pixelmed.jar")
 
-#: Without the properties Java 17 refuses the validator's own stylesheet (JAXP0801003). The memory that it takes
-#: grows steeply with the number of measurement groups: 6.5 GB and no end for a report of forty nodules.
+#: Without the properties Java 17 refuses the validator's own stylesheet (JAXP0801003). The memory that it
+#: takes grows steeply with the number of measurement groups: 6.5 GB and no end for a report of forty nodules.
 _JAVA_LIMITS = ("-Xmx3g", *(f"-Djdk.xml.xpath{name}Limit=0" for name in ("ExprOp", "TotalOp", "ExprGrp")))
 _PIXELMED_ENDS = "Root Template Validation Complete"
 _PIXELMED_SAYS_ALWAYS = re.compile(rf"^(Found .*|{_PIXELMED_ENDS}|IOD validation complete)$")
