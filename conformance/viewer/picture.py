@@ -18,10 +18,11 @@ Picture = NDArray[np.uint8]
 
 ALIKE = 0.98
 """Least correlation of the picture with the slice that it should show."""
-COVERS = 0.85
+COVERS = 0.9
 """Least Dice of overlay and mask."""
-COVERS_DRAWN = 0.6
-"""Least Dice of overlay and drawn nodule: the node's outline is a measurement, not the drawing."""
+IN_DRAWN = 0.7
+"""Least share of the overlay that lies in the drawn nodule. The node's outline is a measurement, not the
+drawing: of a part-solid nodule it may hold the core alone."""
 MARKER_PX = 2.0
 """Largest distance of a marker's centre from its point."""
 _COLOURED = 30
@@ -177,9 +178,9 @@ def faults_of_overlay(view: View, study: Study, name: str) -> list[str]:
     if image.sop_uid in nodule.drawn:
         drawn = fit.draw_mask(nodule.drawn[image.sop_uid])
         near = _around(drawn | fit.draw_mask(nodule.masks[image.sop_uid]))
-        covered = dice(overlay & near, drawn)
-        if covered < COVERS_DRAWN:
-            faults.append(f"the overlay isn't where {name} was drawn: Dice {covered:.2f}")
+        share = int((overlay & drawn).sum()) / max(int((overlay & near).sum()), 1)
+        if share < IN_DRAWN:
+            faults.append(f"the overlay isn't where {name} was drawn: {share:.0%} of it lies there")
     return faults
 
 

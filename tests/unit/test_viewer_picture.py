@@ -135,9 +135,14 @@ def test_writing_over_the_image_is_no_overlay() -> None:
 
 
 def test_the_drawn_nodule_counts_too() -> None:
-    nodule = replace(STUDY.nodules[0], drawn={"1.2": MASK[:, ::-1]})
-    (fault,) = faults_of_overlay(draw(), replace(STUDY, nodules=(nodule,)), "N1")
-    assert fault == "the overlay isn't where N1 was drawn: Dice 0.00"
+    def faults(drawn: NDArray[np.bool_]) -> list[str]:
+        nodule = replace(STUDY.nodules[0], drawn={"1.2": drawn})
+        return faults_of_overlay(draw(), replace(STUDY, nodules=(nodule,)), "N1")
+
+    assert faults(MASK) == faults(MASK | np.roll(MASK, 3, axis=0)) == []
+    assert faults(MASK[:, ::-1]) == ["the overlay isn't where N1 was drawn: 0% of it lies there"]
+    (fault,) = faults(np.roll(MASK, 5, axis=0))
+    assert "51% of it" in fault
 
 
 def test_a_marker_beside_its_point_is_noticed() -> None:
