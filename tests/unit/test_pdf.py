@@ -53,7 +53,7 @@ def test_the_same_result_is_the_same_bytes(headers: list[Dataset]) -> None:
 def test_the_printed_report_goes_in_whole(headers: list[Dataset], tmp_path: Path) -> None:
     summary = not_analysed_json(headers, "TOO_THICK", "The slices are 8 mm thick.", CONTEXT)
     document = print_report(summary, CONTEXT)
-    assert document == print_report(summary, CONTEXT)
+    assert document.startswith(b"%PDF-")
     save(build_pdf(document, headers, CONTEXT), tmp_path / "pdf.dcm")
     reread_pdf(tmp_path / "pdf.dcm", document, headers)
 
