@@ -27,6 +27,7 @@ from dicom_sr.report import ReportClass, build_not_analysed_report, build_report
 from dicom_sr.seg import SegEncoding, build_seg
 from dicom_sr.summary import Output, Recipient, not_analysed_json, report_html, result_json
 from dicom_sr.verify import reread, reread_not_analysed
+from dicom_sr.wording import ENGLISH, read_wording
 from inference.analyse import analyse
 from inference.errors import UnsuitableSeriesError
 from inference.load import LoadedSeries, load_series, read_header
@@ -128,6 +129,7 @@ def _context(request: CaseRequest, pipeline: Pipeline) -> ResultContext:
         uid_salt=request.uid_salt,
         predecessors=request.predecessors,
         other_series=request.other_series,
+        wording=ENGLISH if request.wording is None else read_wording(request.wording),
     )
 
 

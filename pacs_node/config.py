@@ -85,6 +85,9 @@ class PipelineSettings(Section):
         description="Failed attempts before a study ends as failed with a report that says so.",
     )
     threads: int = Field(0, ge=0, le=256, description="Threads for computation; 0 lets the libraries choose.")
+    wording: str = Field(
+        "", description="TOML table with the report's sentences in another language; empty for English."
+    )
 
 
 _SQLITE_FILE = "sqlite:///"
@@ -329,8 +332,14 @@ def _with_absolute_paths(settings: Settings, base: Path) -> Settings:
         for item in settings.destinations
     )
     listener = with_files(settings.listener, "tls_certificate_file", "tls_key_file", "tls_client_ca_file")
+    pipeline = with_files(settings.pipeline, "wording")
     return settings.model_copy(
-        update={"storage": storage, "destinations": destinations, "listener": listener}
+        update={
+            "storage": storage,
+            "destinations": destinations,
+            "listener": listener,
+            "pipeline": pipeline,
+        }
     )
 
 

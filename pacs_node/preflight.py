@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator
 from contextlib import closing
 from pathlib import Path
 
+from dicom_sr.wording import WordingError, read_wording
 from inference.errors import ModelUnavailableError
 from inference.registry import load_pipeline, profiles
 from pacs_node import tls
@@ -96,6 +97,11 @@ def _pipeline(pipeline: PipelineSettings, *, computes: bool) -> Iterator[str]:
         load_pipeline(pipeline.profile, models=Path(pipeline.models))
     except ModelUnavailableError as error:
         yield f"pipeline.profile = {pipeline.profile!r}: {error}; known: {', '.join(profiles())}"
+    if pipeline.wording:
+        try:
+            read_wording(Path(pipeline.wording))
+        except WordingError as error:
+            yield f"pipeline.wording = {pipeline.wording!r}: {error}"
     if computes and pipeline.device == "cuda" and not _has_cuda():
         yield "pipeline.device = 'cuda': PyTorch finds no CUDA device here; write \"cpu\""
 

@@ -56,6 +56,8 @@ class CaseRequest:
         Objects to make, each in its encoding.
     receivers
         Whom they are for; the result names them.
+    wording
+        Table of the report's sentences in another language, None for English.
     """
 
     files: tuple[Path, ...]
@@ -76,6 +78,7 @@ class CaseRequest:
     models: Path | None = None
     forms: tuple[str, ...] = STANDARD
     receivers: tuple[Receiver, ...] = ()
+    wording: Path | None = None
 
     def with_refusal(self, refusal: Refusal) -> CaseRequest:
         """Return the same request, but for the report only."""

@@ -174,6 +174,7 @@ class Worker:
             other_series=_other_series(study.series, series),
             forms=union(receiver.forms for receiver in receivers),
             receivers=receivers,
+            wording=Path(wording) if (wording := self._settings.pipeline.wording) else None,
         )
 
     def _fresh_directory(self, session: Session, job: Job) -> Path:

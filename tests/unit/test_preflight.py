@@ -88,6 +88,13 @@ def test_an_unknown_profile_is_named(tmp_path: Path, free_ports: Any) -> None:
     assert "known: classical" in text
 
 
+def test_a_language_that_is_no_table_is_named(tmp_path: Path, free_ports: Any) -> None:
+    (tmp_path / "de.toml").write_text('[language]\ntag = "de-DE"\nname = "German"\n[sentences]\n')
+    text = refusal(settings(tmp_path, free_ports(2), pipeline={"wording": str(tmp_path / "de.toml")}))
+    assert text.startswith("pipeline.wording = ")
+    assert "one_nodule is missing" in text
+
+
 def test_a_gpu_that_is_not_there_is_named(
     tmp_path: Path, free_ports: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
