@@ -125,10 +125,10 @@ class RawPeer:
         return self.status()
 
     def store(self, data: bytes, sop_class: str, sop_instance: str, parts: Sequence[int] = ()) -> int:
-        """C-STORE with the data set cut at `parts`; its status."""
+        """C-STORE with the data set cut at `parts`, or so that it fits into usual PDUs; its status."""
         request = command(1, data_set=True, sop_class=sop_class, sop_instance=sop_instance)
         self.send(pdu(P_DATA, value(request, CT_CONTEXT, command=True)))
-        cuts = [0, *parts, len(data)]
+        cuts = [0, *(parts or range(100_000, len(data), 100_000)), len(data)]
         for start, end in pairwise(cuts):
             self.send(pdu(P_DATA, value(data[start:end], CT_CONTEXT, last=end == len(data))))
         return self.status()

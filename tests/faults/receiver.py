@@ -223,7 +223,12 @@ def injecting(pid: int, what: str) -> Iterator[None]:
         yield
     finally:
         tracer.send_signal(signal.SIGINT)
-        tracer.communicate(timeout=30)
+        try:
+            tracer.communicate(timeout=5)
+        except subprocess.TimeoutExpired:
+            # it waits for a thread that was killed while it let go
+            tracer.kill()
+            tracer.communicate()
 
 
 def _await_tracer(pid: int, tracer: subprocess.Popen[bytes]) -> None:
