@@ -249,7 +249,8 @@ def store(port: int, ledger: Ledger, instances: list[tuple[str, str, bytes]]) ->
     """Send (SOP class, SOP instance, data set) over one association until it breaks; return the statuses."""
     statuses: list[int] = []
     try:
-        with RawPeer(port, timeout=30).associate() as peer:
+        with RawPeer(port, timeout=30) as peer:
+            peer.associate()
             for sop_class, uid, data in instances:
                 status = peer.store(data, sop_class, uid)
                 statuses.append(status)

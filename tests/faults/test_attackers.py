@@ -166,7 +166,6 @@ def test_killed_senders_leave_nothing(running: Receiver) -> None:
     echo_seconds(running.port)
     descriptors = running.descriptors()
     request = command(1, data_set=True, sop_class=CTImageStorage, sop_instance="1.2.3")
-    seen = 0
     for number in range(KILLED):
         with RawPeer(running.port).associate() as peer:
             peer.send(pdu(P_DATA, value(request, CT_CONTEXT, command=True)))
@@ -175,8 +174,9 @@ def test_killed_senders_leave_nothing(running: Receiver) -> None:
             if number % 2:
                 linger = struct.pack("ii", 1, 0)
                 peer.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            seen = max(seen, len(running.leftovers()))
-    assert seen > 0, "nothing was ever on its way"
+            if number % 40 == 3:
+                # so that it is sure that something was on its way
+                eventually(lambda: running.leftovers() != [], 30)
     eventually(lambda: running.leftovers() == [], 5)
     eventually(lambda: running.descriptors() <= descriptors + 2, 5)
 
