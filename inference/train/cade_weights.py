@@ -186,7 +186,8 @@ def main() -> None:
     for number in range(chosen.phantoms):
         samples.extend(phantom_samples(FIRST_SEED + number))
     low, high = (
-        load_pipeline("classical").card(DETECTION).parameters[key] for key in ("min_diameter_mm", "max_diameter_mm")
+        load_pipeline("classical").card(DETECTION).parameters[key]
+        for key in ("min_diameter_mm", "max_diameter_mm")
     )
     samples = [s for s in samples if low <= s.features["diameter_mm"] <= high]
     report = {"parameters": fit(samples), "held_out": figures(samples)}
