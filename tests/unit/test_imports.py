@@ -55,7 +55,10 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "capture pdf",
     ),
     "pacs_node": (
-        "errors clock states logs destinations peer present tcia request models_cli validators validators.* gate_pdu",
+        (
+            "errors clock states logs destinations peer present tcia request models_cli validators"
+            " validators.* gate_pdu"
+        ),
         "tls gate_message",
         "config_listener",
         "config db spool association dicomweb engines gate gate_association",
