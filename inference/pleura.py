@@ -5,9 +5,9 @@ seen. The field itself is found on a grid of about 2 mm, which bounds what can b
 that away from the pleura looks attached.
 
 Measured with ``python -m inference.evaluate.pleura --cases 6`` on drawn chests that the two weights were not
-fitted on: attached are 8 of 8 nodules that the phantom draws at the pleura and 1 of 40 that it draws apart from
-it; 17 of 17 balls that the pleura cuts, 8 of 12 at a gap of 0.5 or 1.5 mm and 0 of 24 from 2.5 mm on. There
-the distance is right within 0.6 mm (standard deviation; mean error 0.0).
+fitted on: attached are 8 of 8 nodules that the phantom draws at the pleura and 1 of 40 that it draws apart
+from it; 17 of 17 balls that the pleura cuts, 8 of 12 at a gap of 0.5 or 1.5 mm and 0 of 24 from 2.5 mm on.
+There the distance is right within 0.6 mm (standard deviation; mean error 0.0).
 Research use only, not for primary diagnosis.
 """
 
