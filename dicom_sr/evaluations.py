@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from highdicom.sr import CodeContentItem, ContainerContentItem, ContentSequence, NumContentItem
 from highdicom.sr import RelationshipTypeValues as Relation
-from pydicom import Dataset
 from pydicom.sr.coding import Code
 
 from dicom_sr import codes
@@ -103,7 +103,7 @@ def lung_rads_category(observations: Sequence[Observation]) -> str | None:
     return ", ".join(said) or None
 
 
-def _item(concept: Code, value: Code | Millimetres | str) -> Dataset:
+def _item(concept: Code, value: Code | Millimetres | str) -> Any:
     if isinstance(value, Code):
         return CodeContentItem(concept, value, Relation.CONTAINS)
     if isinstance(value, Millimetres):

@@ -41,8 +41,8 @@ def segment_differences(seg: Dataset, volume: Volume, result: Result) -> Iterato
     missing = _expected(volume, result.findings)
     for number, group in enumerate(seg.PerFrameFunctionalGroupsSequence):
         yield from _frame(seg, group, _pixels(seg, number), volume, missing)
-    for segment, z in missing:
-        yield f"segment {segment} has no frame on slice {z}"
+    for segment_number, z in missing:
+        yield f"segment {segment_number} has no frame on slice {z}"
 
 
 def _description(segment: Dataset, finding: Finding) -> Iterator[str]:

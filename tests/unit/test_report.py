@@ -290,7 +290,8 @@ def test_pleural_attachment_is_coded_with_its_certainty() -> None:
             Descriptor("distance to the pleura", distance, "mm", "pleura"),
         ]
         report = report_on((make_finding(VOLUME, descriptors=tuple(pleura)),))
-        return named(report, "126010")[0].ContentSequence[0]
+        group: Dataset = named(report, "126010")[0].ContentSequence[0]
+        return group
 
     near, far = groups(0.83, 0.0), groups(0.1, 7.26)
     assert (coded(near, "NN-3"), coded(far, "NN-3")) == (["52101004"], ["272519000"])
