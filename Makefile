@@ -42,7 +42,7 @@ test: install-dev  ## Install, then ruff, mypy and the whole test suite
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 faults: install-dev  ## Run the long forms of the attacks and faults in docs/reliability.md
-	PACS_NODE_FAULTS=long PACS_NODE_REQUIRE_PEERS=1 $(BIN)/python -m pytest tests/faults $(ARGS)
+	PACS_NODE_FAULTS=long PACS_NODE_REQUIRE_PEERS=1 $(BIN)/python -m pytest tests/faults --log-cli-level=INFO $(ARGS)
 
 check: install-dev  ## Only ruff and mypy
 	$(BIN)/ruff check .

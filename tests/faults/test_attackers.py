@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import resource
 import socket
 import struct
@@ -20,6 +21,7 @@ from tests.faults.receiver import LONG, Given, Ledger, Receiver, make_storage, r
 from tests.raw_peer import CT_CONTEXT, P_DATA, RawPeer, association_request, command, pdu, value
 from tests.small_node import encoded
 
+logger = logging.getLogger(__name__)
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 HALF_OPEN, OVERSIZED, KILLED = 500, 200, 200
@@ -133,6 +135,14 @@ def test_a_known_pacs_works_on(running: Receiver) -> None:
             times.append(echo_seconds(running.port))
             time.sleep(0.05)
         sender.join()
+    logger.info(
+        "slowest of %d echoes %.2f s (before the attack %.2f s), memory +%d KiB, %d hostile connections",
+        len(times),
+        max(times),
+        calm,
+        running.peak_kib() - before,
+        attack.connections,
+    )
     assert statuses == [0] * len(instances)
     assert ledger.violations(running.given.directory) == []
     assert attack.connections >= HALF_OPEN + OVERSIZED

@@ -5,6 +5,7 @@ Each run counts on in one thread of the listener: the k-th call of one kind is i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.ct_factory import make_ct_series
 from tests.faults.receiver import LONG, Given, Ledger, injecting, make_storage, receiver, settings, store
 from tests.small_node import encoded
 
+logger = logging.getLogger(__name__)
 pytestmark = [pytest.mark.peer("strace"), pytest.mark.slow, pytest.mark.timeout(900)]
 
 #: call -> runs of the short form (first point, step); the long form takes every point
@@ -47,6 +49,7 @@ def sweep(storage: Path, ledger: Ledger, call: str, *, cheats: bool = False) -> 
             alive = running.process.is_alive()
         violations += [f"{call} {point}: {item}" for item in ledger.violations(storage)]
         if alive:
+            logger.info("%s: killed at %d points, %d violations", call, died, len(violations))
             return died, violations
     raise AssertionError(f"{call} never ran out")
 
