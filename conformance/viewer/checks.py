@@ -99,7 +99,7 @@ class Checker:
         self.keep("report", self.viewer.page.picture())
         self.viewer.say_yes()
         self.viewer.open_panel("trackedMeasurements")
-        self._rows(lambda rows: len(rows) == len(self.study.nodules))
+        self._rows(self._named)
         for number in self._chosen():
             self.viewer.click_row(number)
             self._look("sr", number, faults_of_marker)
@@ -114,6 +114,13 @@ class Checker:
         except NotShownError as error:
             self.keep("not-opened", self.viewer.page.picture())
             raise CheckFailedError(Reason.NOT_OPENED, f"{modality}: {error}") from error
+
+    def _named(self, rows: list[str]) -> bool:
+        """Whether there is a row for each nodule, by the name that the report gives it, if any."""
+        nodules = self.study.nodules
+        return len(rows) == len(nodules) and all(
+            nodule.comment in " ".join(row.split()) for row, nodule in zip(rows, nodules, strict=True)
+        )
 
     def _rows(self, complete: Callable[[list[str]], bool]) -> None:
         """Wait until the panel lists all nodules."""

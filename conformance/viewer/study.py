@@ -17,7 +17,8 @@ from pydicom.uid import SegmentationStorage
 Mask = NDArray[np.bool_]
 
 _SAME_PLACE_MM = 0.01
-_TRACKING_IDENTIFIER, _TRACKING_UID, _GROUP, _LONG_AXIS = "112039", "112040", "125007", "103339001"
+_TRACKING_IDENTIFIER, _TRACKING_UID, _GROUP = "112039", "112040", "125007"
+_LONG_AXIS, _COMMENT = "103339001", "121106"
 
 
 class UnusableStudyError(Exception):
@@ -60,8 +61,10 @@ class Nodule:
         The SR's point, (column, row) by PS3.3 C.18.6: the centre of the first pixel is (0.5, 0.5).
     long_axis_mm
         As the SR says.
+    comment
+        The SR's comment at the point, which the viewer takes for its name; empty where there is none.
     drawn
-        The same for the nodule of a phantom as it was drawn; empty where nothing was.
+        The same as `masks` for the nodule of a phantom as it was drawn; empty where nothing was.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Nodule:
     key_image: str = ""
     point: tuple[float, float] = (0.0, 0.0)
     long_axis_mm: float = 0.0
+    comment: str = ""
     drawn: dict[str, Mask] = field(default_factory=dict)
 
 
@@ -190,12 +194,15 @@ def _take(nodule: Nodule, group: Dataset) -> None:
     if name != nodule.name:
         raise UnusableStudyError(f"{nodule.name} of the SEG is {name} in the SR")
     for item in group.ContentSequence:
+        concept = item.ConceptNameCodeSequence[0].get("CodeValue")
         if item.ValueType == "SCOORD":
             column, row = item.GraphicData
             nodule.point = (float(column), float(row))
             nodule.key_image = str(item.ContentSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID)
-        elif item.ValueType == "NUM" and item.ConceptNameCodeSequence[0].get("CodeValue") == _LONG_AXIS:
+        elif item.ValueType == "NUM" and concept == _LONG_AXIS:
             nodule.long_axis_mm = float(item.MeasuredValueSequence[0].NumericValue)
+        elif item.ValueType == "TEXT" and concept == _COMMENT:
+            nodule.comment = str(item.TextValue)
 
 
 def _groups(sr: Dataset) -> Iterator[Dataset]:
