@@ -36,6 +36,7 @@ MIN_BYTES_PER_SECOND = 1024
 MAX_CONTEXTS = 128
 _APPLICATION_CONTEXT = UID("1.2.840.10008.3.1.1.1")
 _FAREWELL_S = 2.0
+_BREACH_FAREWELL_S = 0.2
 _COMMAND, _LAST = 0x01, 0x02
 
 
@@ -166,7 +167,7 @@ class Acceptor(Generic[SinkT]):
             while self._serve():
                 pass
             self._send(gate_pdu.release())
-            self._await_close()
+            self._await_close(_FAREWELL_S)
         except PduError as error:
             self.breach = str(error)
             self._abort(by_user=False)
@@ -367,15 +368,16 @@ class Acceptor(Generic[SinkT]):
     def _abort(self, *, by_user: bool) -> None:
         try:
             self._send(gate_pdu.abortion(by_user=by_user))
-            self._await_close()
+            # a peer that keeps to no rule doesn't get to hold an association by not closing it
+            self._await_close(_FAREWELL_S if by_user else _BREACH_FAREWELL_S)
         except (_ConnectionEndedError, OSError):
             return
 
-    def _await_close(self) -> None:
+    def _await_close(self, seconds: float) -> None:
         """Let the peer close: closing first, with bytes of it unread, would destroy our last word."""
         if not isinstance(self._connection, ssl.SSLSocket):
             self._connection.shutdown(socket.SHUT_WR)
-        deadline = time.monotonic() + _FAREWELL_S
+        deadline = time.monotonic() + seconds
         scratch = memoryview(self._body)
         for _ in range(64):
             try:

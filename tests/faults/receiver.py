@@ -33,8 +33,8 @@ LONG = os.environ.get("PACS_NODE_FAULTS") == "long"
 CALLERS = (Caller(ae_title="PACS", address="127.0.0.1"),)
 _METADATA_BYTES = 128 + 4
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.faults.receiver"])
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["tests.faults.receiver"])
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Receiver:
 @contextmanager
 def receiver(given: Given) -> Iterator[Receiver]:
     """Run a listener until the block ends."""
-    process = _context.Process(target=_receive, args=(given,))
+    process = context.Process(target=_receive, args=(given,))
     process.start()
     running = Receiver(process, given.settings.port, given)
     try:
