@@ -64,8 +64,10 @@ KINDS = ("several", "one", "none", "not_analysed", "not_analysed_mr", "enhanced"
 def rich_findings(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
     """Everything that a trained profile says of a nodule; the first one is a mass."""
     features = tuple(SemanticFeature(name, 4, 0.7) for name in FEATURES)
-    pleura = (Descriptor("pleural attachment", 0.8, "1", "pleura"),)
-    pleura += (Descriptor("distance to the pleura", 0.4, "mm", "pleura"),)
+    pleura = (
+        Descriptor("pleural attachment", 0.8, "1", "pleura"),
+        Descriptor("distance to the pleura", 0.4, "mm", "pleura"),
+    )
     full = [
         replace(f, malignancy=Malignancy(0.3, 0.4), features=features, descriptors=pleura) for f in findings
     ]
