@@ -2,8 +2,8 @@
 
 The lung box is brought to 1.25 mm; the network gives, on a grid of 2.5 mm, a heat map of nodule centres and
 the logarithm of the diameter (Zhou, Wang and Kraehenbuehl, Objects as points, arXiv 1904.07850, in three
-dimensions). Peaks of the map inside the lung field are the candidates. A second network looks at 40 mm around
-each; a logistic fitted on cases that the training didn't see turns both answers into a probability.
+dimensions). Peaks of the map inside the lung field are the candidates; a logistic fitted on cases that the
+training didn't see turns their height into a probability.
 """
 
 from __future__ import annotations
@@ -31,10 +31,6 @@ MULTIPLE = 8
 """The input's edges are multiples of this."""
 
 CHANNELS = (32, 32, 64, 96)
-PATCH = 32
-"""Voxels along an edge of what the second look sees."""
-
-HIDDEN = 64
 LOW_HU, HIGH_HU = -1000.0, 500.0
 FINE_MM = 0.9
 """Voxels smaller than this are smoothed before they are sampled at `GRID_MM`."""
@@ -51,11 +47,9 @@ LARGE_MM = 25.0
 """A second run sees the scan as if it were half as large; what it says to measure at least this is kept."""
 
 MAX_PEAKS = 100
-AT_ONCE = 25
 LEAST_SCORE = 0.02
 SAME_MM = 5.0
 
-Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
 
 
@@ -104,72 +98,6 @@ class CentreNet(nn.Module):
             weight = self.head.weight.flatten(1)  # (2, 32)
             answer = functional.linear(first.movedim(1, -1).float(), weight, self.head.bias)
         return answer.movedim(-1, 1)  # as a matrix product: the gradient keeps the channels last
-
-
-class SecondLook(nn.Module):
-    """Nodule or not, from a cube of 40 mm around a peak: the encoder of `CentreNet` with weights of its own.
-
-    What it says is read in the middle of the cube: the first two levels within 10 mm, the third everywhere.
-    """
-
-    def __init__(self, channels: tuple[int, int, int, int] = CHANNELS) -> None:
-        super().__init__()
-        stem, first, second, third = channels
-        self.stem = Convolution(3, 8, stem, strides=1, norm="BATCH", act="RELU", adn_ordering="NA")
-        self.first = _unit(stem, first)
-        self.second = _unit(first, second, 2)
-        self.third = _unit(second, third, 2)
-        self.head = nn.Sequential(
-            nn.Linear(2 * first + second + third, HIDDEN), nn.ReLU(), nn.Dropout(0.2), nn.Linear(HIDDEN, 1)
-        )
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Logit that the middle is a nodule.
-
-        Parameters
-        ----------
-        image
-            Shape (n, 1, 32, 32, 32), 0..1, voxels of `GRID_MM`.
-
-        Returns
-        -------
-        Tensor
-            Shape (n,).
-        """
-        first = self.first(self.stem(_cubes(image)))  # (n, 32, 16, 16, 16)
-        second = self.second(first)  # (n, 64, 8, 8, 8)
-        third = self.third(second)  # (n, 96, 4, 4, 4)
-        near, middle = first[:, :, 6:10, 6:10, 6:10], second[:, :, 3:5, 3:5, 3:5]
-        parts = [near.mean((2, 3, 4)), near.amax((2, 3, 4)), middle.mean((2, 3, 4)), third.mean((2, 3, 4))]
-        with torch.autocast(image.device.type, enabled=False):  # as in `CentreNet`
-            answer: Tensor = self.head(torch.cat([part.float() for part in parts], 1))
-        return answer[:, 0]
-
-
-def cut_patches(image: Tensor, centres: NDArray[np.float64]) -> Tensor:
-    """Cubes around places, beyond the image its border repeated.
-
-    Parameters
-    ----------
-    image
-        Shape (z, y, x).
-    centres
-        Fractional indices, (n, 3).
-
-    Returns
-    -------
-    Tensor
-        Shape (n, 1, 32, 32, 32), the place between voxels 15 and 16 along each axis.
-    """
-    start = np.rint(centres + 0.5).astype(np.int64) - PATCH // 2
-    patches = []
-    for corner in start:
-        z, y, x = (
-            torch.arange(low, low + PATCH).clamp(0, size - 1)
-            for low, size in zip(corner.tolist(), image.shape, strict=True)
-        )
-        patches.append(image[z][:, y][:, :, x])
-    return torch.stack(patches)[:, None] if patches else image.new_zeros((0, 1, PATCH, PATCH, PATCH))
 
 
 def _unit(entering: int, leaving: int, stride: int = 1) -> ResidualUnit:
@@ -235,16 +163,14 @@ class Detection:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Probability = logistic of ``slope * height + look * answer of the second look + intercept``."""
+    """Probability = logistic of ``slope * logit + intercept``."""
 
     slope: float = 1.0
     intercept: float = 0.0
-    look: float = 0.0
 
-    def __call__(self, height: Floats, look: Floats) -> Floats:
-        """Probability of peaks, (n,), from the logits of both networks, (n,)."""
-        logit = self.slope * height + self.look * look + self.intercept
-        return np.asarray(1 / (1 + np.exp(-np.clip(logit, -30, 30))))
+    def __call__(self, logit: float) -> float:
+        """Probability of a peak of this height."""
+        return float(1 / (1 + np.exp(-np.clip(self.slope * logit + self.intercept, -30, 30))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,39 +185,30 @@ class Peaks:
         Height, (n,).
     diameter_mm
         (n,).
-    look
-        Logit of the second look, (n,).
     """
 
-    index: Floats
-    logit: Floats
-    diameter_mm: Floats
-    look: Floats
+    index: NDArray[np.float64]
+    logit: NDArray[np.float64]
+    diameter_mm: NDArray[np.float64]
 
 
 class Detector:
-    """The networks with what turns their answers into candidates.
+    """The network with what turns its map into candidates.
 
     Parameters
     ----------
-    network, look
-        With weights; are moved to `device` and set to evaluation. Without the second its answer counts as 0.
+    network
+        With weights; is moved to `device` and set to evaluation.
     calibration
-        Of the peaks.
+        Of the peaks' height.
     device
         ``cpu`` or ``cuda``.
     """
 
     def __init__(
-        self,
-        network: CentreNet,
-        look: SecondLook | None = None,
-        calibration: Calibration | None = None,
-        *,
-        device: str = "cpu",
+        self, network: CentreNet, calibration: Calibration | None = None, *, device: str = "cpu"
     ) -> None:
         self._network = network.to(device).eval().to(memory_format=torch.channels_last_3d)
-        self._look = look and look.to(device).eval().to(memory_format=torch.channels_last_3d)
         self._calibration = calibration or Calibration()
         self._device = torch.device(device)
 
@@ -312,15 +229,16 @@ class Detector:
         """
         peaks = self.peaks(volume, lungs)
         points = volume.index_to_lps(peaks.index) if len(peaks.logit) else np.zeros((0, 3))
-        found = self._calibration(peaks.logit, peaks.look)
         return tuple(
             Detection(
-                (float(peaks.index[at, 0]), float(peaks.index[at, 1]), float(peaks.index[at, 2])),
-                float(peaks.diameter_mm[at]),
-                float(found[at]),
-                (float(points[at, 0]), float(points[at, 1]), float(points[at, 2])),
+                (float(index[0]), float(index[1]), float(index[2])),
+                float(diameter),
+                self._calibration(float(logit)),
+                (float(point[0]), float(point[1]), float(point[2])),
             )
-            for at in np.argsort(-found, kind="stable")
+            for index, logit, diameter, point in zip(
+                peaks.index, peaks.logit, peaks.diameter_mm, points, strict=True
+            )
         )
 
     def peaks(self, volume: Volume, lungs: Lungs) -> Peaks:
@@ -332,10 +250,9 @@ class Detector:
         index = np.concatenate([fine.index, coarse.index[large]])
         logit = np.concatenate([fine.logit, coarse.logit[large]])
         diameter = np.concatenate([fine.diameter_mm, COARSE * coarse.diameter_mm[large]])
-        look = np.concatenate([fine.look, coarse.look[large]])
         order = np.argsort(-logit, kind="stable")
-        kept = order[_apart(index[order] * np.array(volume.spacing_mm), diameter[order])[:MAX_PEAKS]]
-        return Peaks(index[kept], logit[kept], diameter[kept], look[kept])
+        kept = _apart(index[order] * np.array(volume.spacing_mm), diameter[order])[:MAX_PEAKS]
+        return Peaks(index[order][kept], logit[order][kept], diameter[order][kept])
 
     @torch.inference_mode()
     def _peaks(self, volume: Volume, lungs: Lungs) -> Peaks:
@@ -347,18 +264,7 @@ class Detector:
         cell, logit, diameter = find_peaks(maps, near)
         index = (cell + 0.5) * STRIDE - 0.5  # in voxels of the sampled box
         source = corner + index * (GRID_MM / np.array(volume.spacing_mm))
-        return Peaks(source, logit, diameter, self._looks(image, index))
-
-    def _looks(self, image: Tensor, index: Floats) -> Floats:
-        """Answers of the second look at places of the sampled box."""
-        device, parts = self._device, [np.zeros(0)]
-        if self._look is None:
-            return np.zeros(len(index))
-        with torch.autocast(device.type, torch.bfloat16, enabled=_half_pays(device)):
-            for start in range(0, len(index), AT_ONCE):
-                patches = window(cut_patches(image, index[start : start + AT_ONCE]))
-                parts.append(self._look(patches.to(device)).double().cpu().numpy())
-        return np.concatenate(parts)
+        return Peaks(source, logit, diameter)
 
     def _maps(self, image: Tensor) -> Tensor:
         """Run the network over slabs along z; shape (2, z / 2, y / 2, x / 2), float32."""
@@ -474,18 +380,13 @@ def _refined(height: Singles, cell: NDArray[np.int64]) -> NDArray[np.float64]:
 def load_detector(
     path: Traversable, sha256: str, calibration: Calibration | None = None, *, device: str = "cpu"
 ) -> Detector:
-    """Load the reference detector: a file of both networks, or of the first alone.
+    """Load the reference detector.
 
     Raises
     ------
     ModelUnavailableError
-        The file is missing, differs from the recorded sha256, or doesn't fit the networks.
+        The file is missing, differs from the recorded sha256, or doesn't fit the network.
     """
-    tensors = read_weights(path, sha256)
     network = CentreNet()
-    if not any(key.startswith("look.") for key in tensors):
-        load_into(network, tensors, name=path.name)
-        return Detector(network, None, calibration, device=device)
-    look = SecondLook()
-    load_into(nn.ModuleDict({"centre": network, "look": look}), tensors, name=path.name)
-    return Detector(network, look, calibration, device=device)
+    load_into(network, read_weights(path, sha256), name=path.name)
+    return Detector(network, calibration, device=device)

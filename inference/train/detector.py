@@ -5,9 +5,8 @@
 Samples are cubes of 80 mm at 1.25 mm (`inference.train.detector_samples`). A share of them is centred on
 false peaks of the current network in whole scans, hard negatives, found anew every few hundred steps. Samples
 are kept in a buffer and seen a few times each, flipped and turned. Loss: the focal loss of CornerNet (Law and
-Deng, ECCV 2018) on the heat map, L1 on the logarithm of the diameter. Then the second look is trained on the
-peaks that this network finds (`inference.train.detector_look`). At the end both answers are calibrated on
-scans with nodules of the validation part; patients of the test part are never used.
+Deng, ECCV 2018) on the heat map, L1 on the logarithm of the diameter. At the end the height of the peaks is
+calibrated on scans with nodules of the validation part; patients of the test part are never used.
 
 Writes ``detector.safetensors`` (the moving average of the weights) and ``detector.json`` (sha256,
 calibration). The last state is kept in ``state.pt`` in the same folder; the same command goes on from it.
@@ -31,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from inference.datasets.lidc_crops import NoduleCrop, Split, read_crops, split_of
@@ -39,7 +38,6 @@ from inference.detector import (
     Calibration,
     CentreNet,
     Detector,
-    SecondLook,
 )
 from inference.evaluate.lidc import read_cubes
 from inference.evaluate.metaimage import read_metaimage
@@ -50,7 +48,6 @@ from inference.lungs import find_lungs
 from inference.phantom import make_phantom, random_specs
 from inference.registry import load_pipeline
 from inference.train.cade_weights import LESIONS
-from inference.train.detector_look import LookPlan, collect, new_look, train_look
 from inference.train.detector_samples import (
     SIZES_MM,
     Bank,
@@ -304,14 +301,14 @@ def cases(
 
 
 def calibrate(detector: Detector, scans: Sequence[Case]) -> Calibration:
-    """Fit the probability that a peak lies on a nodule: logistic of both answers, by Newton's method.
+    """Fit the probability that a peak lies on a nodule: logistic of its height, by Newton's method.
 
     Raises
     ------
     ValueError
         There are no peaks on nodules, or none elsewhere.
     """
-    seen, hits = [], []
+    heights, hits = [], []
     for case in scans:
         peaks = detector.peaks(case.volume, find_lungs(case.volume))
         points = case.volume.index_to_lps(peaks.index).reshape(-1, 3)
@@ -320,18 +317,18 @@ def calibrate(detector: Detector, scans: Sequence[Case]) -> Calibration:
             on |= np.linalg.norm(points - np.array(lesion.centre_lps), axis=1) < lesion.diameter_mm / 2
         for centre, radius in case.excluded:
             known |= np.linalg.norm(points - np.array(centre), axis=1) < radius + 5
-        used = ~known | on
-        seen.append(np.column_stack([peaks.logit, peaks.look, np.ones_like(peaks.logit)])[used])
-        hits.append(on[used])
-    design, y = np.concatenate(seen), np.concatenate(hits).astype(np.float64)
+        heights.append(peaks.logit[~known | on])
+        hits.append(on[~known | on])
+    x, y = np.concatenate(heights), np.concatenate(hits).astype(np.float64)
     if not 0 < y.sum() < len(y):
         raise ValueError("calibration needs peaks on nodules and elsewhere")
-    beta, ridge = np.array([1.0, 0.0, 0.0]), 1e-3 * np.eye(3)
+    design, beta = np.column_stack([x, np.ones_like(x)]), np.array([1.0, 0.0])
     for _ in range(50):
         p = 1 / (1 + np.exp(-np.clip(design @ beta, -30, 30)))
-        hessian = (design * (p * (1 - p))[:, None]).T @ design + ridge
-        beta = beta - np.linalg.solve(hessian, design.T @ (p - y) + ridge @ beta)
-    return Calibration(slope=float(beta[0]), look=float(beta[1]), intercept=float(beta[2]))
+        gradient = design.T @ (p - y) + 1e-3 * beta
+        hessian = (design * (p * (1 - p))[:, None]).T @ design + 1e-3 * np.eye(2)
+        beta = beta - np.linalg.solve(hessian, gradient)
+    return Calibration(float(beta[0]), float(beta[1]))
 
 
 def read_background(name: str, path: Path) -> Background:
@@ -405,24 +402,16 @@ def start_from(state: State, path: Path) -> None:
         It isn't of this network.
     """
     tensors = read_weights(path, hashlib.sha256(path.read_bytes()).hexdigest())
-    own = {key.removeprefix("centre."): one for key, one in tensors.items() if not key.startswith("look.")}
     for network in (state.network, state.average):
-        load_into(network, own, name=path.name)
+        load_into(network, tensors, name=path.name)
 
 
-def finish(
-    state: State,
-    look: SecondLook,
-    backgrounds: Sequence[Background],
-    implants: Sequence[Implant],
-    out: Path,
-) -> None:
+def finish(state: State, backgrounds: Sequence[Background], implants: Sequence[Implant], out: Path) -> None:
     """Calibrate and write weights and ``detector.json``."""
-    detector = Detector(copy.deepcopy(state.average), copy.deepcopy(look))
+    detector = Detector(copy.deepcopy(state.average))
     calibration = calibrate(detector, cases(backgrounds, implants))
     noted = {"name": "reference nodule detector", "steps": str(state.step)}
-    tensors = nn.ModuleDict({"centre": state.average, "look": look}).state_dict()
-    digest = write_weights(tensors, out / "detector.safetensors", noted)
+    digest = write_weights(state.average.state_dict(), out / "detector.safetensors", noted)
     found = {"sha256": digest, "steps": state.step, "seconds": state.seconds, **asdict(calibration)}
     (out / "detector.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     _LOG.info("%s", found)
@@ -446,8 +435,6 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=Plan.rate, help="highest learning rate")
     parser.add_argument("--steps", type=int, default=Plan.steps)
     parser.add_argument("--minutes", type=float, default=Plan.minutes)
-    parser.add_argument("--cubes", type=int, default=1500, help="to find peaks in for the second look")
-    parser.add_argument("--look-steps", type=int, default=LookPlan.steps)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -469,14 +456,9 @@ def main() -> None:
     mine = mining(material)
     if chosen.start or state.step:
         mine(state.average)
-    draw = drawing(material)
-    train(state, draw, plan, mine=mine, out=chosen.out / "state.pt")
-    found = collect(state.average, draw, np.random.default_rng([chosen.seed, 1]), chosen.cubes)
-    look = train_look(
-        new_look(state.average, chosen.seed), found, LookPlan(steps=chosen.look_steps, seed=chosen.seed)
-    )
+    train(state, drawing(material), plan, mine=mine, out=chosen.out / "state.pt")
     others = [make_implant(crop, hu) for crop, hu in strips if split_of(crop.patient) is Split.VAL]
-    finish(state, look, unseen or backgrounds, [one for one in others if one is not None], chosen.out)
+    finish(state, unseen or backgrounds, [one for one in others if one is not None], chosen.out)
 
 
 if __name__ == "__main__":

@@ -196,10 +196,9 @@ def test_a_peak_between_cells_is_found_between_them() -> None:
 
 
 def test_calibration_is_a_logistic() -> None:
-    height, look = np.array([0.0, 0.5, 1.0]), np.array([0.0, 0.0, 3.0])
-    assert Calibration()(height, look)[0] == 0.5
-    assert Calibration(2.0, -1.0)(height, look)[1] == 0.5
-    assert Calibration(2.0, -1.0, 0.5)(height, look)[2] == pytest.approx(1 / (1 + np.exp(-2.5)))
+    assert Calibration()(0.0) == 0.5
+    assert Calibration(2.0, -1.0)(0.5) == 0.5
+    assert Calibration(2.0, -1.0)(1.0) == pytest.approx(1 / (1 + np.exp(-1)))
 
 
 def test_weights_are_loaded_strictly(tmp_path: Path) -> None:

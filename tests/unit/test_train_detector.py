@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from inference.datasets.lidc_crops import NoduleCrop
-from inference.detector import CentreNet, Detector, Peaks, SecondLook, load_detector
+from inference.detector import CentreNet, Detector, Peaks, load_detector
 from inference.evaluate.lidc import Cube
 from inference.insertion import Background, Implant, make_implant
 from inference.lungs import RIGHT, Lungs
@@ -268,16 +268,15 @@ def test_calibration_and_weights_are_written(tmp_path: Path, monkeypatch: pytest
             centres = [volume.lps_to_index(one.centre_lps) for one in case.lesions]
             index = np.array([*centres, [6.0, 10, 10], [6.0, 110, 110]])
             logit = np.array([4.0] * (len(centres) - 1) + [0.0, 0.0, -4.0])
-            return Peaks(index, logit, np.full(len(index), 8.0), 0.5 * logit)
+            return Peaks(index, logit, np.full(len(index), 8.0))
 
     fitted = training.calibrate(Told(CentreNet()), scans)
-    assert fitted.slope + 0.5 * fitted.look > 0.3
-    high, low = fitted(np.array([4.0, -4.0]), np.array([2.0, -2.0]))
-    assert high > 0.85
-    assert low < 0.15
+    assert fitted.slope > 0.3
+    assert fitted(4.0) > 0.85
+    assert fitted(-4.0) < 0.15
     state = new_state(0)
     monkeypatch.setattr(training, "calibrate", lambda *_: fitted)
-    training.finish(state, SecondLook(), [chest], implants, tmp_path)
+    training.finish(state, [chest], implants, tmp_path)
     digest = json.loads((tmp_path / "detector.json").read_text())["sha256"]
     loaded = load_detector(tmp_path / "detector.safetensors", digest, fitted)
     assert isinstance(loaded, Detector)
@@ -312,8 +311,8 @@ def test_the_command_trains_and_writes_what_a_card_needs(
     card = load_pipeline("reference").card("nodule-detection")
     weights = files("inference.cards").joinpath(str(card.weights))
     arguments = (
-        f"--lidc {tmp_path} --scan chest={tmp_path / 'chest.mha'} --phantoms 0 --steps 2 --cubes 6"
-        f" --look-steps 2 --start {weights} --rate 1e-5 --out {tmp_path / 'out'}"
+        f"--lidc {tmp_path} --scan chest={tmp_path / 'chest.mha'} --phantoms 0 --steps 2"
+        f" --start {weights} --rate 1e-5 --out {tmp_path / 'out'}"
     )
     monkeypatch.setattr(sys, "argv", ["detector", *arguments.split()])
     training.main()
