@@ -179,14 +179,18 @@ def _pipeline(profile: str, rows: Sequence[tuple[ModelCard, str, Traversable]]) 
 
 
 def profiles() -> tuple[str, ...]:
-    """Names of the profiles that the package's cards make."""
+    """Names of the profiles that can analyse a CT: they have a detector."""
     cards = resources.files("inference") / "cards"
     tables = [
         _parse(entry.read_text(encoding="utf-8"), entry.name)
         for entry in cards.iterdir()
         if entry.name.endswith(".toml")
     ]
-    named = {str(table["profile"]) for table in tables if "profile" in table}
+    named = {
+        str(table["profile"])
+        for table in tables
+        if "profile" in table and table.get("card", {}).get("task") == DETECTION
+    }
     return tuple(sorted(named | {PUBLISHED_PROFILE}))
 
 

@@ -69,7 +69,8 @@ class PipelineSettings(Section):
         description="Model cards to use: reference (networks), classical (none, so no malignancy), full.",
     )
     models: str = Field(
-        "pacs-node-models", description="Folder of pacs-node models; only the profile full reads it."
+        "pacs-node-models",
+        description="Folder of pacs-node models, relative to this file; only the profile full reads it.",
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where the computation runs.")
     engine: Literal["process", "in-process"] = Field(
@@ -332,7 +333,7 @@ def _with_absolute_paths(settings: Settings, base: Path) -> Settings:
         for item in settings.destinations
     )
     listener = with_files(settings.listener, "tls_certificate_file", "tls_key_file", "tls_client_ca_file")
-    pipeline = with_files(settings.pipeline, "wording")
+    pipeline = with_files(settings.pipeline, "wording", "models")
     return settings.model_copy(
         update={
             "storage": storage,

@@ -17,6 +17,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from inference.phantom import Phantom, make_phantom
+from inference.registry import DEFAULT_PROFILE
 from pacs_node.config import Caller, DicomDestination, DicomWebDestination
 from pacs_node.config_template import render_settings
 from pacs_node.db import Artifact, Database, Delivery, Job, Series, Study, sqlite_url
@@ -35,6 +36,7 @@ class Node:
     port: int = field(default_factory=find_free_port)
     settle_seconds: float = 1.5
     quiet_seconds: float = 4.0
+    profile: str = DEFAULT_PROFILE
     process: subprocess.Popen[bytes] | None = None
 
     def __post_init__(self) -> None:
@@ -44,6 +46,7 @@ class Node:
             overrides={
                 "listener": {"port": self.port},
                 "storage": {"reserve_mb": 100},
+                "pipeline": {"profile": self.profile},
                 "completeness": {
                     "settle_seconds": self.settle_seconds,
                     "quiet_seconds": self.quiet_seconds,

@@ -60,7 +60,7 @@ def node(tmp_path: Path, peer: ReceivingPeer) -> Iterator[Node]:
     directory = tmp_path / "node"
     directory.mkdir()
     destination = DicomDestination(name="pacs", host="127.0.0.1", port=peer.port, ae_title="PEER")
-    yield from running(Node(directory, [destination]))
+    yield from running(Node(directory, [destination], profile="classical"))
 
 
 def send(node: Node, files: list[Path]) -> None:

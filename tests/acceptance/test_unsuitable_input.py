@@ -90,7 +90,7 @@ def peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReceivingPeer]:
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory, peer: ReceivingPeer) -> Iterator[Node]:
     destination = DicomDestination(name="pacs", host="127.0.0.1", port=peer.port, ae_title="PEER")
-    yield from running(Node(tmp_path_factory.mktemp("node"), [destination]))
+    yield from running(Node(tmp_path_factory.mktemp("node"), [destination], profile="classical"))
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,9 @@ def refusal(raw: dict[str, Any]) -> str:
 
 def test_an_empty_file_is_the_defaults() -> None:
     settings = parse({}, base=BASE)
-    assert settings.model_copy(update={"storage": Settings().storage}) == Settings()
+    usual = Settings()
+    assert settings.model_copy(update={"storage": usual.storage, "pipeline": usual.pipeline}) == usual
+    assert settings.pipeline.models == "/etc/node/pacs-node-models"
     assert settings.storage.directory == "/etc/node/pacs-node-data"
 
 

@@ -83,9 +83,14 @@ def test_an_address_of_another_machine_is_named(tmp_path: Path, free_ports: Any)
 
 
 def test_an_unknown_profile_is_named(tmp_path: Path, free_ports: Any) -> None:
+    text = refusal(settings(tmp_path, free_ports(2), pipeline={"profile": "fool"}))
+    assert text.startswith("pipeline.profile = 'fool': no model card names the profile")
+    assert text.endswith("known: classical, full, reference")
+
+
+def test_a_profile_whose_models_are_missing_is_named(tmp_path: Path, free_ports: Any) -> None:
     text = refusal(settings(tmp_path, free_ports(2), pipeline={"profile": "full"}))
-    assert text.startswith("pipeline.profile = 'full': no model card names the profile")
-    assert "known: classical" in text
+    assert text.startswith("pipeline.profile = 'full': the profile full needs a folder of published models")
 
 
 def test_a_language_that_is_no_table_is_named(tmp_path: Path, free_ports: Any) -> None:
