@@ -124,8 +124,10 @@ def _outline(shape: Mask) -> list[float]:
     rim = points[(shape & ~ndimage.binary_erosion(shape))[shape]]
     radius = np.linalg.norm(rim - points.mean(0), axis=1) + 0.5
     inscribed = float(ndimage.distance_transform_edt(np.pad(shape, 1)).max())
-    # corners of the pixels, so that one pixel has a hull too
-    corners = (rim[:, None] + np.array([(-0.5, -0.5), (-0.5, 0.5), (0.5, -0.5), (0.5, 0.5)])).reshape(-1, 2)
+    # outer corners of the pixels of each row, so that one pixel has a hull too
+    rows = np.flatnonzero(shape.any(1))
+    ends = (shape[rows].argmax(1) - 0.5, shape.shape[1] - shape[rows, ::-1].argmax(1) - 0.5)
+    corners = np.concatenate([np.stack([rows + half, end], 1) for half in (-0.5, 0.5) for end in ends])
     try:
         hull = float(ConvexHull(corners).volume)
     except QhullError:
