@@ -37,6 +37,10 @@ _AHEAD: Final = 4
 _FAINT: Final = -1.0
 """Logit from which on a whole strip is searched."""
 
+_FOLLOW: Final = 0.7
+"""Share of the way to the level that fits a box: the box tells the outermost pixels only. On 90 nodules of
+the validation patients Dice was 0.874, and 0.868 all the way."""
+
 _NEAR_PIXELS: Final = 8.0
 """How fast a known centre outweighs size in the first pass."""
 
@@ -60,8 +64,8 @@ class Sight:
     reach_mm
         Along z on either side of the key slice, where a walk ends at the latest.
     threshold
-        Logit from which on a voxel belongs to the mask. With a box the one is taken, at most 2 off, whose
-        mask has that box on the key slice.
+        Logit from which on a voxel belongs to the mask. With a box it moves towards the one, at most 2 off,
+        whose mask has that box on the key slice.
     """
 
     wide_mm: float = 40.0
@@ -283,7 +287,7 @@ class PromptedSegmenter:
         if seed.box is None:
             mask = _object(logits > self.sight.threshold, key, seed.centre)
             return corrected(LOW_HU + grey * (HIGH_HU - LOW_HU), spacing_mm, mask), score
-        level = self.sight.threshold + _fitting(logits[key] - self.sight.threshold, seed.box)
+        level = self.sight.threshold + _FOLLOW * _fitting(logits[key] - self.sight.threshold, seed.box)
         mask = _within(_object(logits > level, key, seed.centre), seed.box, 1)
         mask[key] &= _within(mask[key : key + 1], seed.box, 0)[0]  # the box is that of this slice
         return mask, score
