@@ -74,7 +74,20 @@ def nodule_groups(
         finding_type=codes.finding_code(finding),
         finding_sites=where,
     )
+    # OHIF names the row of its measurement list by it
+    planar[0].ContentSequence.append(text(codes.COMMENT, label(finding)))
     return volumetric, planar
+
+
+def label(finding: Finding) -> str:
+    """What a list of measurements shows of a nodule, e.g. ``N1: left lung, 21.3 x 19.3 mm, solid``."""
+    size = finding.measurements
+    words = [
+        codes.site_words(finding.site),
+        f"{size.long_axis_mm:.1f} x {size.short_axis_mm:.1f} mm",
+        *([str(finding.attenuation)] if finding.attenuation else []),
+    ]
+    return f"{finding.tracking_id}: {', '.join(words)}"
 
 
 def algorithm_parameters(context: ResultContext) -> Iterator[str]:

@@ -320,6 +320,9 @@ def _planar(group: Dataset, finding: Finding, volume: Volume) -> Iterator[str]:
     inside = 0 <= y < key_mask.shape[0] and 0 <= x < key_mask.shape[1] and bool(key_mask[y, x])
     if not inside:
         yield f"the point of {finding.tracking_id} isn't in its mask"
+    comment = _child(group, codes.COMMENT)
+    if comment is None or not str(comment.TextValue).startswith(f"{finding.tracking_id}: "):
+        yield f"the point of {finding.tracking_id} isn't named"
 
 
 def _evidence(report: Dataset, seg: Dataset | None, volume: Volume) -> Iterator[str]:
