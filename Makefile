@@ -39,7 +39,8 @@ install-dev: $(DEV) $(PROJECT)  ## Install what the tests need into .venv
 test: install-dev  ## Install, then ruff, mypy and the whole test suite
 	$(MAKE) --no-print-directory check
 	# a file stays in one process: its fixtures start whole nodes
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	# one thread each: two processes with a thread for each core wait for each other
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 faults: install-dev  ## Run the long forms of the attacks and faults in docs/reliability.md
 	PACS_NODE_FAULTS=long PACS_NODE_REQUIRE_PEERS=1 $(BIN)/python -m pytest tests/faults --log-cli-level=INFO $(ARGS)

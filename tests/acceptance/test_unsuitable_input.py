@@ -136,7 +136,7 @@ def test_refused_with_a_reason_and_a_report(
     (report,) = received(peer, studies[case])
     text = "\n".join(str(e.value) for e in dcmread(report.path).iterall() if e.keyword == "TextValue")
     assert report.sop_class_uid == Comprehensive3DSRStorage
-    assert f"Not analysed ({code})" in text
+    assert f"was not analysed ({code})" in text
     assert job.reason in text
 
 

@@ -49,7 +49,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     pipeline = load_pipeline("classical")
     with_fusion = replace(pipeline, cards=(*pipeline.cards, replace(TRAINED, task=FUSION)))
     monkeypatch.setattr(case, "analyse", stand_in)
-    monkeypatch.setattr(case, "load_pipeline", lambda _profile: with_fusion)
+    monkeypatch.setattr(case, "load_pipeline", lambda _profile, **_more: with_fusion)
     return stand_in
 
 
