@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from inference.cadx import CadxReading, NineViewReader, build_reader
-from inference.detector import Calibration, Detection, load_detector
+from inference.detector import LARGE_MM, Calibration, Detection, load_detector
 from inference.full_detector import NETWORK, load_published_detector
 from inference.fusion import Fusion, ImageEvidence, TextTower, apply_record
 from inference.lungs import Lungs
@@ -129,6 +129,13 @@ class Stack:
             return tuple(findings), ()
         return apply_record(findings, evidence, record, self.fusion)
 
+    def _is_something_else(self, volume: Volume, centre: tuple[float, float, float], diameter: float) -> bool:
+        """Whether the sentences name another structure; a mass fills the crop like bone, and is not asked."""
+        if diameter >= LARGE_MM:
+            return False
+        likeness = self.reader.structures(volume.array, volume.spacing_mm, centre, diameter)
+        return likeness[NODULE] < self.parameters["min_likeness"]
+
     def _nodule(self, volume: Volume, detection: Detection, taken: Mask) -> Nodule | None:
         """Outline and read one candidate; None where it is another structure, too small or taken."""
         spacing, parameters = volume.spacing_mm, self.parameters
@@ -137,8 +144,7 @@ class Stack:
             for one, size in zip(detection.index, volume.array.shape, strict=True)
         )
         centre = (place[0], place[1], place[2])
-        likeness = self.reader.structures(volume.array, spacing, centre, detection.diameter_mm)
-        if likeness[NODULE] < parameters["min_likeness"]:
+        if self._is_something_else(volume, centre, detection.diameter_mm):
             return None
         segmented = self.segmenter.segment(
             volume.array, spacing, centre, SENTENCE, diameter_mm=detection.diameter_mm

@@ -39,6 +39,7 @@ from pacs_node.spool import Spool
 from pacs_node.states import JobState, SeriesState
 from tests.conftest import find_free_port
 from tests.ct_factory import make_ct_series
+from tests.rejections import Requestor
 from tests.small_node import START, TestClock, encoded
 
 CALLERS = (Caller(ae_title="PACS", address="127.0.0.0/8"),)
@@ -58,7 +59,7 @@ def associate(port: int, *, calling: str = "PACS", called: str = "CTNODE", synta
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 10
     entity.add_requested_context(Verification)
     entity.add_requested_context(CTImageStorage, syntaxes or [ExplicitVRLittleEndian])
-    return entity.associate("127.0.0.1", port, ae_title=called)
+    return Requestor(entity).associate("127.0.0.1", port, ae_title=called)
 
 
 def store(port: int, *datasets: Dataset, syntaxes: Any = None) -> list[int]:
@@ -106,9 +107,7 @@ def test_strangers_are_refused_and_recorded(
     port: int, database: Database, calling: str, called: str, diagnostic: int
 ) -> None:
     association = associate(port, calling=calling, called=called)
-    assert association.is_rejected
-    answer = association.acceptor.primitive
-    assert (answer.result, answer.result_source, answer.diagnostic) == (1, 1, diagnostic)
+    assert association.rejections == [(1, 1, diagnostic)]
     eventually(lambda: bool(events(database, "association refused")))
     (event,) = events(database, "association refused")
     assert (event["calling_ae"], event["called_ae"], event["address"]) == (calling, called, "127.0.0.1")
@@ -118,7 +117,7 @@ def test_a_known_title_from_elsewhere_is_refused(database: Database, spool: Spoo
     elsewhere = (Caller(ae_title="PACS", address="10.0.0.1"),)
     listener = Listener(ListenerSettings(port=find_free_port()), elsewhere, database, spool, clock)
     port = listener.start()
-    assert associate(port).is_rejected
+    assert associate(port).rejections
     listener.stop()
 
 
@@ -129,7 +128,7 @@ def test_a_stranger_stays_outside_when_the_record_cannot_be_written(
         raise OperationalError("INSERT", {}, Exception("disk I/O error"))
 
     monkeypatch.setattr(audit, "record", broken)
-    assert associate(port, calling="STRANGER").is_rejected
+    assert associate(port, calling="STRANGER").rejections
 
 
 def test_too_many_associations_are_a_transient_refusal(
@@ -140,8 +139,7 @@ def test_too_many_associations_are_a_transient_refusal(
     port = listener.start()
     first = associate(port)
     second = associate(port)
-    assert second.is_rejected
-    assert (second.acceptor.primitive.result, second.acceptor.primitive.result_source) == (2, 3)
+    assert [rejection[:2] for rejection in second.rejections] == [(2, 3)]
     first.release()
     listener.stop()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from inference.analyse import RATING_STATEMENT, UNTOLD, analyse
 from inference.errors import ModelUnavailableError
+from inference.load import load_series
 from inference.phantom import NoduleSpec, Phantom, make_phantom
 from inference.prompts import PAIRS, STRUCTURES
 from inference.record import accept
@@ -65,6 +67,21 @@ def test_the_largest_drawn_nodule_is_found_and_outlined(phantom: Phantom, result
         mask[finding.slices()] = finding.mask
         overlaps.append(2 * (mask & truth).sum() / (mask.sum() + truth.sum()))
     assert max(overlaps, default=0) > 0.7
+
+
+@pytest.mark.shared_data
+@pytest.mark.slow
+def test_a_mass_is_not_taken_for_bone(real_ct: Callable[[str], Path]) -> None:
+    files = sorted(real_ct("Lung_Dx-A0001").rglob("*.dcm"))
+    volume = load_series(files).volume
+    first = analyse(volume, load_pipeline("reference"), input_digest="d").findings[0]
+    assert first.measurements.long_axis_mm > 40
+    # inside the boxes of the annotated carcinoma on these slices
+    z, y, x = (part.mean() for part in np.nonzero(first.mask))
+    z, y, x = (value + start for value, start in zip((z, y, x), first.origin, strict=True))
+    assert 41 <= z <= 51
+    assert 307 < y < 394
+    assert 278 < x < 360
 
 
 def test_every_finding_is_read(result: Result) -> None:
