@@ -27,13 +27,6 @@ PIPELINE_VERSION = "1.0.0"
 DEFAULT_PROFILE = "reference"
 """What a node and the commands use when nothing else is asked for."""
 
-_STAGES = ("load", "geometry", "decode", "lungs", "cade", "segment", "measure", "analyse")
-_TRAINED_STAGES = (
-    *("stack", "detector", "prompted", "sam2_model", "windows", "intensity", "cadx", "cadx_network", "views"),
-    *("descriptors", "lora", "openclip_model", "prompts", "fusion", "record", "risk", "pleura", "radiomics"),
-    *("mesh", "weights", "full_detector", "retinanet"),
-)
-
 DETECTION = "nodule-detection"
 SEGMENTATION = "nodule-segmentation"
 CLASSIFICATION = "nodule-classification"
@@ -173,8 +166,7 @@ def _read_cards(profile: str, root: Traversable) -> list[tuple[ModelCard, str]]:
 def _pipeline(profile: str, rows: Sequence[tuple[ModelCard, str, Traversable]]) -> Pipeline:
     cards = tuple(card for card, _, _ in rows)
     contents = [content for _, content, _ in rows]
-    stages = _STAGES + (_TRAINED_STAGES if any(card.task == SEGMENTATION for card in cards) else ())
-    version = f"{profile}-{PIPELINE_VERSION}+{_digest(contents, stages)}"
+    version = f"{profile}-{PIPELINE_VERSION}+{_digest(contents)}"
     return Pipeline(profile, cards, version, tuple(root for _, _, root in rows))
 
 
@@ -268,11 +260,12 @@ def _check_weights(body: Mapping[str, Any], name: str, root: Traversable) -> Non
         )
 
 
-def _digest(contents: list[str], stages: tuple[str, ...]) -> str:
-    """Short digest of the cards and of the source of the stages.
+def _digest(contents: list[str]) -> str:
+    """Short digest of the cards and of all modules of this package.
 
-    The source is read, not imported: whoever only asks for the version loads no torch.
+    All, so that none that computes can be forgotten. The source is read, not imported: whoever only asks
+    for the version loads no torch.
     """
-    folder = resources.files("inference")
-    sources = [(folder / f"{stage}.py").read_text(encoding="utf-8") for stage in stages]
+    modules = [entry for entry in resources.files("inference").iterdir() if entry.name.endswith(".py")]
+    sources = [entry.read_text(encoding="utf-8") for entry in sorted(modules, key=lambda item: item.name)]
     return hashlib.sha256(json.dumps([contents, sources]).encode()).hexdigest()[:12]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -74,7 +75,15 @@ def test_version_follows_cards_and_sources(tmp_path: Path, monkeypatch: pytest.M
     text = CARD.format(extra="").replace("threshold = 0.5", "threshold = 0.6")
     assert load_pipeline("site", folder=folder_with(tmp_path, text=text)).version != first
     folder_with(tmp_path)
-    monkeypatch.setattr(registry, "_STAGES", registry._STAGES[:-1])
+    package = Path(registry.__file__).parent
+    copied = tmp_path / "package"
+    copied.mkdir()
+    for module in package.glob("*.py"):
+        shutil.copy(module, copied)
+    monkeypatch.setattr(registry.resources, "files", lambda _name: copied)
+    assert load_pipeline("site", folder=tmp_path).version == first
+    with (copied / "extent.py").open("a") as source:
+        source.write("# another rim\n")
     assert load_pipeline("site", folder=tmp_path).version != first
 
 
