@@ -80,7 +80,7 @@ def test_version_follows_cards_and_sources(tmp_path: Path, monkeypatch: pytest.M
     copied.mkdir()
     for module in package.glob("*.py"):
         shutil.copy(module, copied)
-    monkeypatch.setattr(registry.resources, "files", lambda _name: copied)
+    monkeypatch.setattr("inference.registry.resources.files", lambda _name: copied)
     assert load_pipeline("site", folder=tmp_path).version == first
     with (copied / "extent.py").open("a") as source:
         source.write("# another rim\n")
