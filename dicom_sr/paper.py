@@ -25,7 +25,7 @@ _COLUMNS = (
     ("Mean", 44.0),
     ("Slice", 28.0),
     ("Detection certainty", 52.0),
-    ("Probability of cancer", 69.0),
+    ("Rated as suspicious", 69.0),
 )
 
 

@@ -36,9 +36,10 @@ SENTENCES: Mapping[str, str] = MappingProxyType(
         "size": "It measures {long:.1f} x {short:.1f} mm (mean diameter {mean:.1f} mm, greatest diameter in "
         "space {greatest:.1f} mm, volume {volume:.1f} mm3) and has a mean attenuation of {hu:.0f} HU.",
         "certainty": "The certainty of its detection is {percent:.1f} %.",
-        "image_probability": "Probability of cancer from the image alone: {percent:.1f} %.",
-        "both_probabilities": "Probability of cancer from the image alone: {percent:.1f} %, with the "
-        "clinical record: {fused:.1f} %.",
+        "image_probability": "Probability that radiologists would rate it as suspicious for cancer, from the "
+        "image alone: {percent:.1f} %.",
+        "both_probabilities": "Probability that radiologists would rate it as suspicious for cancer, from the "
+        "image alone: {percent:.1f} %, with the clinical record: {fused:.1f} %.",
         "attached": "It touches the pleura (probability {percent:.0f} %).",
         "not_attached": "It does not touch the pleura (probability {percent:.0f} %).",
         "features": "Its features: {features}.",

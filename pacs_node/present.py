@@ -58,7 +58,7 @@ def _show_findings(summary: Mapping[str, Any], console: Console) -> None:
     for heading in ("nodule", "site", "type"):
         table.add_column(heading, no_wrap=True)
     is_rated = any(finding["malignancy"] for finding in summary["findings"])
-    for heading in ("axes, mm", "mm3", "HU", "slice", "certainty", *(("cancer",) if is_rated else ())):
+    for heading in ("axes, mm", "mm3", "HU", "slice", "certainty", *(("suspicious",) if is_rated else ())):
         table.add_column(heading, justify="right", no_wrap=True)
     for finding in summary["findings"]:
         size = finding["measurements"]
@@ -71,14 +71,14 @@ def _show_findings(summary: Mapping[str, Any], console: Console) -> None:
             f"{size['mean_hu']:.0f}",
             str(finding["key_slice"]["index"] + 1),
             f"{100 * finding['detection_probability']:.0f} %",
-            *((_cancer(finding["malignancy"]),) if is_rated else ()),
+            *((_suspicion(finding["malignancy"]),) if is_rated else ()),
         )
     console.print(table)
     for observation in summary["observations"]:
         console.print(f"  {escape(observation['name'].replace('_', ' '))}: {escape(observation['value'])}")
 
 
-def _cancer(malignancy: Mapping[str, float | None] | None) -> str:
+def _suspicion(malignancy: Mapping[str, float | None] | None) -> str:
     """The image's value first, always."""
     if malignancy is None:
         return ""
