@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -31,11 +32,12 @@ from sqlalchemy.orm import Session
 from inference.errors import UnsuitableSeriesError
 from inference.load import read_header
 from inference.phantom import make_phantom, write_phantom
-from pacs_node import tcia
-from pacs_node.config import Caller, DicomDestination
+from pacs_node import logs, serve, tcia
+from pacs_node.config import Caller, DicomDestination, load_settings
 from pacs_node.config_template import render_settings
 from pacs_node.db import Artifact, Database, Delivery, Job, Series, Study, sqlite_url
 from pacs_node.dimse import send_files
+from pacs_node.engines import exit_with_parent
 from pacs_node.peer import ReceivedObject, ReceivingPeer
 from pacs_node.present import show_result
 from pacs_node.states import DeliveryState, JobState, SeriesState
@@ -117,18 +119,28 @@ def _node(out: Path, peer_port: int) -> Iterator[int]:
         ),
         encoding="utf-8",
     )
-    command = [sys.executable, "-m", "pacs_node.cli", "serve", "--config", str(configuration)]
-    with (directory / "serve.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603 - our own verb
+    process = multiprocessing.get_context("spawn").Process(
+        target=_serve, args=(configuration, directory / "serve.log"), name="demo-node"
+    )
+    process.start()
     try:
         yield port
     finally:
         process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
+        process.join(30)
+        if process.is_alive():
             process.kill()
-            process.wait()
+            process.join()
+
+
+def _serve(configuration: Path, log: Path) -> None:
+    """Be the node; a demonstration that is killed leaves none behind."""
+    exit_with_parent()
+    with log.open("wb") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    logs.configure()
+    serve.serve(load_settings(configuration))
 
 
 def _input(source: str, out: Path, seed: int, tcia_url: str | None, console: Console) -> list[Path]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Thread
 
@@ -84,6 +86,34 @@ def test_demo_with_an_unsuitable_folder(tmp_path: Path) -> None:
     assert "TOO_FEW_SLICES" in done.stdout
     assert not (out / "seg.dcm").exists()
     assert dcmread(out / "sr.dcm").SOPClassUID == Comprehensive3DSRStorage
+
+
+def test_a_killed_demo_leaves_no_node_behind(files: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "pacs_node.cli", "demo", "--ct", str(files[0].parent), "--out", str(out)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as demo:
+        until(lambda: _is_served(out), "its node runs")
+        demo.kill()
+    until(lambda: not _is_served(out), "its node is gone")
+
+
+def _is_served(out: Path) -> bool:
+    lock = out / "node" / "pacs-node-data" / "serve.lock"
+    if not lock.exists():
+        return False
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
 
 
 def test_demo_refuses_a_folder_with_other_things(tmp_path: Path) -> None:
