@@ -70,7 +70,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "doctor_peers",
         "overview study_detail",
         "web web.*",
-        "serve analyze demo evaluate_cli validate_cli doctor_cli",
+        "serve analyze evaluate_cli validate_cli doctor_cli",
+        "demo",
         "cli",
     ),
 }
