@@ -122,8 +122,16 @@ class Series(Base):
     n_instances: Mapped[int] = mapped_column(default=0)
     last_received_at: Mapped[datetime]
     state: Mapped[SeriesState] = mapped_column(_state(SeriesState), index=True)
-    #: which signal closed it: settled or quiet
+    #: which signal closed it: see `pacs_node.completeness.Signal`
     closed_by: Mapped[str | None]
+    #: how many instances it had when its sender asked us to commit to every one of them
+    promised_instances: Mapped[int | None]
+    #: how many instances the archive has; None where it couldn't say
+    archive_instances: Mapped[int | None]
+    #: when the archive was asked last
+    archive_asked_at: Mapped[datetime | None]
+    #: what came of it, in words; None until it was asked
+    archive_answer: Mapped[str | None]
     reason_code: Mapped[str | None]
     reason: Mapped[str | None]
     #: place among the suitable series of the study, 0 is the best; None if unsuitable
@@ -253,6 +261,100 @@ class Delivery(Base):
     #: last DIMSE or HTTP status and what it means
     status: Mapped[str | None]
     artifact: Mapped[Artifact] = relationship()
+
+
+class CommitmentRequest(Base):
+    """A sender asked whether its objects are safe here (PS3.4 J.3.2); it is owed a report."""
+
+    __tablename__ = "commitment_request"
+    __table_args__ = (UniqueConstraint("calling_ae", "transaction_uid"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    transaction_uid: Mapped[str]
+    calling_ae: Mapped[str]
+    called_ae: Mapped[str]
+    #: of the association that brought it
+    address: Mapped[str]
+    #: SOP Class UID and SOP Instance UID of each, in the order of the request
+    objects: Mapped[list[list[str]]] = mapped_column(JSON)
+    requested_at: Mapped[datetime]
+    attempts: Mapped[int] = mapped_column(default=0)
+    #: of the next report; None once the sender has taken it, or it was given up
+    next_attempt_at: Mapped[datetime | None] = mapped_column(index=True)
+    reported_at: Mapped[datetime | None]
+    #: of the report that was taken: objects that are not safe here
+    refused: Mapped[int | None]
+    #: what came of the last attempt
+    status: Mapped[str | None]
+
+
+class Commitment(Base):
+    """We asked a destination whether it keeps our results; its report comes later, on any association."""
+
+    __tablename__ = "commitment"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    destination: Mapped[str]
+    transaction_uid: Mapped[str] = mapped_column(unique=True)
+    asked_at: Mapped[datetime]
+    #: without a report until then it counts as refused
+    expires_at: Mapped[datetime]
+    answered_at: Mapped[datetime | None]
+    items: Mapped[list[CommitmentItem]] = relationship(
+        back_populates="commitment", order_by="CommitmentItem.id"
+    )
+
+
+class CommitmentItem(Base):
+    """One object of a commitment."""
+
+    __tablename__ = "commitment_item"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    commitment_id: Mapped[int] = mapped_column(ForeignKey("commitment.id"), index=True)
+    sop_class_uid: Mapped[str]
+    sop_instance_uid: Mapped[str] = mapped_column(index=True)
+    #: None until the destination has reported
+    committed: Mapped[bool | None]
+    #: (0008,1197) where it refused
+    failure_reason: Mapped[int | None]
+    commitment: Mapped[Commitment] = relationship(back_populates="items")
+
+
+class MissedStudy(Base):
+    """A study that the archive has and the node had not received when it asked. No patient data."""
+
+    __tablename__ = "missed_study"
+    __table_args__ = (UniqueConstraint("archive", "study_uid"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    #: name of the destination that was asked
+    archive: Mapped[str]
+    study_uid: Mapped[str] = mapped_column(index=True)
+    accession_number: Mapped[str]
+    study_date: Mapped[str]
+    description: Mapped[str]
+    #: joined by a backslash
+    modalities: Mapped[str]
+    n_instances: Mapped[int | None]
+    noticed_at: Mapped[datetime] = mapped_column(index=True)
+    #: when the archive named it last
+    seen_at: Mapped[datetime]
+    #: when it was found to have come after all
+    arrived_at: Mapped[datetime | None]
+
+
+class Errand(Base):
+    """What is to be done from time to time, and when it is due: outlives every process."""
+
+    __tablename__ = "errand"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    due_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    #: what came of it, in words
+    status: Mapped[str | None]
 
 
 class AuditEvent(Base):
