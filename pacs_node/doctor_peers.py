@@ -44,10 +44,9 @@ def check_destination(
 ) -> Iterator[Finding]:
     """Ask one destination; no object is sent."""
     about = f"destination {item.name}"
-    try:
-        destination = make_destination(item, settings)
-    except ConfigurationError as error:
-        yield Finding(Level.PROBLEM, about, str(error), "correct the file named here")
+    destination = _made(item, settings)
+    if isinstance(destination, Finding):
+        yield destination
         return
     if isinstance(item, DicomDestination) and item.tls_ca_file is not None:
         yield from _peer_certificate(item, settings, now)
@@ -62,6 +61,14 @@ def check_destination(
     else:
         sentence = "what it takes is only known when it is sent (STOW-RS negotiates nothing)"
         yield Finding(Level.GOOD, about, f"{sentence}; --send-test {item.name} tries")
+
+
+def _made(item: DicomDestination | DicomWebDestination, settings: Settings) -> Destination | Finding:
+    try:
+        return make_destination(item, settings)
+    except ConfigurationError as error:
+        about = f"destination {item.name}"
+        return Finding(Level.PROBLEM, about, str(error), "correct the file named here")
 
 
 def _silent(item: DicomDestination | DicomWebDestination, settings: Settings) -> str:
@@ -127,10 +134,9 @@ def send_test(
 ) -> Iterator[Finding]:
     """Send a capture and a report about nobody, in a study of their own, and ask for them."""
     about = f"destination {item.name}"
-    try:
-        destination = make_destination(item, settings)
-    except ConfigurationError as error:
-        yield Finding(Level.PROBLEM, about, str(error), "correct the file named here")
+    destination = _made(item, settings)
+    if isinstance(destination, Finding):
+        yield destination
         return
     study = str(generate_uid())
     with tempfile.TemporaryDirectory() as directory:

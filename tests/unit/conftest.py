@@ -12,7 +12,9 @@ import pytest
 from inference import geometry
 from pacs_node.db import Database, sqlite_url
 from pacs_node.spool import Spool
+from tests.node_story import Story
 from tests.small_node import SMALL_LIMITS, SmallNode, TestClock
+from tests.web_browser import Browser, make_settings
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +57,15 @@ def node(database: Database, spool: Spool, clock: TestClock, monkeypatch: pytest
     for name, value in SMALL_LIMITS.items():
         monkeypatch.setattr(geometry, name, value)
     return SmallNode(database, spool, clock)
+
+
+@pytest.fixture
+def story(database: Database, tmp_path: Path) -> Story:
+    """What a node has been through, told row by row."""
+    return Story(database, tmp_path)
+
+
+@pytest.fixture
+def browser(database: Database, tmp_path: Path) -> Browser:
+    """The page, asked without a network."""
+    return Browser(database, make_settings(tmp_path))

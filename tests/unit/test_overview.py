@@ -18,11 +18,6 @@ MIDNIGHT = START.replace(hour=0)
 ROOM = DiskSpace(free=10 << 30, total=20 << 30, reserve=5 << 30)
 
 
-@pytest.fixture
-def story(database: Database, tmp_path: Path) -> Story:
-    return Story(database, tmp_path)
-
-
 def ask(story: Story, now: datetime | None = None, destinations: tuple[str, ...] = ()) -> Overview:
     with story.database.read() as session:
         return overview(session, now or story.now, MIDNIGHT, destinations)

@@ -26,11 +26,6 @@ from pacs_node.timeline import words
 from tests.node_story import START, Story, analysed
 
 
-@pytest.fixture
-def story(database: Database, tmp_path: Path) -> Story:
-    return Story(database, tmp_path)
-
-
 def state_of(story: Story) -> StudyState:
     with story.database.read() as session:
         query = select(Study).where(Study.study_uid == story.study_uid)
