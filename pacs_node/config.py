@@ -24,6 +24,7 @@ from pydantic_core import ErrorDetails
 
 from dicom_sr.profiles import PROFILES
 from inference.registry import DEFAULT_PROFILE
+from pacs_node.config_archive import ArchiveSettings
 from pacs_node.config_listener import (
     AETitle,
     Caller,
@@ -38,7 +39,8 @@ from pacs_node.config_listener import (
 from pacs_node.errors import ConfigurationError
 from pacs_node.tls import TlsFiles
 
-__all__ = ["Caller", "ListenerSettings"]  # of config_listener, besides all that is declared here
+#: of config_archive and config_listener, besides all that is declared here
+__all__ = ["ArchiveSettings", "Caller", "ListenerSettings"]
 
 SectionT = TypeVar("SectionT", bound=Section)
 
@@ -160,7 +162,9 @@ class DicomDestination(_DestinationBase):
     calling_ae_title: AETitle | None = Field(
         None, description="Ours towards this peer; absent means the listener's."
     )
-    verify: Literal["c-find", "none"] = Field("c-find", description="How arrival is proved.")
+    verify: Literal["c-find", "commitment", "none"] = Field(
+        "c-find", description="How arrival is proved; commitment: storage commitment, to be reported back."
+    )
     tls_ca_file: str | None = Field(
         None,
         description="Speak TLS and trust these (PEM): authorities, or the peer's own certificate; "
@@ -212,6 +216,11 @@ class DeliverySettings(Section):
     give_up_hours: Hours = Field(
         72.0, description="After this time a delivery ends as failed and waits for an operator."
     )
+    commitment_hours: Hours = Field(
+        2.0,
+        description="A destination that was asked for storage commitment and has not reported by then has "
+        "not kept the results: they are sent again.",
+    )
     timeout_seconds: Seconds = Field(
         30.0, description="A peer that makes no progress for this long is abandoned."
     )
@@ -247,6 +256,7 @@ class Settings(Section):
     listener: ListenerSettings = Field(default_factory=ListenerSettings)
     callers: tuple[Caller, ...] = Field((), strict=False)
     completeness: CompletenessSettings = Field(default_factory=CompletenessSettings)
+    archive: ArchiveSettings = Field(default_factory=ArchiveSettings)
     pipeline: PipelineSettings = Field(default_factory=PipelineSettings)
     storage: StorageSettings = Field(default_factory=StorageSettings)
     destinations: tuple[DestinationSettings, ...] = Field((), strict=False)
@@ -260,6 +270,17 @@ class Settings(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"destinations: the name {twice[0]!r} is used twice; each needs its own")
+        return self
+
+    @model_validator(mode="after")
+    def _archive_is_a_destination(self) -> Settings:
+        name = self.archive.destination
+        names = [destination.name for destination in self.destinations]
+        if name and name not in names:
+            raise ValueError(
+                f"archive.destination = {name!r}: no destination of this name; known: "
+                f"{', '.join(names) or 'none'}"
+            )
         return self
 
     @model_validator(mode="after")

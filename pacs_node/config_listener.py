@@ -144,6 +144,20 @@ class Caller(Section):
         None,
         description="SHA-256 of its TLS certificate, hexadecimal; absent means any that the listener trusts.",
     )
+    report_port: Port | None = Field(
+        None,
+        description="Where it takes storage commitment reports; absent means the port of a destination "
+        "with its AE title, or else the association that asked.",
+    )
+    report_host: str | None = Field(
+        None, min_length=1, description="Host of that port; absent means where the sender called from."
+    )
+
+    @model_validator(mode="after")
+    def _host_goes_with_a_port(self) -> Caller:
+        if self.report_host is not None and self.report_port is None:
+            raise ValueError("report_host needs report_port")
+        return self
 
     def admits(self, ae_title: str, address: str) -> bool:
         """Whether this calling AE title from this address is the sender's."""

@@ -68,6 +68,8 @@ _EXAMPLES = {
     "calling_ae_title": "CTNODE",
     "called_ae_title": "CTNODE",
     "certificate_sha256": "0" * 64,
+    "report_port": 4242,
+    "report_host": "127.0.0.1",
     "tls_ca_file": "pacs.pem",
     "tls_certificate_file": "node.pem",
     "tls_key_file": "node.key",

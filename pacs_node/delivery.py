@@ -394,7 +394,7 @@ def make_destination(item: DicomDestination | DicomWebDestination, settings: Set
             item.ae_title,
             item.calling_ae_title or settings.listener.ae_title,
             timeouts=Timeouts(progress=seconds),
-            verify=item.verify,
+            verify="c-find" if item.verify == "c-find" else "none",
             tls=_tls(item, settings),
         )
     return DicomWebClient(

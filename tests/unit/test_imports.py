@@ -57,10 +57,11 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "pacs_node": (
         (
             "errors clock states logs destinations peer present tcia request models_cli validators"
-            " validators.* gate_pdu"
+            " validators.* gate_pdu dataset_head"
         ),
         "tls gate_message",
         "config_listener",
+        "config_archive",
         "config db spool association dicomweb engines gate gate_association",
         "audit storage case dimse config_template config_docs migrations migrations.*",
         "lifecycle retention gate_record",
@@ -83,7 +84,7 @@ ONLY: dict[str, str] = {
     "pacs_node.db": "pacs_node.states",
     "pacs_node.audit": "pacs_node.db",
     "pacs_node.lifecycle": "pacs_node.audit pacs_node.db pacs_node.errors pacs_node.states",
-    "pacs_node.reception": "inference.decode pacs_node.audit pacs_node.db pacs_node.errors "
+    "pacs_node.reception": "inference.decode pacs_node.audit pacs_node.dataset_head pacs_node.db pacs_node.errors "
     "pacs_node.lifecycle pacs_node.spool pacs_node.states",
     "pacs_node.gate": "pacs_node pacs_node.gate_pdu pacs_node.tls",
     "pacs_node.gate_association": "inference.decode pacs_node pacs_node.gate_message pacs_node.gate_pdu",
