@@ -7,18 +7,16 @@ import zlib
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
-from io import BytesIO
 
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
-from pydicom.filereader import read_dataset
-from pydicom.tag import BaseTag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from inference.decode import MALFORMED_FILE
 from pacs_node import audit, lifecycle
+from pacs_node.dataset_head import read_head
 from pacs_node.db import Artifact, Conflict, Instance, Job, Series, Study
 from pacs_node.errors import UnreadableInstanceError
 from pacs_node.spool import StoredFile
@@ -38,7 +36,7 @@ _TEXTS = {
     "modality": "Modality",
 }
 _TAGS = ["SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"]
-_TAG_NUMBERS = [tag for tag in map(tag_for_keyword, [*_TAGS, *_TEXTS.values()]) if tag is not None]
+_TAG_NUMBERS = frozenset(tag for tag in map(tag_for_keyword, [*_TAGS, *_TEXTS.values()]) if tag is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,16 +97,12 @@ def read_identity(dataset: bytes, transfer_syntax_uid: str) -> Identity:
 def _parse_head(dataset: bytes, syntax: UID) -> Dataset:
     if syntax == DeflatedExplicitVRLittleEndian:
         dataset = zlib.decompressobj(-zlib.MAX_WBITS).decompress(dataset, _INFLATED_HEAD)
-
-    def behind(tag: BaseTag, _vr: str | None, _length: int) -> bool:
-        return int(tag) > _LAST_TAG
-
-    return read_dataset(
-        BytesIO(dataset),
-        is_implicit_VR=syntax.is_implicit_VR,
-        is_little_endian=syntax.is_little_endian,
-        stop_when=behind,
-        specific_tags=_TAG_NUMBERS,
+    return read_head(
+        dataset,
+        _TAG_NUMBERS,
+        _LAST_TAG,
+        implicit=syntax.is_implicit_VR,
+        little_endian=syntax.is_little_endian,
     )
 
 

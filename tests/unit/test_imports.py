@@ -63,7 +63,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "config_listener",
         "config_archive",
         "config db spool association dicomweb engines gate gate_association",
-        "audit storage case dimse config_template config_docs migrations migrations.*",
+        "audit leases storage case dimse config_template config_docs migrations migrations.*",
         "lifecycle retention gate_record",
         "jobs reception",
         "listener intake worker delivery timeline",
@@ -83,9 +83,10 @@ ONLY: dict[str, str] = {
     "pacs_node.states": "",
     "pacs_node.db": "pacs_node.states",
     "pacs_node.audit": "pacs_node.db",
+    "pacs_node.leases": "pacs_node.clock pacs_node.db pacs_node.errors",
     "pacs_node.lifecycle": "pacs_node.audit pacs_node.db pacs_node.errors pacs_node.states",
-    "pacs_node.reception": "inference.decode pacs_node.audit pacs_node.dataset_head pacs_node.db pacs_node.errors "
-    "pacs_node.lifecycle pacs_node.spool pacs_node.states",
+    "pacs_node.reception": "inference.decode pacs_node.audit pacs_node.dataset_head pacs_node.db "
+    "pacs_node.errors pacs_node.lifecycle pacs_node.spool pacs_node.states",
     "pacs_node.gate": "pacs_node pacs_node.gate_pdu pacs_node.tls",
     "pacs_node.gate_association": "inference.decode pacs_node pacs_node.gate_message pacs_node.gate_pdu",
     "pacs_node.listener": "inference.decode pacs_node pacs_node.audit pacs_node.clock pacs_node.config "
@@ -95,7 +96,7 @@ ONLY: dict[str, str] = {
     "pacs_node.delivery": "dicom_sr.profiles "
     "pacs_node.association pacs_node.clock pacs_node.config pacs_node.db "
     "pacs_node.destinations pacs_node.dicomweb pacs_node.dimse pacs_node.errors pacs_node.jobs "
-    "pacs_node.lifecycle pacs_node.states pacs_node.storage pacs_node.tls pacs_node",
+    "pacs_node.leases pacs_node.lifecycle pacs_node.states pacs_node.storage pacs_node.tls pacs_node",
     "pacs_node.web*": "pacs_node pacs_node.web* pacs_node.audit pacs_node.clock pacs_node.config "
     "pacs_node.db pacs_node.errors pacs_node.jobs pacs_node.logs pacs_node.overview pacs_node.present "
     "pacs_node.queries pacs_node.states pacs_node.storage pacs_node.study_detail pacs_node.timeline "
