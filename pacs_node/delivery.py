@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import secrets
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Event, Thread
@@ -18,7 +19,7 @@ from sqlalchemy import Select, exists, select
 from sqlalchemy.orm import Session, aliased, selectinload
 
 from dicom_sr.profiles import Form, chosen
-from pacs_node import jobs, lifecycle, tls
+from pacs_node import jobs, leases, lifecycle, tls
 from pacs_node.association import Timeouts, Tls
 from pacs_node.clock import Clock, utc_now
 from pacs_node.config import DeliverySettings, DicomDestination, DicomWebDestination, Settings
@@ -27,6 +28,7 @@ from pacs_node.destinations import Destination, ObjectRef, Outcome, OutcomeKind
 from pacs_node.dicomweb import DicomWebDestination as DicomWebClient
 from pacs_node.dimse import DimseDestination
 from pacs_node.errors import ConfigurationError, StaleStateError
+from pacs_node.leases import LeaseWatch
 from pacs_node.states import DeliveryState
 from pacs_node.storage import open_database
 
@@ -59,6 +61,8 @@ class Outbox:
         Waits between attempts and when to give up.
     clock
         Source of time.
+    ticks
+        A clock that never jumps, seconds: for leases.
     """
 
     def __init__(
@@ -68,12 +72,15 @@ class Outbox:
         destination: Destination,
         settings: DeliverySettings,
         clock: Clock = utc_now,
+        *,
+        ticks: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
         self._directory = directory
         self._destination = destination
         self._settings = settings
         self._clock = clock
+        self._leases = LeaseWatch(Delivery, ticks)
 
     def run(self, stop: Event) -> None:
         """Work until `stop` is set."""
@@ -98,19 +105,20 @@ class Outbox:
 
     def _reclaim(self) -> None:
         """What a stopped process was sending is sent again: the receiver keeps the first copy."""
-        now = self._clock()
-        expired = self._mine().where(Delivery.state == DeliveryState.SENDING, Delivery.lease_expires_at < now)
         with self._database.read() as session:
-            if session.execute(expired).first() is None:
-                return
+            lost = self._leases.lost(session, Delivery.destination == self._destination.name)
+        if not lost:
+            return
+        now = self._clock()
         with self._database.write() as session:
-            for delivery in session.execute(expired).scalars():
+            for delivery_id, token in lost:
                 lifecycle.move_delivery(
                     session,
-                    delivery,
+                    session.get_one(Delivery, delivery_id),
                     DeliveryState.PENDING,
                     at=now,
                     actor=_ACTOR,
+                    token=token,
                     next_attempt_at=now,
                     lease_token=None,
                     lease_expires_at=None,
@@ -153,7 +161,7 @@ class Outbox:
         with self._database.read() as session:
             if session.execute(self._due(now).limit(1)).first() is None:
                 return None
-        token = jobs.new_token()
+        token = leases.new_token()
         with self._database.write() as session:
             due = session.execute(self._due(now)).scalars().all()
             batch = [
@@ -171,13 +179,13 @@ class Outbox:
                     actor=_ACTOR,
                     attempts=delivery.attempts + 1,
                     lease_token=token,
-                    lease_expires_at=now + jobs.LEASE,
+                    lease_expires_at=now + leases.LEASE,
                 )
         return (batch, token) if batch else None
 
     def _send(self, batch: Sequence[Delivery], token: str) -> None:
         ids = [delivery.id for delivery in batch]
-        with jobs.heartbeat(self._database, Delivery, ids, token, self._clock):
+        with leases.heartbeat(self._database, Delivery, ids, token, self._clock):
             outcomes = {row.id: _ALTERED for row in batch if self._is_altered(row.artifact)}
             sound = [row for row in batch if row.id not in outcomes]
             if sound:

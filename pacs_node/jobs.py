@@ -1,37 +1,22 @@
-"""The queue: leases, heartbeats, attempts, and the one transaction that ends a job.
-
-Whoever holds a job's lease token may change it; a worker that stood still and lost its lease finds
-`StaleStateError` instead of overwriting the result of its successor.
-"""
+"""The queue: claims, attempts, and the transaction that ends a job; who owns one: `pacs_node.leases`."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
-import multiprocessing
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from threading import Event, Thread
 
-from sqlalchemy import exists, select, update
-from sqlalchemy.engine import CursorResult
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import ColumnElement, and_, exists, select
 from sqlalchemy.orm import Session
 
 from dicom_sr.profiles import chosen, form_name
 from pacs_node import audit, lifecycle
-from pacs_node.clock import Clock
-from pacs_node.db import Artifact, Database, Delivery, Instance, Job, Series, Study
-from pacs_node.errors import AnalysisFailedError, StaleStateError
+from pacs_node.db import Artifact, Delivery, Instance, Job, Series, Study
+from pacs_node.errors import AnalysisFailedError
+from pacs_node.leases import LEASE, LeaseWatch, new_token
 from pacs_node.states import DeliveryState, JobOutcome, JobState, SeriesState
 
-logger = logging.getLogger(__name__)
-
-LEASE = timedelta(seconds=30)
-HEARTBEAT_SECONDS = 5.0
 RETRY_WAIT = timedelta(seconds=5)
 
 ANALYSIS = "analysis"
@@ -57,23 +42,6 @@ class NewArtifact:
     def form(self) -> str:
         """Name of its form, as in `dicom_sr.profiles`."""
         return form_name(self.kind, self.encoding)
-
-
-def new_token() -> str:
-    """Return a lease token; its first word says whether a part of ``serve`` or a part alone holds it."""
-    holder = "serve" if multiprocessing.parent_process() is not None else "alone"
-    return f"{holder}:{uuid.uuid4().hex}"
-
-
-def expire_leases_of_serve(session: Session, at: datetime) -> None:
-    """Let every lease that a part of ``serve`` holds run out now.
-
-    For the start of ``serve``, which has made sure that no other is alive on the same storage.
-    """
-    for table in (Job, Delivery):
-        session.execute(
-            update(table).where(table.lease_token.startswith("serve:")).values(lease_expires_at=at)
-        )
 
 
 def input_digest(series: Series) -> str:
@@ -164,10 +132,15 @@ def _restart(session: Session, job: Job, *, at: datetime, actor: str, **values: 
     )
 
 
+def is_due(at: datetime) -> ColumnElement[bool]:
+    """Whether a job may be taken; one that would wait for longer than any does is due: the clock was set."""
+    waits = and_(Job.not_before > at, Job.not_before <= at + RETRY_WAIT)
+    return and_(Job.state == JobState.QUEUED, ~waits)
+
+
 def claim(session: Session, *, at: datetime, actor: str) -> tuple[Job, str] | None:
     """Take the oldest job that is due; return it with the lease token, or None."""
-    due = select(Job).where(Job.state == JobState.QUEUED, Job.not_before <= at).order_by(Job.id).limit(1)
-    job = session.execute(due).scalar_one_or_none()
+    job = session.execute(select(Job).where(is_due(at)).order_by(Job.id).limit(1)).scalar_one_or_none()
     if job is None:
         return None
     token = new_token()
@@ -183,48 +156,6 @@ def claim(session: Session, *, at: datetime, actor: str) -> tuple[Job, str] | No
         lease_expires_at=at + LEASE,
     )
     return job, token
-
-
-def extend(
-    session: Session, table: type[Job | Delivery], ids: Sequence[int], token: str, at: datetime
-) -> None:
-    """Extend leases that `token` still holds; raise `StaleStateError` if one was lost."""
-    result = session.execute(
-        update(table)
-        .where(table.id.in_(ids), table.lease_token == token)
-        .values(lease_expires_at=at + LEASE)
-        .execution_options(synchronize_session=False)
-    )
-    if not isinstance(result, CursorResult) or result.rowcount != len(ids):
-        raise StaleStateError("lease lost")
-
-
-@contextmanager
-def heartbeat(
-    database: Database, table: type[Job | Delivery], ids: Sequence[int], token: str, clock: Clock
-) -> Iterator[Event]:
-    """Keep leases alive while the body runs; the yielded event is set when one is lost."""
-    stop, lost = Event(), Event()
-
-    def beat() -> None:
-        while not stop.wait(HEARTBEAT_SECONDS):
-            try:
-                with database.write() as session:
-                    extend(session, table, ids, token, clock())
-            except StaleStateError:
-                lost.set()
-                return
-            except SQLAlchemyError:
-                # a busy or full disk; the lease lasts for several beats
-                logger.exception("heartbeat failed")
-
-    thread = Thread(target=beat, name="heartbeat", daemon=True)
-    thread.start()
-    try:
-        yield lost
-    finally:
-        stop.set()
-        thread.join()
 
 
 def finish(
@@ -455,26 +386,31 @@ def cancel_unfinished(
         )
 
 
-def reclaim(session: Session, *, at: datetime, actor: str) -> int:
+def reclaim(session: Session, watch: LeaseWatch, *, at: datetime, actor: str) -> int:
     """Requeue jobs whose worker is gone; return how many.
 
     A worker that was killed is not the job's fault, so a first lost lease costs an attempt like
     any other failure; the worker that takes the last attempt ends the job.
+
+    Parameters
+    ----------
+    watch
+        Over jobs, the same one at each call.
     """
-    expired = select(Job).where(Job.state == JobState.RUNNING, Job.lease_expires_at < at)
-    jobs = session.execute(expired).scalars().all()
-    for job in jobs:
+    lost = watch.lost(session)
+    for job_id, token in lost:
         lifecycle.move_job(
             session,
-            job,
+            session.get_one(Job, job_id),
             JobState.QUEUED,
             at=at,
             actor=actor,
+            token=token,
             lease_token=None,
             lease_expires_at=None,
             last_error="the worker stopped; its lease ran out",
         )
-    return len(jobs)
+    return len(lost)
 
 
 def requeueable(session: Session, study_uid: str) -> Sequence[Job]:

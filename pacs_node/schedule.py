@@ -13,8 +13,9 @@ from inference.registry import load_pipeline
 from pacs_node import jobs
 from pacs_node.clock import Clock, utc_now
 from pacs_node.config import Settings
-from pacs_node.db import Database
+from pacs_node.db import Database, Job
 from pacs_node.intake import Intake
+from pacs_node.leases import LeaseWatch
 from pacs_node.retention import Retention
 from pacs_node.storage import open_database, open_spool
 
@@ -29,10 +30,11 @@ def run_schedule(
     database: Database, intake: Intake, retention: Retention, stop: Event, clock: Clock = utc_now
 ) -> None:
     """Tick until `stop` is set: close and judge series, take back lost leases, apply retention."""
+    watch = LeaseWatch(Job)
 
     def reclaim() -> None:
         with database.write() as session:
-            count = jobs.reclaim(session, at=clock(), actor="schedule")
+            count = jobs.reclaim(session, watch, at=clock(), actor="schedule")
         if count:
             logger.warning("took back lost leases", extra={"count": count})
 

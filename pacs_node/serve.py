@@ -13,7 +13,7 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from threading import Event
 
-from pacs_node import audit, jobs, logs, preflight
+from pacs_node import audit, leases, logs, preflight
 from pacs_node.clock import utc_now
 from pacs_node.config import Settings
 from pacs_node.engines import exit_with_parent
@@ -115,7 +115,7 @@ class Supervisor:
     def _run(self, stop: Event) -> None:
         database = open_database(self._settings)
         with database.write() as session:
-            jobs.expire_leases_of_serve(session, utc_now())
+            leases.give_up_leases_of_serve(session)
         database.dispose()
         self._parts = [_Part(name, self._start(name), time.monotonic()) for name in self._names()]
         while not stop.is_set():

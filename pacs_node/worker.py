@@ -17,7 +17,7 @@ from dicom_sr.context import OtherSeries, Predecessor
 from dicom_sr.profiles import union
 from inference.errors import ReasonCode
 from inference.registry import load_pipeline
-from pacs_node import jobs, lifecycle
+from pacs_node import jobs, leases, lifecycle
 from pacs_node.clock import Clock, utc_now
 from pacs_node.config import Settings
 from pacs_node.db import Artifact, Database, Job, Series
@@ -89,7 +89,7 @@ class Worker:
             return False
         job_id, token, request = claimed
         try:
-            with jobs.heartbeat(self._database, Job, [job_id], token, self._clock) as lost:
+            with leases.heartbeat(self._database, Job, [job_id], token, self._clock) as lost:
                 outcome, state = self._analyse(request, job_id, lost)
             self._finish(job_id, token, outcome, state)
         except (_RetryLaterError, AnalysisFailedError) as error:
@@ -118,9 +118,8 @@ class Worker:
 
     def _claim(self) -> tuple[int, str, CaseRequest] | None:
         now = self._clock()
-        due = exists().where(Job.state == JobState.QUEUED, Job.not_before <= now)
         with self._database.read() as session:
-            if not session.execute(select(due)).scalar_one():
+            if not session.execute(select(exists().where(jobs.is_due(now)))).scalar_one():
                 return None
         with self._database.write() as session:
             claimed = jobs.claim(session, at=now, actor=_ACTOR)

@@ -26,6 +26,7 @@ from pacs_node.config import CompletenessSettings
 from pacs_node.db import Association, Database, Delivery, Job, Series
 from pacs_node.intake import Intake
 from pacs_node.jobs import NewArtifact
+from pacs_node.leases import LeaseWatch
 from pacs_node.reception import Reception, read_identity, record_instance
 from pacs_node.spool import Spool
 from pacs_node.states import DeliveryState, JobState, SeriesState
@@ -42,14 +43,24 @@ class TestClock:
 
     def __init__(self) -> None:
         self.now = START
+        self._passed = timedelta(0)
 
     def __call__(self) -> datetime:
         return self.now
 
     def forward(self, **span: float) -> datetime:
-        """Move by ``timedelta(**span)`` and return the new time."""
+        """Let ``timedelta(**span)`` pass and return the new time."""
+        self._passed += timedelta(**span)
         self.now += timedelta(**span)
         return self.now
+
+    def set(self, **span: float) -> None:
+        """Set it forward, or back, without any time passing."""
+        self.now += timedelta(**span)
+
+    def ticks(self) -> float:
+        """Seconds that have passed, however it was set."""
+        return self._passed.total_seconds()
 
 
 #: limits of `inference.geometry` in tests of the node, so that a suitable series has a dozen slices
@@ -82,8 +93,10 @@ class SmallNode:
     settle_seconds: float = 10.0
     quiet_seconds: float = 60.0
     intake: Intake = field(init=False)
+    watch: LeaseWatch = field(init=False)
 
     def __post_init__(self) -> None:
+        self.watch = LeaseWatch(Job, self.clock.ticks)
         self.restart_intake()
 
     def restart_intake(self) -> None:
@@ -187,6 +200,17 @@ class SmallNode:
             assert claimed is not None
             assert claimed[0].series.study is not None
             return claimed
+
+    def reclaim(self) -> int:
+        """Take back lost leases as the scheduler does."""
+        with self.database.write() as session:
+            return jobs.reclaim(session, self.watch, at=self.clock(), actor="schedule")
+
+    def lose_leases(self) -> int:
+        """Let a whole lease pass under the scheduler's eyes."""
+        self.reclaim()
+        self.clock.forward(seconds=31)
+        return self.reclaim()
 
     def finish(
         self,

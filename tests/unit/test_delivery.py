@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
-from pacs_node import jobs
+from pacs_node import leases
 from pacs_node.config import DeliverySettings
 from pacs_node.db import Artifact, AuditEvent, Delivery
 from pacs_node.delivery import Outbox, resend_study
@@ -42,7 +42,9 @@ def full(node: SmallNode) -> SmallNode:
 
 
 def outbox(node: SmallNode, destination: FakeDestination, settings: DeliverySettings = SETTINGS) -> Outbox:
-    return Outbox(node.database, node.spool.directory, destination, settings, node.clock)
+    return Outbox(
+        node.database, node.spool.directory, destination, settings, node.clock, ticks=node.clock.ticks
+    )
 
 
 def drain(box: Outbox) -> None:
@@ -244,6 +246,7 @@ def test_what_was_being_sent_when_the_process_died_is_sent_again(full: SmallNode
     assert row(full, "seg").state is DeliveryState.SENDING
     healthy = FakeDestination()
     box = outbox(full, healthy)
+    drain(box)
     full.clock.forward(seconds=29)
     drain(box)
     assert healthy.attempts == []
@@ -273,8 +276,10 @@ def test_a_sender_that_lost_its_lease_changes_nothing(full: SmallNode, answer: O
     """It stood still, another process took the delivery back: its late answer must not count."""
 
     def another_takes_over() -> None:
+        other = outbox(full, FakeDestination())
+        other._reclaim()
         full.clock.forward(seconds=31)
-        outbox(full, FakeDestination())._reclaim()
+        other._reclaim()
 
     outbox(full, Slow(another_takes_over, [answer])).tick()
     seg = row(full, "seg")
@@ -382,13 +387,13 @@ def test_a_busy_database_does_not_end_the_thread(full: SmallNode, monkeypatch: p
 def test_the_lease_is_kept_while_a_slow_peer_takes_its_time(
     full: SmallNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.01)
     seen = threading.Event()
 
     def wait_for_a_beat() -> None:
         full.clock.forward(seconds=20)
         for _ in range(500):
-            if row(full, "seg").lease_expires_at == full.clock.now + jobs.LEASE:
+            if row(full, "seg").lease_expires_at == full.clock.now + leases.LEASE:
                 seen.set()
                 return
             threading.Event().wait(0.01)

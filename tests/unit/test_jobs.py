@@ -7,14 +7,13 @@ import multiprocessing
 import threading
 import time
 from dataclasses import replace
-from datetime import timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
-from pacs_node import jobs
+from pacs_node import jobs, leases
 from pacs_node.db import Artifact, AuditEvent, Database, Delivery, Job, Series
 from pacs_node.errors import AnalysisFailedError, StaleStateError
 from pacs_node.states import DeliveryState, JobState, SeriesState
@@ -39,11 +38,6 @@ def enqueue(node: SmallNode, digest: str, **values: Any) -> Job | None:
 
 def job(node: SmallNode, number: int = 1) -> Job:
     return next(row for row in node.all_jobs() if row.id == number)
-
-
-def reclaim(node: SmallNode) -> int:
-    with node.database.write() as session:
-        return jobs.reclaim(session, at=node.clock(), actor="schedule")
 
 
 def test_the_digest_is_of_the_content_not_of_the_order(database: Database, node: SmallNode) -> None:
@@ -91,10 +85,10 @@ def test_the_oldest_job_that_is_due_is_claimed(queued: SmallNode) -> None:
     enqueue(queued, "second")
     enqueue(queued, "third")
     with queued.database.write() as session:
-        later = queued.clock.now + timedelta(seconds=30)
+        later = queued.clock.now + jobs.RETRY_WAIT
         session.execute(update(Job).where(Job.id == 1).values(not_before=later))
     assert queued.claim()[0].id == 2
-    queued.clock.forward(seconds=30)
+    queued.clock.forward(seconds=5)
     assert [queued.claim()[0].id for _ in range(2)] == [1, 3]
     with queued.database.write() as session:
         assert jobs.claim(session, at=queued.clock(), actor="x") is None
@@ -103,7 +97,7 @@ def test_the_oldest_job_that_is_due_is_claimed(queued: SmallNode) -> None:
 def test_a_claim_is_a_lease_and_an_attempt(queued: SmallNode) -> None:
     row, token = queued.claim()
     assert (row.state, row.attempts, row.lease_token) == (JobState.RUNNING, 1, token)
-    assert (row.started_at, row.lease_expires_at) == (queued.clock.now, queued.clock.now + jobs.LEASE)
+    assert (row.started_at, row.lease_expires_at) == (queued.clock.now, queued.clock.now + leases.LEASE)
 
 
 def test_two_workers_never_hold_one_job(queued: SmallNode) -> None:
@@ -129,19 +123,44 @@ def test_two_workers_never_hold_one_job(queued: SmallNode) -> None:
 
 def test_a_lease_that_runs_out_is_taken_back(queued: SmallNode) -> None:
     queued.claim()
+    assert queued.reclaim() == 0
     queued.clock.forward(seconds=29)
-    assert reclaim(queued) == 0
+    assert queued.reclaim() == 0
     queued.clock.forward(seconds=2)
-    assert reclaim(queued) == 1
-    assert reclaim(queued) == 0
+    assert queued.reclaim() == 1
+    assert queued.reclaim() == 0
     assert (job(queued).state, job(queued).attempts, job(queued).lease_token) == (JobState.QUEUED, 1, None)
     assert queued.claim()[0].attempts == 2
 
 
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_clock_that_is_set_loses_no_lease(queued: SmallNode, hours: int) -> None:
+    """Wall time says nothing: a beat within the lease keeps it, silence for a lease loses it."""
+    row, token = queued.claim()
+    queued.reclaim()
+    queued.clock.set(hours=hours)
+    for _ in range(4):
+        queued.clock.forward(seconds=20)
+        with queued.database.write() as session:
+            leases.extend(session, Job, [row.id], token, queued.clock())
+        assert queued.reclaim() == 0
+    queued.clock.set(hours=hours)
+    assert queued.reclaim() == 0
+    assert queued.lose_leases() == 1
+
+
+def test_a_clock_that_is_set_back_holds_up_no_retry(queued: SmallNode) -> None:
+    row, token = queued.claim()
+    with queued.database.write() as session:
+        again = session.get_one(Job, row.id)
+        jobs.retry(session, again, token, at=queued.clock(), actor="worker", reason="time limit")
+    queued.clock.set(hours=-1)
+    assert queued.claim()[0].id == row.id
+
+
 def test_a_stale_worker_cannot_finish(queued: SmallNode) -> None:
     row, stale = queued.claim()
-    queued.clock.forward(seconds=31)
-    reclaim(queued)
+    queued.lose_leases()
     with pytest.raises(StaleStateError):
         queued.finish(row, stale, queued.result(row))
     _, held = queued.claim()
@@ -156,11 +175,10 @@ def test_a_stale_worker_cannot_finish(queued: SmallNode) -> None:
 
 def test_a_stale_worker_cannot_extend_or_retry(queued: SmallNode) -> None:
     row, stale = queued.claim()
-    queued.clock.forward(seconds=31)
-    reclaim(queued)
+    queued.lose_leases()
     _, held = queued.claim()
     with pytest.raises(StaleStateError), queued.database.write() as session:
-        jobs.extend(session, Job, [row.id], stale, queued.clock())
+        leases.extend(session, Job, [row.id], stale, queued.clock())
     with queued.database.write() as session:
         again = session.get_one(Job, row.id)
         with pytest.raises(StaleStateError):
@@ -169,11 +187,11 @@ def test_a_stale_worker_cannot_extend_or_retry(queued: SmallNode) -> None:
 
 
 def test_the_heartbeat_keeps_the_lease(queued: SmallNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.01)
     row, token = queued.claim()
-    with jobs.heartbeat(queued.database, Job, [row.id], token, queued.clock) as lost:
+    with leases.heartbeat(queued.database, Job, [row.id], token, queued.clock) as lost:
         queued.clock.forward(seconds=25)
-        expected = queued.clock.now + jobs.LEASE
+        expected = queued.clock.now + leases.LEASE
         deadline = time.monotonic() + 5
         while job(queued).lease_expires_at != expected and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -182,9 +200,9 @@ def test_the_heartbeat_keeps_the_lease(queued: SmallNode, monkeypatch: pytest.Mo
 
 
 def test_the_heartbeat_tells_of_a_lost_lease(queued: SmallNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.01)
     row, token = queued.claim()
-    with jobs.heartbeat(queued.database, Job, [row.id], token, queued.clock) as lost:
+    with leases.heartbeat(queued.database, Job, [row.id], token, queued.clock) as lost:
         queued.clock.forward(seconds=31)
         with queued.database.write() as session:
             session.execute(update(Job).values(lease_token="another"))
@@ -192,7 +210,7 @@ def test_the_heartbeat_tells_of_a_lost_lease(queued: SmallNode, monkeypatch: pyt
 
 
 def test_the_heartbeat_outlives_a_busy_database(queued: SmallNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.01)
     beats: list[bool] = []
     alive = threading.Event()
 
@@ -202,9 +220,9 @@ def test_the_heartbeat_outlives_a_busy_database(queued: SmallNode, monkeypatch: 
             raise OperationalError("BEGIN", {}, Exception("database is locked"))
         alive.set()
 
-    monkeypatch.setattr(jobs, "extend", extend)
+    monkeypatch.setattr(leases, "extend", extend)
     row, token = queued.claim()
-    with jobs.heartbeat(queued.database, Job, [row.id], token, queued.clock) as lost:
+    with leases.heartbeat(queued.database, Job, [row.id], token, queued.clock) as lost:
         assert alive.wait(5)
     assert not lost.is_set()
 
@@ -338,9 +356,7 @@ def test_leases_of_a_killed_serve_are_taken_back_at_once(
     queued.claim()
     monkeypatch.setattr(multiprocessing, "parent_process", object)
     queued.claim()
-    queued.clock.forward(seconds=1)
     with queued.database.write() as session:
-        jobs.expire_leases_of_serve(session, queued.clock())
-    queued.clock.forward(seconds=1)
-    assert reclaim(queued) == 1
+        leases.give_up_leases_of_serve(session)
+    assert queued.reclaim() == 1
     assert [row.state for row in queued.all_jobs()] == [JobState.RUNNING, JobState.QUEUED]

@@ -121,7 +121,7 @@ class Node(RuleBasedStateMachine):
 
     def outbox(self) -> Outbox:
         limits = DeliverySettings(retry_first_seconds=10, retry_longest_seconds=60, give_up_hours=1)
-        return Outbox(self.database, self.directory, self.peer, limits, self.clock)
+        return Outbox(self.database, self.directory, self.peer, limits, self.clock, ticks=self.clock.ticks)
 
     # --- what the world does
 
@@ -169,8 +169,7 @@ class Node(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0, 31]))
     def leases_are_taken_back(self, seconds: int) -> None:
         self.clock.forward(seconds=seconds)
-        with self.database.write() as session:
-            jobs.reclaim(session, at=self.clock(), actor="schedule")
+        self.node.reclaim()
 
     @rule(analysis=ANALYSIS)
     def a_worker_works(self, analysis: str) -> None:

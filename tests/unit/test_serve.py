@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from pacs_node import jobs, serve
+from pacs_node import leases, serve
 from pacs_node.config import Settings, StorageSettings, load_settings
-from pacs_node.db import AuditEvent, Database, Job
+from pacs_node.db import AuditEvent, Database
 from pacs_node.errors import ConfigurationError
 from pacs_node.serve import Supervisor
 from pacs_node.states import JobState
@@ -182,12 +182,10 @@ def test_the_leases_of_the_serve_before_are_free_at_once(
     node.queue()
     monkeypatch.setattr(multiprocessing, "parent_process", object)
     node.claim()
-    node.clock.forward(seconds=1)
     with node.database.write() as session:
-        jobs.expire_leases_of_serve(session, node.clock())
-        node.clock.forward(seconds=1)
-        assert jobs.reclaim(session, at=node.clock(), actor="schedule") == 1
-        assert session.get_one(Job, 1).state is JobState.QUEUED
+        leases.give_up_leases_of_serve(session)
+    assert node.reclaim() == 1
+    assert node.all_jobs()[0].state is JobState.QUEUED
 
 
 def test_run_part_stops_when_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
 from inference.uids import derived_uid
-from pacs_node import jobs
+from pacs_node import jobs, leases
 from pacs_node.config import DicomDestination, PipelineSettings, Settings, StorageSettings
 from pacs_node.db import Artifact, Job, Series
 from pacs_node.engines import InProcessEngine
@@ -172,9 +172,7 @@ def test_an_analysis_that_kills_its_worker_ends_with_a_report(node: SmallNode, c
     node.queue()
     for _ in range(3):
         node.claim()
-        node.clock.forward(seconds=31)
-        with node.database.write() as session:
-            jobs.reclaim(session, at=node.clock(), actor="schedule")
+        node.lose_leases()
     drain(node, make_worker(node))
     assert summary(node) == [(jobs.ANALYSIS, JobState.FAILED, jobs.NOT_ANALYSED, "SOFTWARE_FAILURE")]
     (request,) = case.requests
@@ -391,7 +389,7 @@ def test_a_lost_lease_stops_the_analysis_and_drops_it(
     node: SmallNode, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pacs_node.worker._POLL_SECONDS", 0.01)
-    monkeypatch.setattr(jobs, "HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.02)
     node.queue()
 
     def another_takes_over() -> None:
@@ -408,9 +406,7 @@ def test_a_lease_lost_at_the_last_moment_drops_the_result(node: SmallNode, case:
     node.queue()
 
     def stale(request: CaseRequest) -> CaseOutcome:
-        node.clock.forward(seconds=31)
-        with node.database.write() as session:
-            jobs.reclaim(session, at=node.clock(), actor="schedule")
+        node.lose_leases()
         return run(request)
 
     case.script = [stale]
