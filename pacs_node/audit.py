@@ -39,6 +39,10 @@ class Event(Enum):
     JOB_CHANGED = ("job", "110103")
     DELIVERY_CREATED = ("delivery created", "110102")
     DELIVERY_CHANGED = ("delivery", "110104")
+    DESTINATION_AWAY = ("destination away", "110100")
+    DESTINATION_BACK = ("destination back", "110100")
+    INTAKE_PAUSED = ("intake paused", "110100")
+    INTAKE_RESUMED = ("intake resumed", "110100")
     IMAGES_REMOVED = ("images removed", "110105")
     RESULTS_REMOVED = ("results removed", "110105")
 
@@ -104,13 +108,3 @@ def row_hash(row: AuditEvent) -> str:
     ]
     encoded = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(encoded.encode("ascii")).hexdigest()
-
-
-def first_bad_row(session: Session) -> int | None:
-    """Return the sequence number of the first row that doesn't fit the chain, None if all fit."""
-    previous, expected = GENESIS, 1
-    for row in session.execute(select(AuditEvent).order_by(AuditEvent.seq)).scalars():
-        if row.seq != expected or row.previous_hash != previous or row.hash != row_hash(row):
-            return expected
-        previous, expected = row.hash, expected + 1
-    return None

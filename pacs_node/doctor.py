@@ -19,7 +19,7 @@ from sqlalchemy.exc import DatabaseError
 
 from inference.errors import ModelUnavailableError
 from inference.registry import load_pipeline, profiles
-from pacs_node import audit, tls
+from pacs_node import audit, audit_chain, tls
 from pacs_node.config import Caller, DicomDestination, Settings
 from pacs_node.config_template import render_caller
 from pacs_node.db import AuditEvent, Database, journal_mode, sqlite_url
@@ -185,7 +185,7 @@ def _look_into(database: Database, path: Path, wanted: str, now: datetime) -> It
         latest = session.execute(
             select(AuditEvent.at).order_by(AuditEvent.seq.desc()).limit(1)
         ).scalar_one_or_none()
-        bad = audit.first_bad_row(session)
+        bad = audit_chain.first_bad_row(session)
     if (mode, synchronous) != (wanted, 2):
         yield Finding(
             Level.PROBLEM,

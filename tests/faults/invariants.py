@@ -16,7 +16,7 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from pacs_node import audit, jobs
+from pacs_node import audit_chain, jobs
 from pacs_node.db import Artifact, Conflict, Database, Delivery, Instance, Job, Series, Study
 from pacs_node.states import DeliveryState, JobState
 
@@ -63,7 +63,7 @@ def violations(database: Database, directory: Path, seen: Seen | None = None) ->
     files = dict(_files(directory))
     found = [] if (answer := database.check()) == "ok" else [f"database: {answer}"]
     with database.read() as session:
-        if (row := audit.first_bad_row(session)) is not None:
+        if (row := audit_chain.first_bad_row(session)) is not None:
             found.append(f"the audit chain is broken at row {row}")
         found += _instances(session, directory, seen)
         found += _results(session, directory)

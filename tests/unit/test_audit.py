@@ -14,7 +14,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from pacs_node import audit
-from pacs_node.audit import Event, first_bad_row, record
+from pacs_node.audit import Event, record
+from pacs_node.audit_chain import first_bad_row
 from pacs_node.db import AuditEvent, Database
 from tests.small_node import START
 

@@ -17,7 +17,7 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError, OperationalError, StatementError
 from sqlalchemy.orm import Session
 
-from pacs_node import audit
+from pacs_node import audit, audit_chain
 from pacs_node.db import Association, Base, Database, Instance, Study, journal_mode, sqlite_url
 from tests.small_node import START
 
@@ -221,5 +221,5 @@ def test_many_writers_lose_nothing(database: Database, pool_class: Any) -> None:
     with database.read() as session:
         assert session.execute(select(Study.description)).scalar_one() == str(WRITERS * WRITES)
         assert session.execute(text("SELECT count(*) FROM audit_event")).scalar_one() == WRITERS * WRITES
-        assert audit.first_bad_row(session) is None
+        assert audit_chain.first_bad_row(session) is None
     assert database.check() == "ok"

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from starlette.routing import Route
 
-from pacs_node import audit, cli, serve
+from pacs_node import audit, audit_chain, cli, serve
 from pacs_node.config import DicomDestination, DicomWebDestination, Settings, load_settings
 from pacs_node.db import AuditEvent, Database, sqlite_url
 from pacs_node.listener import Listener
@@ -334,6 +334,6 @@ def test_backup_of_a_node_that_writes_can_be_restored(tmp_path: Path) -> None:
     assert restored.check() == "ok"
     with restored.read() as session:
         events = [row.event for row in session.query(AuditEvent).order_by(AuditEvent.seq)]
-        assert audit.first_bad_row(session) is None
+        assert audit_chain.first_bad_row(session) is None
     restored.dispose()
     assert events == [audit.Event.NODE_STARTED.value[0]]

@@ -45,7 +45,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "train train.*",
     ),
     "dicom_sr": (
-        "codes pages part10 profiles wording",
+        "charset codes pages part10 profiles source wording",
         "context",
         "header keyimages",
         "content verify_seg",
@@ -57,15 +57,17 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "pacs_node": (
         (
             "errors clock states logs destinations peer present tcia request models_cli validators"
-            " validators.* gate_pdu dataset_head"
+            " validators.* gate_pdu dataset_head commitment"
         ),
-        "tls gate_message",
+        "tls gate_message reader reader_process",
         "config_listener",
         "config_archive",
         "config db spool association dicomweb engines gate gate_association",
-        "audit leases storage case dimse config_template config_docs migrations migrations.*",
-        "lifecycle retention gate_record",
-        "jobs reception",
+        "audit audit_message leases storage case dimse config_template config_docs migrations migrations.*",
+        "lifecycle breaker retention gate_record commitment_scp commitment_scu audit_xml audit_chain",
+        "audit_fhir",
+        "audit_export",
+        "jobs outbox reception notices",
         "listener intake worker delivery timeline",
         "schedule queries preflight doctor",
         "doctor_peers",
@@ -89,14 +91,22 @@ ONLY: dict[str, str] = {
     "pacs_node.errors pacs_node.lifecycle pacs_node.spool pacs_node.states",
     "pacs_node.gate": "pacs_node pacs_node.gate_pdu pacs_node.tls",
     "pacs_node.gate_association": "inference.decode pacs_node pacs_node.gate_message pacs_node.gate_pdu",
-    "pacs_node.listener": "inference.decode pacs_node pacs_node.audit pacs_node.clock pacs_node.config "
+    "pacs_node.listener": "inference.decode pacs_node pacs_node.audit pacs_node.clock pacs_node.commitment "
+    "pacs_node.config pacs_node.notices "
     "pacs_node.db pacs_node.errors pacs_node.gate pacs_node.gate_* pacs_node.reception pacs_node.spool "
     "pacs_node.storage pacs_node.tls",
-    "pacs_node.case": "inference.* dicom_sr.* pacs_node pacs_node.request pacs_node.spool pacs_node.states",
+    "pacs_node.case": "inference.* dicom_sr.* pacs_node pacs_node.reader pacs_node.request "
+    "pacs_node.spool pacs_node.states",
+    "pacs_node.confinement": "",
+    "pacs_node.reader_process": "inference.errors inference.load pacs_node pacs_node.confinement "
+    "pacs_node.reader_tasks",
+    "pacs_node.breaker": "pacs_node pacs_node.audit pacs_node.db pacs_node.destinations",
+    "pacs_node.outbox": "pacs_node pacs_node.breaker pacs_node.clock pacs_node.config pacs_node.db "
+    "pacs_node.destinations pacs_node.errors pacs_node.leases pacs_node.lifecycle pacs_node.states",
     "pacs_node.delivery": "dicom_sr.profiles "
-    "pacs_node.association pacs_node.clock pacs_node.config pacs_node.db "
+    "pacs_node.association pacs_node.commitment_scu pacs_node.config pacs_node.db "
     "pacs_node.destinations pacs_node.dicomweb pacs_node.dimse pacs_node.errors pacs_node.jobs "
-    "pacs_node.leases pacs_node.lifecycle pacs_node.states pacs_node.storage pacs_node.tls pacs_node",
+    "pacs_node.lifecycle pacs_node.outbox pacs_node.states pacs_node.storage pacs_node.tls pacs_node",
     "pacs_node.web*": "pacs_node pacs_node.web* pacs_node.audit pacs_node.clock pacs_node.config "
     "pacs_node.db pacs_node.errors pacs_node.jobs pacs_node.logs pacs_node.overview pacs_node.present "
     "pacs_node.queries pacs_node.states pacs_node.storage pacs_node.study_detail pacs_node.timeline "

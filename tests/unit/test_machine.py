@@ -26,10 +26,11 @@ from sqlalchemy import event, select
 
 from inference import geometry
 from inference.uids import derived_uid
-from pacs_node import audit, jobs
+from pacs_node import audit_chain, jobs
 from pacs_node.config import DeliverySettings, RetentionSettings
 from pacs_node.db import Artifact, Database, Delivery, Instance, Job, Study, sqlite_url
-from pacs_node.delivery import Outbox, resend_study
+from pacs_node.delivery import resend_study
+from pacs_node.outbox import Outbox
 from pacs_node.destinations import FakeDestination, OutcomeKind
 from pacs_node.errors import StaleStateError
 from pacs_node.request import CaseOutcome, CaseRequest
@@ -252,7 +253,7 @@ class Node(RuleBasedStateMachine):
     @invariant()
     def the_record_is_whole(self) -> None:
         with self.database.read() as session:
-            assert audit.first_bad_row(session) is None
+            assert audit_chain.first_bad_row(session) is None
 
     @invariant()
     def every_row_has_its_file(self) -> None:

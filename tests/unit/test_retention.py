@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, update
 
-from pacs_node import audit, jobs
+from pacs_node import audit_chain, jobs
 from pacs_node.config import RetentionSettings
 from pacs_node.db import Artifact, AuditEvent, Conflict, Delivery, Instance, Job, Series
 from pacs_node.retention import Retention
@@ -64,7 +64,7 @@ def test_images_go_after_their_days_results_after_theirs(done: SmallNode) -> Non
         names = ["images removed", "results removed"]
         events = session.execute(select(AuditEvent).where(AuditEvent.event.in_(names))).scalars().all()
         assert [(e.event, e.objects["files"]) for e in events] == [(names[0], 1), (names[1], 2)]
-        assert audit.first_bad_row(session) is None
+        assert audit_chain.first_bad_row(session) is None
 
 
 def test_zero_days_keep_for_ever(done: SmallNode) -> None:

@@ -1,0 +1,273 @@
+"""What a row of the audit record says in the terms of a DICOM audit message (PS3.15 A.5).
+
+The same message is written as XML (`pacs_node.audit_xml`) and as FHIR (`pacs_node.audit_fhir`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pacs_node.audit import Event
+
+DCM = "DCM"
+OWN = "99CTNODULE"
+RFC_3881 = "RFC-3881"
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """A coded value."""
+
+    code: str
+    system: str
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row of the record, with the patient that its study had when it was read.
+
+    `patient_id` is None when the row names no study, or the study's identity was erased.
+    """
+
+    seq: int
+    at: datetime
+    actor: str
+    event: str
+    code: str
+    outcome: int
+    study_uid: str | None
+    objects: dict[str, Any]
+    previous_hash: str
+    hash: str
+    patient_id: str | None = None
+    accession_number: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The node that tells.
+
+    Parameters
+    ----------
+    ae_title
+        Of its listener.
+    source_id
+        Name of the machine, or what the site calls the node.
+    site
+        Enterprise site; empty where none is configured.
+    """
+
+    ae_title: str
+    source_id: str
+    site: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveParticipant:
+    """Who acted. `address` is an IP address or a host name."""
+
+    user_id: str
+    is_requestor: bool
+    role: Coded | None = None
+    alternative_id: str = ""
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ParticipantObject:
+    """What it was about. Codes of `type_code`, `role` and `life_cycle`: PS3.15 A.5.1.2."""
+
+    object_id: str
+    id_type: Coded
+    type_code: str
+    role: str
+    name: str = ""
+    life_cycle: str = ""
+    query: bytes | None = None
+    details: tuple[tuple[str, str], ...] = ()
+    accession_number: str = ""
+    instances: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """An audit message."""
+
+    event_id: Coded
+    event_types: tuple[Coded, ...]
+    action: str
+    at: datetime
+    outcome: int
+    outcome_description: str
+    participants: tuple[ActiveParticipant, ...]
+    objects: tuple[ParticipantObject, ...]
+    origin: Origin
+
+
+_APPLICATION_ACTIVITY = Coded("110100", DCM, "Application Activity")
+_EVENT_IDS = {
+    "110100": _APPLICATION_ACTIVITY,
+    "110101": Coded("110101", DCM, "Audit Log Used"),
+    "110102": Coded("110102", DCM, "Begin Transferring DICOM Instances"),
+    "110103": Coded("110103", DCM, "DICOM Instances Accessed"),
+    "110104": Coded("110104", DCM, "DICOM Instances Transferred"),
+    "110105": Coded("110105", DCM, "DICOM Study Deleted"),
+    "110106": Coded("110106", DCM, "Export"),
+    "110112": Coded("110112", DCM, "Query"),
+    "110113": Coded("110113", DCM, "Security Alert"),
+    "110114": Coded("110114", DCM, "User Authentication"),
+    "110120": _APPLICATION_ACTIVITY,
+    "110121": _APPLICATION_ACTIVITY,
+}
+_EVENT_TYPES = {
+    "110120": Coded("110120", DCM, "Application Start"),
+    "110121": Coded("110121", DCM, "Application Stop"),
+    "110113": Coded("110126", DCM, "Node Authentication"),
+}
+#: EventActionCode: create, read, update, delete, execute (PS3.15 A.5.2)
+_ACTIONS = {"110103": "R", "110104": "R", "110105": "D", "110106": "R", "110101": "R"}
+#: these 110104 rows tell of objects that came here, the others of objects that went away
+_RECEIVED = {
+    Event.INSTANCE_REFUSED.value[0],
+    Event.INSTANCE_CONFLICT.value[0],
+    Event.SERIES_ARRIVED.value[0],
+    Event.SERIES_CHANGED.value[0],
+}
+
+_SOURCE = Coded("110153", DCM, "Source Role ID")
+_DESTINATION = Coded("110152", DCM, "Destination Role ID")
+_APPLICATION = Coded("110150", DCM, "Application")
+
+STUDY = Coded("110180", DCM, "Study Instance UID")
+NODE = Coded("110182", DCM, "Node ID")
+SOP_CLASS = Coded("110181", DCM, "SOP Class UID")
+PATIENT = Coded("2", RFC_3881, "Patient Number")
+
+
+def message_of(entry: Entry, origin: Origin) -> Message:
+    """Say a row in the terms of PS3.15 A.5.3.
+
+    Returns
+    -------
+    Message
+        Event types end with the row's own event name, scheme `OWN`; each value of the row is a detail of
+        its study, or of the node when it names no study.
+    """
+    types = (*_of(_EVENT_TYPES, entry.code), Coded(entry.event.replace(" ", "-"), OWN, entry.event))
+    reason = entry.objects.get("reason") or entry.objects.get("reason_code")
+    return Message(
+        event_id=_EVENT_IDS[entry.code],
+        event_types=types,
+        action="C" if entry.event in _RECEIVED else _ACTIONS.get(entry.code, "E"),
+        at=entry.at.astimezone(UTC),
+        outcome=entry.outcome,
+        outcome_description=str(reason) if entry.outcome and reason else "",
+        participants=_PARTICIPANTS.get(entry.code, _accessing)(entry, origin),
+        objects=_objects(entry, origin),
+        origin=origin,
+    )
+
+
+def _of(table: dict[str, Coded], code: str) -> tuple[Coded, ...]:
+    return (table[code],) if code in table else ()
+
+
+def _process(entry: Entry, origin: Origin, *, is_requestor: bool, role: Coded | None) -> ActiveParticipant:
+    """The part of the node, or the person, that the row names."""
+    pid = entry.objects.get("pid")
+    user = f"{entry.actor}:{pid}" if pid else entry.actor
+    return ActiveParticipant(user, is_requestor, role, f"AETITLES={origin.ae_title}", origin.source_id)
+
+
+def _peer(entry: Entry, *, is_requestor: bool, role: Coded) -> ActiveParticipant:
+    title = entry.objects.get("destination") or entry.objects.get("calling_ae") or "not known"
+    address = entry.objects.get("peer_address") or entry.objects.get("address") or ""
+    return ActiveParticipant(str(title), is_requestor, role, "", str(address))
+
+
+def _applying(entry: Entry, origin: Origin) -> tuple[ActiveParticipant, ...]:
+    return (_process(entry, origin, is_requestor=False, role=_APPLICATION),)
+
+
+def _accessing(entry: Entry, origin: Origin) -> tuple[ActiveParticipant, ...]:
+    return (_process(entry, origin, is_requestor=True, role=None),)
+
+
+def _transferring(entry: Entry, origin: Origin) -> tuple[ActiveParticipant, ...]:
+    if entry.event in _RECEIVED:
+        return (
+            _peer(entry, is_requestor=True, role=_SOURCE),
+            _process(entry, origin, is_requestor=False, role=_DESTINATION),
+        )
+    return (
+        _process(entry, origin, is_requestor=True, role=_SOURCE),
+        _peer(entry, is_requestor=False, role=_DESTINATION),
+    )
+
+
+def _alarming(entry: Entry, origin: Origin) -> tuple[ActiveParticipant, ...]:
+    reporting = _process(entry, origin, is_requestor=True, role=None)
+    performing = _peer(entry, is_requestor=False, role=_SOURCE)
+    return (reporting, performing)
+
+
+_PARTICIPANTS: dict[str, Callable[[Entry, Origin], tuple[ActiveParticipant, ...]]] = {
+    "110100": _applying,
+    "110120": _applying,
+    "110121": _applying,
+    "110102": _transferring,
+    "110104": _transferring,
+    "110112": _transferring,
+    "110113": _alarming,
+}
+
+
+def _objects(entry: Entry, origin: Origin) -> tuple[ParticipantObject, ...]:
+    details = tuple((key, _plain(value)) for key, value in sorted(entry.objects.items()))
+    chain = (("audit-seq", str(entry.seq)), ("audit-sha256", entry.hash))
+    if entry.code == "110112":
+        query = json.dumps(entry.objects, sort_keys=True, ensure_ascii=True).encode("ascii")
+        asked = str(entry.objects.get("sop_class_uid") or "1.2.840.10008.5.1.4.1.2.2.1")
+        found = ParticipantObject(asked, SOP_CLASS, "2", "24", query=query, details=chain)
+        return (found, *_study(entry, ()))
+    if entry.study_uid is None:
+        return (
+            ParticipantObject(origin.source_id, NODE, "2", "13", origin.ae_title, details=details + chain),
+        )
+    return _study(entry, details + chain)
+
+
+def _study(entry: Entry, details: tuple[tuple[str, str], ...]) -> tuple[ParticipantObject, ...]:
+    if entry.study_uid is None:
+        return ()
+    study = ParticipantObject(
+        entry.study_uid,
+        STUDY,
+        "2",
+        "3",
+        name="study",
+        life_cycle="15" if entry.code == "110105" else "",
+        details=details,
+        accession_number=entry.accession_number or "",
+        instances=_instances(entry),
+    )
+    if entry.patient_id is None:
+        return (study,)
+    return (study, ParticipantObject(entry.patient_id, PATIENT, "1", "1"))
+
+
+def _instances(entry: Entry) -> tuple[tuple[str, int], ...]:
+    uid = entry.objects.get("sop_instance_uid")
+    count = entry.objects.get("n_instances")
+    if uid:
+        return ((str(uid), 1),)
+    return (("", int(count)),) if isinstance(count, int) else ()
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=True)
