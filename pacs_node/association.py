@@ -22,7 +22,7 @@ from typing import Any, Self, cast
 
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
-from pynetdicom.pdu_primitives import A_ASSOCIATE
+from pynetdicom.pdu_primitives import A_ASSOCIATE, SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
@@ -265,11 +265,19 @@ class Link:
         None while the association can be used.
     """
 
-    def __init__(self, peer: Peer, contexts: Sequence[PresentationContext], overall_timeout: float) -> None:
+    def __init__(
+        self,
+        peer: Peer,
+        contexts: Sequence[PresentationContext],
+        overall_timeout: float,
+        *,
+        ext_neg: Sequence[SCP_SCU_RoleSelectionNegotiation] = (),
+    ) -> None:
         self.failure: Failure | None = None
         self.association: Association | None = None
         self._peer = peer
         self._contexts = contexts
+        self._ext_neg = ext_neg
         self._watchdog = _Watchdog(peer.timeouts.progress, overall_timeout)
 
     def __enter__(self) -> Self:
@@ -287,6 +295,7 @@ class Link:
                 contexts=list(self._contexts),
                 ae_title=peer.called_ae,
                 max_pdu=peer.max_pdu,
+                ext_neg=list(self._ext_neg),
                 evt_handlers=self._watchdog.handlers(),  # type: ignore[arg-type]  # invariant list
                 tls_args=self._tls_arguments(),
             )

@@ -1,8 +1,8 @@
 """One admitted association, from its request to its end, in one thread (PS3.8, PS3.7).
 
-Only what the listener serves, C-ECHO and C-STORE, and nothing without a limit: each PDU, command set and
-object has a largest size and a deadline, an object goes to its place while it arrives, and the next message
-is read when the one before is answered.
+Only what the listener serves, C-ECHO, C-STORE and storage commitment, and nothing without a limit: each PDU,
+command set and object has a largest size and a deadline, an object goes to its place while it arrives, and
+the next message is read when the one before is answered.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import socket
 import ssl
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
@@ -22,6 +22,7 @@ from pynetdicom.pdu_primitives import (
     ImplementationClassUIDNotification,
     ImplementationVersionNameNotification,
     MaximumLengthNotification,
+    SCP_SCU_RoleSelectionNegotiation,
 )
 from pynetdicom.presentation import PresentationContext, build_context, negotiate_as_acceptor
 
@@ -34,6 +35,9 @@ MIN_BYTES_PER_SECOND = 1024
 """A PDU or an object that comes more slowly, beyond its grace, ends the association."""
 
 MAX_CONTEXTS = 128
+MAX_NOTICE_BYTES = 8 << 20
+"""Of the data set of an N-ACTION or N-EVENT-REPORT; one object takes some 150 bytes of it."""
+
 _APPLICATION_CONTEXT = UID("1.2.840.10008.3.1.1.1")
 _FAREWELL_S = 2.0
 _BREACH_FAREWELL_S = 0.2
@@ -69,6 +73,8 @@ class Terms:
     max_pdu_bytes: int
     idle_seconds: float
     grace_seconds: float
+    #: abstract syntaxes of which N-ACTION and N-EVENT-REPORT are served, in either role
+    notices: frozenset[str] = frozenset()
 
 
 class StoreRequest(NamedTuple):
@@ -80,11 +86,30 @@ class StoreRequest(NamedTuple):
     transfer_syntax: str
 
 
+class Event(NamedTuple):
+    """An N-EVENT-REPORT of ours: type, instance and data set, encoded for the context it goes over."""
+
+    event_type: int
+    sop_instance_uid: str
+    data: bytes
+
+
+class Notice(NamedTuple):
+    """An N-ACTION or N-EVENT-REPORT (PS3.7 10.1.4, 10.1.1); all of it is the peer's words."""
+
+    is_event: bool
+    type_id: int | None
+    sop_instance_uid: str
+    transfer_syntax: str
+    data: bytearray
+
+
 class Answer(NamedTuple):
-    """Status (PS3.4 B.2.3) and a sentence of ours for the sender."""
+    """Status (PS3.4 B.2.3), a sentence of ours for the sender, and what is to follow on the association."""
 
     status: int
     comment: str = ""
+    event: Event | None = None
 
 
 class Sink(Protocol):
@@ -109,6 +134,12 @@ class Service(Protocol[SinkT]):
     def store(self, request: StoreRequest, sink: SinkT) -> Answer:
         """Answer for the whole data set."""
 
+    def notice(self, notice: Notice) -> Answer:
+        """Answer an N-ACTION or N-EVENT-REPORT."""
+
+    def event_taken(self, status: int) -> None:
+        """Hear how the peer answered the event that followed the last notice."""
+
 
 class _ConnectionEndedError(Exception):
     """The peer aborted or went away: there is nobody to tell."""
@@ -123,6 +154,7 @@ class _Message:
     command_bytes: bytearray
     command: Command | None = None
     received: int = 0
+    notice: bytearray = field(default_factory=bytearray)
 
 
 class Acceptor(Generic[SinkT]):
@@ -148,6 +180,8 @@ class Acceptor(Generic[SinkT]):
         self._header = bytearray(gate_pdu.HEADER_BYTES)
         self._body = bytearray(terms.max_pdu_bytes)
         self._stopping = False
+        self._events = 0
+        self._awaits_event: int | None = None
         self.breach: str | None = None
         """What the peer did that no peer does, in a sentence; None after an ordinary association."""
 
@@ -189,7 +223,7 @@ class Acceptor(Generic[SinkT]):
             pdu = A_ASSOCIATE_RQ()
             pdu.decode(self._request)
             request = pdu.to_primitive()
-            results = self._negotiate(request.presentation_context_definition_list)
+            results, roles = self._negotiate(request)
         except MALFORMED_FILE as error:
             if isinstance(error, PduError):
                 raise
@@ -200,10 +234,13 @@ class Acceptor(Generic[SinkT]):
             if context.result == 0
         }
         self._peer_max_length = request.maximum_length_received or 0
-        self._send(self._acceptance(request, results))
+        self._send(self._acceptance(request, results, roles))
         del self._request
 
-    def _negotiate(self, proposed: list[PresentationContext]) -> list[PresentationContext]:
+    def _negotiate(
+        self, request: A_ASSOCIATE
+    ) -> tuple[list[PresentationContext], list[SCP_SCU_RoleSelectionNegotiation]]:
+        proposed = request.presentation_context_definition_list
         if len(proposed) > MAX_CONTEXTS:
             raise PduError(f"{len(proposed)} presentation contexts; there can be {MAX_CONTEXTS}")
         supported = [
@@ -211,10 +248,22 @@ class Acceptor(Generic[SinkT]):
             for uid in sorted({str(context.abstract_syntax) for context in proposed})
             if uid in self._terms.contexts
         ]
-        results, _ = negotiate_as_acceptor(proposed, supported)
-        return results
+        for context in supported:
+            # a peer may report to us, or ask us: others keep the default roles
+            context.scu_role = context.scp_role = str(context.abstract_syntax) in self._terms.notices or None
+        asked: dict[UID, tuple[bool | None, bool | None]] = {
+            item.sop_class_uid: (bool(item.scu_role), bool(item.scp_role))
+            for item in request.user_information
+            if isinstance(item, SCP_SCU_RoleSelectionNegotiation) and item.sop_class_uid is not None
+        }
+        return negotiate_as_acceptor(proposed, supported, asked)
 
-    def _acceptance(self, request: A_ASSOCIATE, results: list[PresentationContext]) -> bytes:
+    def _acceptance(
+        self,
+        request: A_ASSOCIATE,
+        results: list[PresentationContext],
+        roles: list[SCP_SCU_RoleSelectionNegotiation],
+    ) -> bytes:
         answer = A_ASSOCIATE()
         answer.application_context_name = _APPLICATION_CONTEXT
         answer.calling_ae_title = request.calling_ae_title
@@ -227,7 +276,7 @@ class Acceptor(Generic[SinkT]):
         implementation.implementation_class_uid = UID(self._terms.implementation_class_uid)
         version = ImplementationVersionNameNotification()
         version.implementation_version_name = self._terms.implementation_version_name
-        answer.user_information = [length, implementation, version]
+        answer.user_information = [length, implementation, version, *roles]
         return A_ASSOCIATE_AC(answer).encode()
 
     def _serve(self) -> bool:
@@ -246,11 +295,13 @@ class Acceptor(Generic[SinkT]):
                         raise PduError("bytes behind the end of a message")
                     complete = self._take(message, context_id, control, data)
                     started = time.monotonic()
-                    if message.command is not None and request is None:
+                    if message.command is not None and control & _COMMAND:
                         request = self._store_request(message.command, context_id)
                         sink = self._service.begin(request) if request is not None else None
                     elif sink is not None:
                         sink.write(data)
+                    elif self._takes_notice(message):
+                        message.notice += data[: MAX_NOTICE_BYTES + 1 - len(message.notice)]
                     # a slow disk of ours is no slow peer
                     message.deadline += time.monotonic() - started
                 if complete:
@@ -297,22 +348,62 @@ class Acceptor(Generic[SinkT]):
         abstract, transfer = self._contexts[context_id]
         return StoreRequest(command.sop_class_uid, command.sop_instance_uid, abstract, transfer)
 
+    def _takes_notice(self, message: _Message) -> bool:
+        command = message.command
+        return (
+            command is not None
+            and command.field in {gate_message.N_ACTION, gate_message.N_EVENT_REPORT}
+            and self._contexts[message.context_id][0] in self._terms.notices
+        )
+
     def _answer(self, message: _Message, request: StoreRequest | None, sink: SinkT | None) -> None:
         command = message.command
         if command is None or command.field == gate_message.C_CANCEL:
             return
         if not command.is_request:
-            raise PduError("a response to nothing")
+            self._hear(command)
+            return
         if request is not None and sink is not None:
             answer = self._service.store(request, sink)
         elif command.field == gate_message.C_ECHO:
             answer = Answer(0)
         elif command.field == gate_message.C_STORE:
             answer = Answer(0xC000, "a request without a data set")
+        elif self._takes_notice(message):
+            answer = self._note(message, command)
         else:
             answer = Answer(gate_message.UNRECOGNIZED_OPERATION)
         encoded = gate_message.response(command, answer.status, answer.comment)
         self._send(gate_pdu.p_data(message.context_id, encoded, self._peer_max_length))
+        if answer.event is not None:
+            self._report(message.context_id, answer.event)
+
+    def _note(self, message: _Message, command: Command) -> Answer:
+        if len(message.notice) > MAX_NOTICE_BYTES:
+            return Answer(0x0213, f"more than {MAX_NOTICE_BYTES} bytes")
+        notice = Notice(
+            is_event=command.field == gate_message.N_EVENT_REPORT,
+            type_id=command.type_id,
+            sop_instance_uid=command.sop_instance_uid,
+            transfer_syntax=self._contexts[message.context_id][1],
+            data=message.notice,
+        )
+        return self._service.notice(notice)
+
+    def _report(self, context_id: int, event: Event) -> None:
+        """Send an N-EVENT-REPORT behind the answer; the peer's own answer comes among its next messages."""
+        self._events += 1
+        self._awaits_event = self._events
+        abstract, _ = self._contexts[context_id]
+        command = gate_message.event_report(self._events, abstract, event.sop_instance_uid, event.event_type)
+        self._send(gate_pdu.p_data(context_id, command, self._peer_max_length))
+        self._send(gate_pdu.p_data(context_id, event.data, self._peer_max_length, is_command=False))
+
+    def _hear(self, response: Command) -> None:
+        if response.field != gate_message.EVENT_REPORT_TAKEN or response.message_id != self._awaits_event:
+            raise PduError("a response to nothing")
+        self._awaits_event = None
+        self._service.event_taken(0 if response.status is None else response.status)
 
     def _read_pdu(self, deadline: float) -> memoryview | None:
         """Read one PDU; the values of a P-DATA-TF, or None for a request to release.

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from pacs_node.gate_pdu import PduError
 
 C_STORE, C_ECHO, C_CANCEL = 0x0001, 0x0030, 0x0FFF
+N_EVENT_REPORT, N_ACTION = 0x0100, 0x0130
+EVENT_REPORT_TAKEN = 0x8100
+"""Field of the response to an N-EVENT-REPORT."""
+
 UNRECOGNIZED_OPERATION = 0x0211
 """Status for what is no operation of this listener (PS3.7 C.5.24)."""
 
@@ -15,18 +19,30 @@ _RESPONSE = 0x8000
 _NO_DATA_SET = 0x0101
 _AFFECTED_CLASS, _REQUESTED_CLASS, _FIELD, _MESSAGE_ID = 0x0002, 0x0003, 0x0100, 0x0110
 _RESPONDED_TO, _DATA_SET_TYPE, _STATUS, _COMMENT, _AFFECTED_INSTANCE = 0x0120, 0x0800, 0x0900, 0x0902, 0x1000
+_REQUESTED_INSTANCE, _EVENT_TYPE, _ACTION_TYPE = 0x1001, 0x1002, 0x1008
+_DATA_SET = 0x0001
 _ELEMENT = struct.Struct("<HHL")
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What a request asks for; UIDs are empty where they are absent."""
+    """What a request asks for; UIDs are empty where they are absent.
+
+    Parameters
+    ----------
+    type_id
+        Event or Action Type ID.
+    status
+        Of a response.
+    """
 
     field: int
     message_id: int
     has_data_set: bool
     sop_class_uid: str
     sop_instance_uid: str
+    type_id: int | None = None
+    status: int | None = None
 
     @property
     def is_request(self) -> bool:
@@ -61,7 +77,9 @@ def read_command(data: bytes | bytearray) -> Command:
         _number(elements, identifier),
         _number(elements, _DATA_SET_TYPE) != _NO_DATA_SET,
         _uid(elements.get(_AFFECTED_CLASS, elements.get(_REQUESTED_CLASS, b""))),
-        _uid(elements.get(_AFFECTED_INSTANCE, b"")),
+        _uid(elements.get(_AFFECTED_INSTANCE, elements.get(_REQUESTED_INSTANCE, b""))),
+        _optional_number(elements, _EVENT_TYPE if _EVENT_TYPE in elements else _ACTION_TYPE),
+        _optional_number(elements, _STATUS),
     )
 
 
@@ -70,6 +88,10 @@ def _number(elements: dict[int, bytes], element: int) -> int:
     if len(value) != 2:
         raise PduError(f"a command set without (0000,{element:04X})")
     return int.from_bytes(value, "little")
+
+
+def _optional_number(elements: dict[int, bytes], element: int) -> int | None:
+    return _number(elements, element) if element in elements else None
 
 
 def _uid(value: bytes) -> str:
@@ -90,14 +112,26 @@ def response(command: Command, status: int, comment: str = "") -> bytes:
         _DATA_SET_TYPE: struct.pack("<H", _NO_DATA_SET),
         _STATUS: struct.pack("<H", status),
     }
-    for element, text, pad in (
-        (_AFFECTED_CLASS, command.sop_class_uid[:64], b"\0"),
-        (_COMMENT, comment[:64], b" "),
-        (_AFFECTED_INSTANCE, command.sop_instance_uid[:64], b"\0"),
-    ):
+    texts = {_AFFECTED_CLASS: command.sop_class_uid, _AFFECTED_INSTANCE: command.sop_instance_uid}
+    return _encoded(elements, texts | {_COMMENT: comment})
+
+
+def event_report(message_id: int, sop_class_uid: str, sop_instance_uid: str, event_type: int) -> bytes:
+    """Encode an N-EVENT-REPORT request (PS3.7 10.3.1) that a data set follows."""
+    elements = {
+        _FIELD: struct.pack("<H", N_EVENT_REPORT),
+        _MESSAGE_ID: struct.pack("<H", message_id),
+        _DATA_SET_TYPE: struct.pack("<H", _DATA_SET),
+        _EVENT_TYPE: struct.pack("<H", event_type),
+    }
+    return _encoded(elements, {_AFFECTED_CLASS: sop_class_uid, _AFFECTED_INSTANCE: sop_instance_uid})
+
+
+def _encoded(elements: dict[int, bytes], texts: dict[int, str]) -> bytes:
+    for element, text in texts.items():
         if text:
-            value = text.encode("ascii", "replace")
-            elements[element] = value + pad * (len(value) % 2)
+            value = text[:64].encode("ascii", "replace")
+            elements[element] = value + (b" " if element == _COMMENT else b"\0") * (len(value) % 2)
     body = b"".join(
         _ELEMENT.pack(0, element, len(value)) + value for element, value in sorted(elements.items())
     )

@@ -158,26 +158,28 @@ def fragments(body: memoryview) -> Iterator[tuple[int, int, memoryview]]:
         raise PduError("a P-DATA-TF without values")
 
 
-def p_data(context_id: int, command: bytes, max_length: int) -> bytes:
-    """Wrap a command set in as many P-DATA-TF as the peer's maximum length needs (PS3.8 9.3.5).
+def p_data(context_id: int, data: bytes, max_length: int, *, is_command: bool = True) -> bytes:
+    """Wrap a command set or data set in as many P-DATA-TF as the peer's maximum length needs (PS3.8 9.3.5).
 
     Parameters
     ----------
     max_length
         Of the variable part of a PDU; 0 for no limit.
+    is_command
+        False for a data set.
 
     Raises
     ------
     PduError
         The maximum leaves no room for a byte.
     """
-    step = len(command) if max_length == 0 else max_length - 6
+    step = len(data) if max_length == 0 else max_length - 6
     if step < 1:
         raise PduError(f"a maximum PDU length of {max_length} bytes leaves no room for an answer")
     pdus = bytearray()
-    for start in range(0, len(command), step):
-        part = command[start : start + step]
-        control = _COMMAND | (_LAST if start + step >= len(command) else 0)
+    for start in range(0, len(data), step):
+        part = data[start : start + step]
+        control = (_COMMAND if is_command else 0) | (_LAST if start + step >= len(data) else 0)
         pdus += _HEADER.pack(PduType.P_DATA, len(part) + 6)
         pdus += struct.pack(">LBB", len(part) + 2, context_id, control) + part
     return bytes(pdus)

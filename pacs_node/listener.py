@@ -11,7 +11,7 @@ import resource
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from pydicom.uid import UID
 from pynetdicom import AllStoragePresentationContexts
@@ -22,12 +22,14 @@ from sqlalchemy.orm import Session
 from inference.decode import DECODABLE_TRANSFER_SYNTAXES
 from pacs_node import audit, db, reception, tls
 from pacs_node.clock import Clock, utc_now
-from pacs_node.config import Caller, ListenerSettings, Settings
+from pacs_node.commitment import PUSH_MODEL, TRANSFER_SYNTAXES
+from pacs_node.config import Caller, DicomDestination, ListenerSettings, Settings
 from pacs_node.errors import NodeError, OutOfSpaceError, UnreadableInstanceError
 from pacs_node.gate import Admitted, Gate, Limits, Refusal, Visitor
 from pacs_node.gate_association import Acceptor, Answer, Ending, StoreRequest, Terms
 from pacs_node.gate_pdu import Rejection
 from pacs_node.gate_record import RefusalRecord
+from pacs_node.notices import Notices
 from pacs_node.reception import Reception
 from pacs_node.spool import (
     IMPLEMENTATION_CLASS_UID,
@@ -54,7 +56,7 @@ _STOP_S = 15.0
 
 
 class Listener:
-    """Storage and verification SCP.
+    """SCP of storage, verification and storage commitment.
 
     Parameters
     ----------
@@ -64,6 +66,9 @@ class Listener:
         Where instances become rows and files.
     clock
         Source of the times in the rows.
+    called_back
+        AE titles that take storage commitment reports where a destination of theirs listens; of the others
+        those do of which the callers say so.
     """
 
     def __init__(
@@ -73,12 +78,15 @@ class Listener:
         database: db.Database,
         spool: Spool,
         clock: Clock = utc_now,
+        *,
+        called_back: Collection[str] = (),
     ) -> None:
         self._settings = settings
         self._callers = tuple(callers)
         self._database = database
         self._spool = spool
         self._clock = clock
+        self._called_back = frozenset(called_back)
         self._terms = _terms(settings)
         self._refusals = RefusalRecord(database, clock)
         self._associations: dict[Acceptor[Incoming], threading.Thread] = {}
@@ -166,7 +174,9 @@ class Listener:
         return refusal
 
     def _admit(self, admitted: Admitted) -> None:
-        intake = _Intake(admitted.visitor, self._database, self._spool, self._clock)
+        intake = _Intake(
+            admitted.visitor, self._database, self._spool, self._clock, self._notices(admitted.visitor)
+        )
         acceptor = Acceptor(admitted.connection, admitted.request, self._terms, intake)
         thread = threading.Thread(
             target=self._serve, args=(acceptor, intake), name="association", daemon=True
@@ -174,6 +184,15 @@ class Listener:
         with self._lock:
             self._associations[acceptor] = thread
         thread.start()
+
+    def _notices(self, visitor: Visitor) -> Notices:
+        calls_back = visitor.calling_ae in self._called_back or any(
+            caller.report_port is not None
+            for caller in self._callers
+            if caller.admits(visitor.calling_ae, visitor.address)
+        )
+        directory = self._spool.directory
+        return Notices(visitor, self._database, directory, self._clock, calls_back=calls_back)
 
     def _serve(self, acceptor: Acceptor[Incoming], intake: _Intake) -> None:
         ending = Ending.ABORTED
@@ -231,8 +250,12 @@ class _MismatchError(Exception):
 class _Intake:
     """Makes the instances of one association durable."""
 
-    def __init__(self, visitor: Visitor, database: db.Database, spool: Spool, clock: Clock) -> None:
+    def __init__(
+        self, visitor: Visitor, database: db.Database, spool: Spool, clock: Clock, notices: Notices
+    ) -> None:
         self.visitor = visitor
+        self.notice = notices.answer
+        self.event_taken = notices.event_taken
         self._database = database
         self._spool = spool
         self._clock = clock
@@ -349,7 +372,12 @@ def _terms(settings: ListenerSettings) -> Terms:
     syntaxes = [str(uid) for uid in DECODABLE_TRANSFER_SYNTAXES]
     contexts = {str(context.abstract_syntax): syntaxes for context in AllStoragePresentationContexts}
     return Terms(
-        contexts={_VERIFICATION: ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1"], **contexts},
+        contexts={
+            _VERIFICATION: ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1"],
+            PUSH_MODEL: list(TRANSFER_SYNTAXES),
+            **contexts,
+        },
+        notices=frozenset([PUSH_MODEL]),
         implementation_class_uid=IMPLEMENTATION_CLASS_UID,
         implementation_version_name=IMPLEMENTATION_VERSION_NAME,
         max_pdu_bytes=settings.max_pdu_bytes,
@@ -376,7 +404,10 @@ def run(settings: Settings, stop: threading.Event) -> None:
     """Receive until `stop` is set."""
     _allow_many_files()
     database = open_database(settings)
-    listener = Listener(settings.listener, settings.callers, database, open_spool(settings))
+    destinations = [item.ae_title for item in settings.destinations if isinstance(item, DicomDestination)]
+    listener = Listener(
+        settings.listener, settings.callers, database, open_spool(settings), called_back=destinations
+    )
     listener.start()
     stop.wait()
     listener.stop()
