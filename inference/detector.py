@@ -8,13 +8,16 @@ training didn't see turns their height into a probability.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from importlib.resources.abc import Traversable
+from typing import Any
 
 import numpy as np
 import torch
 from monai.networks.blocks import Convolution, ResidualUnit
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -50,6 +53,8 @@ MAX_PEAKS = 100
 LEAST_SCORE = 0.02
 SAME_MM = 5.0
 
+_RELU = ("RELU", {"inplace": True})
+
 Singles = NDArray[np.float32]
 
 
@@ -63,7 +68,7 @@ class CentreNet(nn.Module):
     def __init__(self, channels: tuple[int, int, int, int] = CHANNELS) -> None:
         super().__init__()
         stem, first, second, third = channels
-        self.stem = Convolution(3, 8, stem, strides=1, norm="BATCH", act="RELU", adn_ordering="NA")
+        self.stem = Convolution(3, 8, stem, strides=1, norm="BATCH", act=_RELU, adn_ordering="NA")
         self.first = _unit(stem, first)
         self.second = _unit(first, second, 2)
         self.third = _unit(second, third, 2)
@@ -102,7 +107,7 @@ class CentreNet(nn.Module):
 
 def _unit(entering: int, leaving: int, stride: int = 1) -> ResidualUnit:
     return ResidualUnit(
-        3, entering, leaving, strides=stride, subunits=2, norm="BATCH", act="RELU", adn_ordering="NA"
+        3, entering, leaving, strides=stride, subunits=2, norm="BATCH", act=_RELU, adn_ordering="NA"
     )
 
 
@@ -303,27 +308,51 @@ def sample_lung_box(volume: Volume, lungs: Lungs) -> tuple[Tensor, Tensor, NDArr
         for s, d, n in zip(lungs.bounds(), spacing, volume.array.shape, strict=True)
     ]
     box = tuple(slice(*place) for place in places)
-    image = torch.from_numpy(np.ascontiguousarray(volume.array[box], dtype=np.float32))
-    field = torch.from_numpy((lungs.labels[box] > 0).astype(np.float32))
-    image = smooth_fine(image, spacing)
-    for axis, distance in enumerate(spacing):
-        step = GRID_MM / distance
-        count = -(-int(np.ceil(image.shape[axis] / step)) // MULTIPLE) * MULTIPLE
-        image, field = (_along(one, axis, step, count) for one in (image, field))
+    cut = volume.array[box], lungs.labels[box] > 0
+    counts = [
+        -(-int(np.ceil(size / (GRID_MM / distance))) // MULTIPLE) * MULTIPLE
+        for size, distance in zip(cut[0].shape, spacing, strict=True)
+    ]
+    image, field = (
+        _sampled(
+            part,
+            [
+                _weights(size, distance, count, is_smooth=is_smooth)
+                for size, distance, count in zip(part.shape, spacing, counts, strict=True)
+            ],
+        )
+        for part, is_smooth in zip(cut, (True, False), strict=True)
+    )
     corner = np.array([low for low, _ in places], np.float64)
     return image, field, corner
 
 
-def _along(array: Tensor, axis: int, step: float, count: int) -> Tensor:
-    """Linear interpolation at 0, step, 2 step, ... along one axis, the border repeated."""
-    last = array.shape[axis] - 1
-    place = (torch.arange(count, dtype=torch.float64) * step).clamp_(max=last)
-    lower = place.floor().long().clamp_(max=max(last - 1, 0))
-    shape = [1] * array.ndim
-    shape[axis] = count
-    weight = (place - lower).float().view(shape)
-    upper = (lower + 1).clamp_(max=last)
-    return torch.lerp(array.index_select(axis, lower), array.index_select(axis, upper), weight)
+def _weights(size: int, spacing: float, count: int, *, is_smooth: bool) -> csr_array:
+    """Linear interpolation at 0, `GRID_MM`, twice that, ..., the border repeated: (count, size).
+
+    With the smoothing of `smooth_fine` in it, so that only what is sampled gets smoothed.
+    """
+    place = np.minimum(np.arange(count) * (GRID_MM / spacing), size - 1)
+    lower = np.minimum(place.astype(np.int64), max(size - 2, 0))
+    linear = np.zeros((count, size), np.float32)
+    linear[np.arange(count), lower] = 1 - (place - lower)
+    linear[np.arange(count), np.minimum(lower + 1, size - 1)] += (place - lower).astype(np.float32)
+    if is_smooth:
+        linear = linear @ smooth_fine(torch.eye(size)[:, None], (spacing, math.inf, math.inf))[:, 0].numpy()
+    return csr_array(linear)
+
+
+def _sampled(array: NDArray[Any], weights: list[csr_array]) -> Tensor:
+    """Weighted sums along each axis, float32, one slice at a time."""
+    along_z, along_y, along_x = weights
+    out = np.empty([one.shape[0] for one in weights], np.float32)
+    for number in range(len(out)):
+        row = along_z[[number]]
+        plane = np.zeros(array.shape[1:], np.float32)
+        for index, weight in zip(row.indices, row.data, strict=True):
+            plane += weight * array[index]
+        out[number] = (along_x @ np.ascontiguousarray((along_y @ plane).T)).T
+    return torch.from_numpy(out)
 
 
 def find_peaks(

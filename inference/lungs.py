@@ -58,7 +58,11 @@ class Lungs:
 
     def bounds(self) -> tuple[slice, slice, slice]:
         """The smallest box that holds the field."""
-        return _box(self.labels > 0)
+        floor = self.labels.max(axis=0)
+        over = (self.labels.any(axis=(1, 2)), floor.any(axis=1), floor.any(axis=0))
+        ends = [np.flatnonzero(one)[[0, -1]] for one in over]
+        z, y, x = (slice(int(first), int(last) + 1) for first, last in ends)
+        return z, y, x
 
 
 def _box(mask: Mask) -> tuple[slice, slice, slice]:
