@@ -6,15 +6,15 @@ import errno
 import hashlib
 import os
 import shutil
+import struct
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from typing import NamedTuple
 
-from pydicom.dataset import FileMetaDataset
-from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID
 
 from pacs_node import __version__
@@ -25,6 +25,10 @@ IMPLEMENTATION_VERSION_NAME = f"PACSNODE_{__version__}"[:16]
 
 _PREAMBLE = bytes(128) + b"DICM"
 _CHECK_EVERY = 16 << 20
+_SHORT_ELEMENT = struct.Struct("<HH2sH")
+_META_BYTES = 4096
+_READ_AT_ONCE = 1 << 20
+_SYNC_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,17 @@ class StoredFile:
     path: str
     sha256: str
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFile:
+    """A stored file whose bytes are those that its name says, and what its file meta information says."""
+
+    stored: StoredFile
+    transfer_syntax_uid: str
+    source_ae: str
+    #: first bytes of the data set
+    head: bytes
 
 
 class Incoming:
@@ -118,8 +133,16 @@ class Incoming:
         file = self._usable()
         return os.pread(file.fileno(), limit, len(self._head))
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 that names the data set, as far as it came: of its transfer syntax and its bytes."""
+        return self._digest.hexdigest()
+
     def keep(self) -> StoredFile:
-        """Make the data set durable: file synced, renamed, directory synced.
+        """Make the data set durable: file, name and folder are synced.
+
+        File and folder are synced at the same time, so that the file system can do both in one commit of
+        its journal. A file that is there already is replaced by its equal only once that is durable.
 
         Raises
         ------
@@ -129,20 +152,38 @@ class Incoming:
             The disk failed; nothing that was not there before is to be trusted.
         """
         file = self._usable()
-        digest = self._digest.hexdigest()
+        digest = self.digest
         relative = f"instances/{digest[:2]}/{digest}.dcm"
         target = self._spool.absolute(relative)
         try:
-            if not target.exists():
+            try:
+                os.link(self._path, target)
+            except FileExistsError:
+                # its writer may have been killed before it was durable
                 os.fsync(file.fileno())
                 self._path.rename(target)
-            # also for a file that was there: its writer may have been killed before this
-            sync_directory(target.parent)
+                sync_directory(target.parent)
+            else:
+                self._sync_new(file, target)
         except OSError as error:
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
                 raise OutOfSpaceError("the disk is full") from error
             raise
         return StoredFile(relative, digest, self.size)
+
+    def _sync_new(self, file: FileIO, target: Path) -> None:
+        durable = False
+        try:
+            self._path.unlink()
+            folder = self._spool.sync_soon(target.parent)
+            try:
+                os.fsync(file.fileno())
+            finally:
+                folder.result()
+            durable = True
+        finally:
+            if not durable:
+                target.unlink(missing_ok=True)
 
     def _usable(self) -> FileIO:
         if self._trouble is not None:
@@ -176,6 +217,7 @@ class Spool:
         self.directory = directory
         self._max_object_bytes = max_object_bytes
         self._reserve_bytes = reserve_bytes
+        self._syncers = ThreadPoolExecutor(_SYNC_THREADS, thread_name_prefix="sync")
         self._incoming = directory / "incoming"
         self._incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
         instances = directory / "instances"
@@ -192,12 +234,14 @@ class Spool:
         if free - size < self._reserve_bytes:
             raise OutOfSpaceError(f"{free >> 20} MiB free, reserve is {self._reserve_bytes >> 20} MiB")
 
-    def begin(self, *, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> Incoming:
-        """Make ready for a data set that arrives in parts; the UIDs go into its file meta information.
+    def begin(
+        self, *, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str, source_ae: str = ""
+    ) -> Incoming:
+        """Make ready for a data set that arrives in parts; what is named goes into its file meta information.
 
         Never raises for the disk: what happens is told when the data set is to be kept.
         """
-        meta = _file_meta(sop_class_uid, sop_instance_uid, transfer_syntax_uid)
+        meta = _file_meta(sop_class_uid, sop_instance_uid, transfer_syntax_uid, source_ae)
         return Incoming(self, self._incoming, _PREAMBLE + meta, transfer_syntax_uid, self._max_object_bytes)
 
     def write(
@@ -234,6 +278,36 @@ class Spool:
         for folder in (self.directory / "instances").iterdir():
             yield from (f"instances/{folder.name}/{path.name}" for path in folder.iterdir())
 
+    def sync_soon(self, directory: Path) -> Future[None]:
+        """Make the names in a directory durable, in another thread."""
+        return self._syncers.submit(sync_directory, directory)
+
+    def find(self, relative: str, head_bytes: int) -> FoundFile | None:
+        """Read a stored file of which nothing is known; None where its bytes aren't what its name says.
+
+        Raises
+        ------
+        OSError
+            It can't be read.
+        """
+        with self.absolute(relative).open("rb") as file:
+            meta = _read_file_meta(file.read(_META_BYTES))
+            if meta is None:
+                return None
+            syntax = meta.texts.get(0x0010, "")
+            digest = hashlib.sha256(syntax.encode("ascii", "replace") + b"\n")
+            size = 0
+            file.seek(meta.length)
+            while part := file.read(_READ_AT_ONCE):
+                digest.update(part)
+                size += len(part)
+            file.seek(meta.length)
+            head = file.read(head_bytes)
+        if Path(relative).stem != digest.hexdigest():
+            return None
+        stored = StoredFile(relative, digest.hexdigest(), size)
+        return FoundFile(stored, syntax, meta.texts.get(0x0016, ""), head)
+
     def absolute(self, relative: str) -> Path:
         """Path of a stored file."""
         return self.directory / relative
@@ -252,14 +326,48 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bytes:
-    """PS3.10 7.1, with nothing in it that differs from one reception to the next."""
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = UID(sop_class_uid)
-    meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid)
-    meta.TransferSyntaxUID = UID(transfer_syntax_uid)
-    meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
-    meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
-    buffer = DicomBytesIO()
-    write_file_meta_info(buffer, meta, enforce_standard=True)
-    return buffer.getvalue()
+def _file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str, source_ae: str) -> bytes:
+    """PS3.10 7.1: who sent it stands there too, for an object whose row was not written in time."""
+    elements = b"".join(
+        (
+            b"\x02\x00\x01\x00OB\x00\x00\x02\x00\x00\x00\x00\x01",
+            _element(0x0002, b"UI", sop_class_uid),
+            _element(0x0003, b"UI", sop_instance_uid),
+            _element(0x0010, b"UI", transfer_syntax_uid),
+            _element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID),
+            _element(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME),
+            _element(0x0016, b"AE", source_ae) if source_ae else b"",
+        )
+    )
+    return _SHORT_ELEMENT.pack(2, 0, b"UL", 4) + struct.pack("<L", len(elements)) + elements
+
+
+def _element(element: int, vr: bytes, text: str) -> bytes:
+    """Group 0002 in Explicit VR Little Endian (PS3.5 7.1.2)."""
+    value = text.encode("ascii", "replace")
+    value += (b"\0" if vr == b"UI" else b" ") * (len(value) % 2)
+    return _SHORT_ELEMENT.pack(2, element, vr, len(value)) + value
+
+
+class _Meta(NamedTuple):
+    #: of everything before the data set
+    length: int
+    texts: dict[int, str]
+
+
+def _read_file_meta(data: bytes) -> _Meta | None:
+    """Read what `_file_meta` wrote, None where it is something else."""
+    at = len(_PREAMBLE)
+    if data[:at] != _PREAMBLE or len(data) < at + 12:
+        return None
+    end = at + 12 + int.from_bytes(data[at + 8 : at + 12], "little")
+    at += 12
+    texts: dict[int, str] = {}
+    while at + 8 <= end <= len(data):
+        _, element, vr, length = _SHORT_ELEMENT.unpack_from(data, at)
+        if vr == b"OB":
+            at += 4
+            length = int.from_bytes(data[at + 4 : at + 8], "little")
+        texts[element] = data[at + 8 : at + 8 + length].decode("ascii", "replace").rstrip("\0 ")
+        at += 8 + length
+    return _Meta(end, texts) if at == end else None

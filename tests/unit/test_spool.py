@@ -19,7 +19,7 @@ from pydicom import dcmread
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from pacs_node.errors import OutOfSpaceError
-from pacs_node.spool import Spool, StoredFile
+from pacs_node.spool import FoundFile, Spool, StoredFile
 from tests.ct_factory import make_ct_series
 from tests.small_node import encoded
 
@@ -44,40 +44,53 @@ class Call(NamedTuple):
 
 @pytest.fixture
 def calls(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> list[Call]:
-    """Every fsync and rename, once the spool is open, with the path it was about, in order."""
+    """Every fsync, link and rename, once the spool is open, with the path it was about, in order."""
     seen: list[Call] = []
-    real_fsync, real_rename = os.fsync, Path.rename
+    real_fsync, real_rename, real_link = os.fsync, Path.rename, os.link
 
     def fsync(descriptor: int) -> None:
-        seen.append(Call("fsync", str(Path(f"/proc/self/fd/{descriptor}").readlink())))
         real_fsync(descriptor)
+        seen.append(Call("fsync", str(Path(f"/proc/self/fd/{descriptor}").readlink())))
 
     def rename(self: Path, target: Any) -> Path:
         seen.append(Call("rename", str(target)))
         return real_rename(self, target)
 
+    def link(source: Any, target: Any) -> None:
+        real_link(source, target)
+        seen.append(Call("link", str(target)))
+
     monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "link", link)
     monkeypatch.setattr(Path, "rename", rename)
     return seen
 
 
-def test_file_then_name_then_directory(spool: Spool, calls: list[Call]) -> None:
+def test_name_then_file_and_directory(spool: Spool, calls: list[Call]) -> None:
+    """Both syncs come after the name, so both are needed for it; which of them ends first is open."""
     target = str(spool.absolute(write(spool).path))
-    order = [
-        call for call in calls if call.what == "rename" or "instances" in call.path or "part" in call.path
-    ]
-    assert [call.what for call in order][:1] == ["fsync"]
-    assert order[0].path.endswith(".part")
-    rename = order.index(Call("rename", target))
-    assert rename > 0
-    assert order[rename + 1 :] == [Call("fsync", str(Path(target).parent))]
+    after = calls[calls.index(Call("link", target)) + 1 :]
+    part = next(call.path for call in after if "incoming" in call.path)
+    assert sorted(after) == sorted([Call("fsync", part), Call("fsync", str(Path(target).parent))])
+
+
+def test_what_is_there_is_replaced_only_by_what_is_durable(spool: Spool, calls: list[Call]) -> None:
+    """After a power cut a file may have its name and not its bytes."""
+    target = spool.absolute(write(spool).path)
+    content = target.read_bytes()
+    target.write_bytes(b"")
+    calls.clear()
+    write(spool)
+    assert target.read_bytes() == content
+    assert [call.what for call in calls] == ["fsync", "rename", "fsync"]
+    assert calls[1:] == [Call("rename", str(target)), Call("fsync", str(target.parent))]
 
 
 def test_the_folder_of_the_file_is_durable_before_it(tmp_path: Path, calls: list[Call]) -> None:
     spool = Spool(tmp_path / "new" / "storage", reserve_bytes=1)
     target = spool.absolute(write(spool).path)
-    renamed = calls.index(Call("rename", str(target)))
-    before = {call.path for call in calls[:renamed] if call.what == "fsync"}
+    named = calls.index(Call("link", str(target)))
+    before = {call.path for call in calls[:named] if call.what == "fsync"}
     assert {str(target.parents[1]), str(spool.directory), str(spool.directory.parent)} <= before
 
 
@@ -101,6 +114,35 @@ def test_what_is_written_is_a_dicom_file_with_these_bytes(spool: Spool) -> None:
     assert ds.file_meta.MediaStorageSOPClassUID == CTImageStorage
     assert ds.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
     assert len(ds.PixelData) == 512
+
+
+def test_a_file_says_what_it_is(spool: Spool) -> None:
+    incoming = spool.begin(
+        sop_class_uid=CTImageStorage, sop_instance_uid="1.2", transfer_syntax_uid=SYNTAX, source_ae="PACS"
+    )
+    incoming.write(memoryview(DATASET))
+    stored = incoming.keep()
+    incoming.discard()
+    assert dcmread(spool.absolute(stored.path)).file_meta.SourceApplicationEntityTitle == "PACS"
+    found = spool.find(stored.path, 100)
+    assert found == FoundFile(stored, SYNTAX, "PACS", DATASET[:100])
+    plain = write(spool, DATASET + b"\0\0")
+    assert spool.find(plain.path, 1) == FoundFile(plain, SYNTAX, "", DATASET[:1])
+
+
+@pytest.mark.parametrize("length", [0, 10, 140, 200, 500, -1])
+def test_a_file_that_was_cut_is_found_out(spool: Spool, length: int) -> None:
+    path = spool.absolute(write(spool).path)
+    path.write_bytes(path.read_bytes()[:length])
+    assert spool.find(str(path.relative_to(spool.directory)), 100) is None
+
+
+def test_a_file_with_another_byte_is_found_out(spool: Spool) -> None:
+    path = spool.absolute(write(spool).path)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert spool.find(str(path.relative_to(spool.directory)), 100) is None
 
 
 def test_the_same_bytes_are_one_file_other_bytes_another(spool: Spool) -> None:
@@ -129,7 +171,7 @@ def failing(error: int) -> Callable[..., Any]:
     return fail
 
 
-@pytest.mark.parametrize("where", ["os.fsync", "pathlib.Path.rename"])
+@pytest.mark.parametrize("where", ["os.fsync", "os.link"])
 @pytest.mark.parametrize("error", [errno.EIO, errno.EROFS])
 def test_a_disk_error_leaves_no_partial_file(
     spool: Spool, monkeypatch: pytest.MonkeyPatch, where: str, error: int
@@ -141,7 +183,7 @@ def test_a_disk_error_leaves_no_partial_file(
     assert files(spool) == []
 
 
-@pytest.mark.parametrize("where", ["os.fsync", "pathlib.Path.rename"])
+@pytest.mark.parametrize("where", ["os.fsync", "os.link"])
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
 def test_a_disk_that_fills_up_meanwhile_is_out_of_space(
     spool: Spool, monkeypatch: pytest.MonkeyPatch, where: str, error: int
