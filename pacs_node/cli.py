@@ -14,6 +14,7 @@ from sqlalchemy.exc import DatabaseError
 from dicom_sr.profiles import PROFILES, Form
 from inference.registry import DEFAULT_PROFILE
 from pacs_node import __version__, delivery, jobs, logs, preflight, queries, serve
+from pacs_node.audit_cli import audit
 from pacs_node.clock import utc_now
 from pacs_node.config import (
     Caller,
@@ -214,6 +215,7 @@ def demo(source: str, out: Path, seed: int, tcia_url: str | None) -> None:
     sys.exit(run_demo(source, out, seed=seed, tcia_url=tcia_url, console=Console()))
 
 
+main.add_command(audit)
 main.add_command(models)
 main.add_command(doctor)
 main.add_command(evaluate)

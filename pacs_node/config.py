@@ -25,6 +25,7 @@ from pydantic_core import ErrorDetails
 from dicom_sr.profiles import PROFILES
 from inference.registry import DEFAULT_PROFILE
 from pacs_node.config_archive import ArchiveSettings
+from pacs_node.config_audit import AuditSettings
 from pacs_node.config_listener import (
     AETitle,
     Caller,
@@ -263,6 +264,7 @@ class Settings(Section):
     delivery: DeliverySettings = Field(default_factory=DeliverySettings)
     web: WebSettings = Field(default_factory=WebSettings)
     retention: RetentionSettings = Field(default_factory=RetentionSettings)
+    audit: AuditSettings = Field(default_factory=AuditSettings)
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Settings:
@@ -355,12 +357,16 @@ def _with_absolute_paths(settings: Settings, base: Path) -> Settings:
     )
     listener = with_files(settings.listener, "tls_certificate_file", "tls_key_file", "tls_client_ca_file")
     pipeline = with_files(settings.pipeline, "wording", "models")
+    audit = with_files(settings.audit, "syslog_ca_file", "syslog_certificate_file", "syslog_key_file")
+    heads = str((Path(storage.directory) / audit.heads_file).absolute())
+    audit = audit.model_copy(update={"heads_file": heads})
     return settings.model_copy(
         update={
             "storage": storage,
             "destinations": destinations,
             "listener": listener,
             "pipeline": pipeline,
+            "audit": audit,
         }
     )
 
