@@ -30,9 +30,11 @@ def refusal(raw: dict[str, Any]) -> str:
 def test_an_empty_file_is_the_defaults() -> None:
     settings = parse({}, base=BASE)
     usual = Settings()
-    assert settings.model_copy(update={"storage": usual.storage, "pipeline": usual.pipeline}) == usual
+    with_paths = {"storage": usual.storage, "pipeline": usual.pipeline, "audit": usual.audit}
+    assert settings.model_copy(update=with_paths) == usual
     assert settings.pipeline.models == "/etc/node/pacs-node-models"
     assert settings.storage.directory == "/etc/node/pacs-node-data"
+    assert settings.audit.heads_file == "/etc/node/pacs-node-data/audit-heads.jsonl"
 
 
 def test_settings_are_frozen() -> None:
