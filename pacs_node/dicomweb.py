@@ -17,6 +17,7 @@ from typing import Any, Literal
 import requests
 from dicomweb_client.web import DICOMwebClient
 
+from pacs_node.archive import ArchiveError
 from pacs_node.destinations import (
     EchoResult,
     ObjectFile,
@@ -334,6 +335,47 @@ class DicomWebDestination:
             for item in objects:
                 found[item.sop_instance_uid] = self._search(client, item)
         return found
+
+    def search(
+        self,
+        what: str,
+        *,
+        filters: dict[str, str],
+        study_uid: str | None = None,
+        series_uid: str | None = None,
+        fields: Sequence[str] = (),
+        limit: int,
+        offset: int = 0,
+    ) -> list[dict[str, Any]]:
+        """Search for ``studies``, ``series`` or ``instances`` by QIDO-RS; one page of matches, DICOM JSON.
+
+        Raises
+        ------
+        ArchiveError
+            No usable answer came.
+        """
+        options: dict[str, Any] = {"limit": limit, "search_filters": filters, "fields": list(fields) or None}
+        if offset:
+            options["offset"] = offset
+        with self._session() as session:
+            client = self._client(session)
+            try:
+                if what == "studies":
+                    found = client.search_for_studies(**options)
+                elif what == "series":
+                    found = client.search_for_series(study_uid, **options)
+                else:
+                    found = client.search_for_instances(study_uid, series_uid, **options)
+            except OSError as error:
+                answer = error.response if isinstance(error, requests.HTTPError) else None
+                if answer is not None and answer.status_code == HTTPStatus.NOT_FOUND:
+                    return []
+                trouble = _Trouble.of(error)
+                raise ArchiveError(trouble.kind, trouble.sentence) from error
+            except ValueError as error:
+                raise ArchiveError(OutcomeKind.PERMANENT, "the answer is not DICOM JSON") from error
+        matches: list[object] = list(found)  # what the peer sent, whatever the client promises
+        return [match for match in matches if isinstance(match, dict)]
 
     def _search(self, client: _StowClient, item: ObjectRef) -> bool | None:
         try:

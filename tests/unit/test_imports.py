@@ -63,12 +63,17 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "config_listener",
         "config_archive config_audit",
         "config db spool association dicomweb engines gate gate_association",
-        "audit leases storage case dimse config_template config_docs migrations migrations.*",
+        (
+            "audit leases storage case dimse config_template config_docs migrations migrations.*"
+            " archive_dimse archive_web completeness"
+        ),
         "lifecycle breaker retention gate_record commitment_scp commitment_scu audit_message audit_chain",
         "audit_xml",
         "audit_fhir",
         "audit_export",
         "jobs outbox reception notices",
+        "recorder",
+        "receiving",
         "listener intake worker delivery timeline",
         "schedule queries preflight doctor",
         "doctor_peers",
@@ -92,9 +97,14 @@ ONLY: dict[str, str] = {
     "pacs_node.errors pacs_node.lifecycle pacs_node.spool pacs_node.states",
     "pacs_node.gate": "pacs_node pacs_node.gate_pdu pacs_node.tls",
     "pacs_node.gate_association": "inference.decode pacs_node pacs_node.gate_message pacs_node.gate_pdu",
-    "pacs_node.listener": "inference.decode pacs_node pacs_node.audit pacs_node.clock pacs_node.commitment "
-    "pacs_node.config pacs_node.notices "
-    "pacs_node.db pacs_node.errors pacs_node.gate pacs_node.gate_* pacs_node.reception pacs_node.spool "
+    "pacs_node.recorder": "pacs_node pacs_node.clock pacs_node.db pacs_node.errors pacs_node.reception "
+    "pacs_node.spool",
+    "pacs_node.receiving": "pacs_node pacs_node.audit pacs_node.clock pacs_node.db pacs_node.errors "
+    "pacs_node.gate pacs_node.gate_association pacs_node.notices pacs_node.reception pacs_node.recorder "
+    "pacs_node.spool",
+    "pacs_node.listener": "inference.decode pacs_node pacs_node.clock pacs_node.commitment "
+    "pacs_node.config pacs_node.notices pacs_node.receiving pacs_node.recorder "
+    "pacs_node.db pacs_node.errors pacs_node.gate pacs_node.gate_* pacs_node.spool "
     "pacs_node.storage pacs_node.tls",
     "pacs_node.case": "inference.* dicom_sr.* pacs_node pacs_node.reader pacs_node.request "
     "pacs_node.spool pacs_node.states",
@@ -142,6 +152,8 @@ LIGHT = (
     "inference.load",
     "inference.record*",
     "pacs_node.listener",
+    "pacs_node.receiving",
+    "pacs_node.recorder",
     "pacs_node.intake",
     "pacs_node.schedule",
     "pacs_node.worker",
