@@ -59,7 +59,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
             "errors clock states logs destinations peer present tcia request models_cli validators"
             " validators.* gate_pdu dataset_head commitment"
         ),
-        "tls gate_message reader reader_process",
+        "tls gate_message archive reader reader_process",
         "config_listener",
         "config_archive config_audit",
         "config db spool association dicomweb engines gate gate_association",
@@ -99,7 +99,7 @@ ONLY: dict[str, str] = {
     "pacs_node.gate_association": "inference.decode pacs_node pacs_node.gate_message pacs_node.gate_pdu",
     "pacs_node.recorder": "pacs_node pacs_node.clock pacs_node.db pacs_node.errors pacs_node.reception "
     "pacs_node.spool",
-    "pacs_node.receiving": "pacs_node pacs_node.audit pacs_node.clock pacs_node.db pacs_node.errors "
+    "pacs_node.receiving": "pacs_node pacs_node.audit pacs_node.db pacs_node.errors "
     "pacs_node.gate pacs_node.gate_association pacs_node.notices pacs_node.reception pacs_node.recorder "
     "pacs_node.spool",
     "pacs_node.listener": "inference.decode pacs_node pacs_node.clock pacs_node.commitment "
