@@ -32,6 +32,7 @@ class ReasonCode(StrEnum):
     GAP = "GAP"
     DUPLICATE = "DUPLICATE"
     CONFLICT = "CONFLICT"
+    INCOMPLETE = "INCOMPLETE"
     TILT = "TILT"
     DECODE = "DECODE"
     HU_RANGE = "HU_RANGE"

@@ -30,6 +30,7 @@ from pacs_node.destinations import EchoResult
 from pacs_node.doctor_cli import doctor
 from pacs_node.errors import ConfigurationError, StaleStateError
 from pacs_node.evaluate_cli import evaluate
+from pacs_node.missed_cli import missed
 from pacs_node.models_cli import models
 from pacs_node.storage import open_database
 from pacs_node.timeline import timeline, words
@@ -220,6 +221,7 @@ main.add_command(models)
 main.add_command(doctor)
 main.add_command(evaluate)
 main.add_command(validate)
+main.add_command(missed)
 
 
 def _find(database: Database, key: str) -> list[Study]:

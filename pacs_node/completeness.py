@@ -6,7 +6,7 @@ What the archive said comes as a row; nobody here waits for it. Every hold ends 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -136,6 +136,20 @@ class Silences:
         self._known[series.id] = (series.last_received_at, began, now)
         return timedelta(seconds=now - began)
 
-    def keep_only(self, series_ids: Collection[int]) -> None:
-        """Forget all others."""
-        self._known = {key: value for key, value in self._known.items() if key in series_ids}
+    def forget(self, series_ids: Iterable[int]) -> None:
+        """Forget series that were judged."""
+        for series_id in series_ids:
+            self._known.pop(series_id, None)
+
+
+def lacks_images(series: Series) -> bool:
+    """Whether the archive has more images of it than came."""
+    return series.archive_instances is not None and series.archive_instances > series.n_instances
+
+
+def sentence_of_lack(series: Series) -> str:
+    """Say so, for a report."""
+    return (
+        f"The archive has {series.archive_instances} images of this series; "
+        f"{series.n_instances} of them had come when the wait for the others was over."
+    )

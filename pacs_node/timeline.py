@@ -15,7 +15,13 @@ from pacs_node.db import AuditEvent, Series, Study
 from pacs_node.jobs import NOT_ANALYSED, REFUSAL
 from pacs_node.states import DeliveryState, JobState, SeriesState
 
-_CLOSED_BY = {"settled": "no gap and quiet", "quiet": "closed after a longer silence"}
+_CLOSED_BY = {
+    "promised": "its sender asked whether all are safe here",
+    "counted": "the archive has no more",
+    "settled": "no gap and quiet",
+    "quiet": "closed after a longer silence",
+    "partial": "the archive has more, but the wait for them was over",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +221,14 @@ class _Teller:
         detail = f"{self._series_name(objects)}: {objects.get('reason', '')}"
         self._add(event, "conflicting copy", detail, failure=True)
 
+    def waits(self, event: AuditEvent, objects: dict[str, Any]) -> None:
+        """The archive has more images than came."""
+        self._add(event, "waiting for images", f"{self._series_name(objects)}: {objects.get('reason', '')}")
+
+    def missed(self, event: AuditEvent, objects: dict[str, Any]) -> None:
+        """The archive had it before it came here."""
+        self._add(event, "not here yet", str(objects.get("reason", "")), failure=True)
+
     def removed(self, event: AuditEvent, objects: dict[str, Any]) -> None:
         """Retention removed files."""
         self._add(event, event.event, f"{_count(objects, 'files', 'file')} by {event.actor}")
@@ -232,6 +246,8 @@ _TELLERS: dict[str, Callable[[_Teller, AuditEvent, dict[str, Any]], None]] = {
     Event.JOB_CHANGED.value[0]: _Teller.job_changed,
     Event.DELIVERY_CHANGED.value[0]: _Teller.delivery_changed,
     Event.INSTANCE_CONFLICT.value[0]: _Teller.conflict,
+    Event.SERIES_WAITS.value[0]: _Teller.waits,
+    Event.STUDY_MISSED.value[0]: _Teller.missed,
     Event.IMAGES_REMOVED.value[0]: _Teller.removed,
     Event.RESULTS_REMOVED.value[0]: _Teller.removed,
 }

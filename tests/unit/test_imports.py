@@ -75,6 +75,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "recorder",
         "receiving",
         "listener intake worker delivery timeline",
+        "reconcile missed",
+        "missed_cli",
         "schedule queries preflight doctor",
         "doctor_peers",
         "overview study_detail",
