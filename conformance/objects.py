@@ -7,6 +7,7 @@ slices are too thick, and of any scan that is named.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,12 +18,15 @@ from pydicom import Dataset
 from pydicom.uid import MRImageStorage
 from rich.console import Console
 
+from dicom_sr.capture import Capture, build_captures
 from dicom_sr.codes import FEATURES
 from dicom_sr.context import OtherSeries, Predecessor, ResultContext
 from dicom_sr.part10 import save
+from dicom_sr.pdf import build_pdf
 from dicom_sr.profiles import PROFILES, in_order
 from dicom_sr.report import ReportClass, build_not_analysed_report, build_report
 from dicom_sr.seg import SegEncoding, build_seg
+from inference.load import read_header
 from inference.phantom import make_phantom, write_phantom
 from inference.registry import DEFAULT_PROFILE
 from inference.types import Descriptor, Finding, Malignancy, Observation, SemanticFeature, Volume
@@ -37,6 +41,7 @@ from tests.finding_factory import (
     make_volume,
     without_pixels,
 )
+from tests.odd_series import CHANGES, OTHERS, odd_series
 
 FORMS = in_order(
     ("seg:labelmap", "sr:labelmap", *(form for profile in PROFILES.values() for form in profile.forms))
@@ -45,6 +50,8 @@ FORMS = in_order(
 
 _COSINE, _SINE = 0.9659258, 0.2588190
 _OBLIQUE = (_COSINE, 0.0, -_SINE, _SINE * 0.5, 0.8660254, _COSINE * 0.5)
+_PICTURE = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+_DOCUMENT = b"%PDF-1.4\n%%EOF\n"
 _NAMES = "Иванова^Мария=Иванова^Мария"
 
 
@@ -115,6 +122,39 @@ def draw_cases(directory: Path) -> Iterator[Case]:
     """Write the drawn cases; some seconds."""
     for number, (name, make) in enumerate(SERIES.items()):
         yield draw_case(name, make(f"conformance-{number}"), directory / f"drawn-{number:02d}")
+
+
+def draw_odd_cases(directory: Path) -> Iterator[Case]:
+    """Write a result of each series whose headers are odd but sound enough to name the patient."""
+    for number, name in enumerate((*CHANGES, *OTHERS)):
+        yield draw_odd_case(name, directory / f"{number:02d}")
+
+
+def draw_odd_case(name: str, directory: Path, n_slices: int = 16) -> Case:
+    """Write a series of `tests.odd_series`, and SEG, report, picture and PDF of it.
+
+    The pictures are as small as can be: their headers are what differs.
+    """
+    case = Case(f"odd: {name}", directory / "objects", directory / "sources")
+    case.objects.mkdir(parents=True)
+    series = odd_series(name, n_slices)
+    paths = write_series(series, case.sources)
+    headers = [read_header(path) for path in paths]
+    volume = make_volume(series)
+    if "multi-frame" in name:
+        shutil.rmtree(case.sources)  # valid only as far as geometry needs it
+        case.sources.mkdir()
+    context, findings = make_context(), make_findings(volume, 2, first_slice=0)
+    seg = build_seg(volume, findings, headers, context)
+    report = build_report(volume, make_result(volume, findings, context), seg, headers, context)
+    picture = Capture(_PICTURE, volume.frames, "Drawn.", "A picture.", None, names_patient=False)
+    (capture,) = build_captures([picture], headers[0], context)
+    printed = build_pdf(_DOCUMENT, headers, context)
+    refusal = build_not_analysed_report(headers, "TOO_THICK", "The slices are 8 mm thick.", context)
+    made = {"seg": seg, "sr": report, "sc": capture, "pdf": printed, "refusal": refusal}
+    for kind, dataset in made.items():
+        save(dataset, case.objects / f"{kind}.dcm")
+    return case
 
 
 def draw_case(name: str, series: Sequence[Dataset], directory: Path) -> Case:

@@ -24,16 +24,15 @@ from dicom_sr.context import ResultContext
 from dicom_sr.header import (
     code_item,
     contributing_equipment,
-    copied,
+    finish,
     instance_ids,
-    patient_and_study,
     reference,
     stamp,
 )
 from dicom_sr.keyimages import KeyImage
 from dicom_sr.pages import to_pixels
 from dicom_sr.paper import summary_pages
-from dicom_sr.part10 import file_meta
+from dicom_sr.source import copied, patient_and_study
 from dicom_sr.verify import VerificationError
 from inference.types import SourceFrame, Volume
 
@@ -190,7 +189,7 @@ def _object(capture: Capture, number: int, header: Dataset, context: ResultConte
     _refer(out, capture.sources, series_uid)
     _lossy(out, header)
     _pixels(out, capture.pixels)
-    out.file_meta = file_meta(out)
+    finish(out, header)
     return out
 
 

@@ -20,7 +20,8 @@ from pydicom.sr.coding import Code
 
 from dicom_sr import codes
 from dicom_sr.context import ResultContext
-from dicom_sr.header import code_item, readable, reference
+from dicom_sr.header import code_item, reference
+from dicom_sr.source import readable
 from dicom_sr.wording import ENGLISH, Wording
 from inference.types import Finding, ModelCard, Volume
 

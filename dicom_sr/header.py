@@ -3,115 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from copy import deepcopy
 
-from pydicom import DataElement, Dataset
-from pydicom.datadict import dictionary_VR
+from pydicom import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import UID
 
+from dicom_sr.charset import character_set
 from dicom_sr.codes import ACQUISITION_EQUIPMENT, PROCESSING_EQUIPMENT, SCHEME_NAMES
 from dicom_sr.context import ResultContext, card_device_uid
+from dicom_sr.part10 import file_meta
+from dicom_sr.source import copied
 
-CHARACTER_SET = "ISO_IR 192"
 LABEL_MAP_STORAGE = UID("1.2.840.10008.5.1.4.1.1.66.7")
 """Label Map Segmentation Storage; pydicom 3.0 has no name for it."""
-
-REQUIRED = (
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyDate",
-    "StudyTime",
-    "ReferringPhysicianName",
-    "StudyID",
-    "AccessionNumber",
-)
-"""Type 2 of the Patient and General Study modules: present in every object, empty where unknown."""
-
-COPIED = (
-    # Patient (PS3.3 C.7.1.1)
-    "IssuerOfPatientID",
-    "IssuerOfPatientIDQualifiersSequence",
-    "OtherPatientIDsSequence",
-    "PatientBirthTime",
-    "OtherPatientNames",
-    "EthnicGroup",
-    "PatientComments",
-    "PatientSpeciesDescription",
-    "PatientIdentityRemoved",
-    "DeidentificationMethod",
-    "DeidentificationMethodCodeSequence",
-    "QualityControlSubject",
-    # General Study (C.7.2.1)
-    "StudyDescription",
-    "IssuerOfAccessionNumberSequence",
-    "ProcedureCodeSequence",
-    "PhysiciansOfRecord",
-    "ReferencedStudySequence",
-    # Patient Study (C.7.2.2)
-    "PatientAge",
-    "PatientSize",
-    "PatientWeight",
-    "AdmissionID",
-    "IssuerOfAdmissionIDSequence",
-    # Clinical Trial Subject and Study (C.7.1.3, C.7.2.3)
-    "ClinicalTrialSponsorName",
-    "ClinicalTrialProtocolID",
-    "ClinicalTrialProtocolName",
-    "ClinicalTrialSiteID",
-    "ClinicalTrialSiteName",
-    "ClinicalTrialSubjectID",
-    "ClinicalTrialSubjectReadingID",
-    "ClinicalTrialTimePointID",
-    "ClinicalTrialTimePointDescription",
-    # SOP Common (C.12.1): every date and time of the object is in this zone
-    "TimezoneOffsetFromUTC",
-)
-"""Copied as they are where the source has a value."""
-
-
-def readable(source: Dataset, keyword: str) -> DataElement | None:
-    """The element as the source has it, None where it is absent, empty or can't be parsed."""
-    if keyword not in source:
-        return None
-    try:
-        element = source[keyword]
-        if element.VR == "SQ":
-            for item in element.value:
-                list(item.iterall())  # decodes with the source's character set; raw bytes would keep it
-    except (OSError, NotImplementedError, ValueError, TypeError):
-        # What pydicom raises for damaged sequences (OSError, NotImplementedError were met with random bytes).
-        # A broken attribute of the source must not cost the patient the report.
-        return None
-    return None if element.is_empty else element
-
-
-def copied(source: Dataset, keyword: str) -> DataElement | None:
-    """A copy of the element as the source has it, None where `readable` finds none."""
-    element = readable(source, keyword)
-    return None if element is None else deepcopy(element)
-
-
-def patient_and_study(source: Dataset) -> Dataset:
-    """Patient and study attributes of the source: copied, never invented, type 2 ones empty if unknown.
-
-    Raises
-    ------
-    ValueError
-        The source has no Study Instance UID: no object could be filed with it.
-    """
-    if not source.get("StudyInstanceUID"):
-        raise ValueError("the source has no Study Instance UID")
-    out = Dataset()
-    out.StudyInstanceUID = source.StudyInstanceUID
-    for keyword in REQUIRED:
-        out.add(copied(source, keyword) or DataElement(keyword, dictionary_VR(keyword), ""))
-    for keyword in COPIED:
-        if (element := copied(source, keyword)) is not None:
-            out.add(element)
-    return out
 
 
 def code_item(code: Code) -> Dataset:
@@ -124,8 +28,7 @@ def code_item(code: Code) -> Dataset:
 
 
 def stamp(dataset: Dataset, context: ResultContext) -> None:
-    """Set equipment, dates and character set of an object from the context, replacing what is there."""
-    dataset.SpecificCharacterSet = CHARACTER_SET
+    """Set equipment and dates of an object from the context, replacing what is there."""
     date, time = context.created_at.strftime("%Y%m%d"), context.created_at.strftime("%H%M%S")
     dataset.InstanceCreationDate, dataset.InstanceCreationTime = date, time
     dataset.SeriesDate, dataset.SeriesTime = date, time
@@ -137,6 +40,12 @@ def stamp(dataset: Dataset, context: ResultContext) -> None:
     if context.institution:
         dataset.InstitutionName = context.institution
     dataset.ContentQualification = "RESEARCH"
+
+
+def finish(dataset: Dataset, source: Dataset) -> None:
+    """Set the character set and the file meta information of an object that is otherwise complete."""
+    dataset.SpecificCharacterSet = character_set(dataset, source)
+    dataset.file_meta = file_meta(dataset)
 
 
 def contributing_equipment(source: Dataset, context: ResultContext) -> list[Dataset]:

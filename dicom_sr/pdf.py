@@ -15,16 +15,15 @@ from dicom_sr.context import ResultContext
 from dicom_sr.header import (
     code_item,
     contributing_equipment,
-    copied,
+    finish,
     instance_ids,
-    patient_and_study,
     reference,
     stamp,
 )
 from dicom_sr.keyimages import KeyImage
 from dicom_sr.pages import to_pdf
 from dicom_sr.paper import report_pages
-from dicom_sr.part10 import file_meta
+from dicom_sr.source import copied, patient_and_study
 from dicom_sr.verify import VerificationError
 
 DOCUMENT_TITLE = "Automatic lung nodule report"
@@ -95,7 +94,7 @@ def build_pdf(
     out.MIMETypeOfEncapsulatedDocument = "application/pdf"
     out.EncapsulatedDocumentLength = len(document)
     out.EncapsulatedDocument = document + b"\x00" * (len(document) % 2)
-    out.file_meta = file_meta(out)
+    finish(out, source)
     return out
 
 

@@ -28,13 +28,14 @@ from dicom_sr.context import ResultContext
 from dicom_sr.header import (
     coding_schemes,
     contributing_equipment,
+    finish,
     hierarchical_references,
     instance_ids,
     nodule_segments,
-    patient_and_study,
     stamp,
 )
-from dicom_sr.part10 import file_meta, save
+from dicom_sr.part10 import save
+from dicom_sr.source import patient_and_study
 from dicom_sr.wording import ENGLISH, ENGLISH_CODE
 from inference.errors import ReasonCode
 from inference.types import Result, Volume
@@ -273,5 +274,5 @@ def _document(
     out.update({element.tag: element for element in root})
     if schemes := coding_schemes(out):
         out.CodingSchemeIdentificationSequence = schemes
-    out.file_meta = file_meta(out)
+    finish(out, source)
     return out

@@ -22,8 +22,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from dicom_sr import codes
 from dicom_sr.context import ResultContext
-from dicom_sr.header import REQUIRED, code_item, contributing_equipment, patient_and_study, reference, stamp
-from dicom_sr.part10 import file_meta
+from dicom_sr.header import code_item, contributing_equipment, finish, reference, stamp
+from dicom_sr.source import REQUIRED, copied, patient_and_study
 from inference.types import Finding, SourceFrame, Volume
 from inference.uids import derived_uid
 
@@ -251,7 +251,8 @@ def _shared_part(volume: Volume, headers: Sequence[Dataset]) -> Dataset:
     out.SOPClassUID = CTImageStorage
     out.StudyInstanceUID, out.SeriesInstanceUID = volume.study_uid, volume.series_uid
     out.FrameOfReferenceUID = volume.frame_of_reference_uid
-    out.PositionReferenceIndicator = headers[0].get("PositionReferenceIndicator")
+    indicator = copied(headers[0], "PositionReferenceIndicator")
+    out.PositionReferenceIndicator = "" if indicator is None else indicator.value
     out.Modality = "CT"
     out.Rows, out.Columns = volume.array.shape[1:]
     out.ImageOrientationPatient, out.PixelSpacing = orientation, spacing
@@ -330,5 +331,5 @@ def _finish(
     series.SeriesInstanceUID = volume.series_uid
     series.ReferencedInstanceSequence = images
     out.ReferencedSeriesSequence = [series]
-    out.file_meta = file_meta(out)
+    finish(out, source)
     return out

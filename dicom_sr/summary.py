@@ -40,8 +40,8 @@ from pydicom import Dataset
 from dicom_sr.codes import feature_codes, site_words
 from dicom_sr.conclusion import no_nodule_sentence
 from dicom_sr.context import NOT_REVIEWED, RESEARCH_USE, OtherSeries, ResultContext
-from dicom_sr.header import copied
 from dicom_sr.keyimages import KeyImage
+from dicom_sr.source import readable
 from inference.errors import ReasonCode
 from inference.types import Finding, ModelCard, Result, Volume
 
@@ -299,7 +299,7 @@ def _lps(volume: Volume, z: int, at: tuple[float, float]) -> list[float]:
 
 
 def _text(header: Dataset, keyword: str) -> str:
-    element = copied(header, keyword)
+    element = readable(header, keyword)
     return "" if element is None else str(element.value)
 
 

@@ -21,7 +21,8 @@ from pydicom.valuerep import validate_value
 from dicom_sr import codes
 from dicom_sr.content import evaluation_rows, measurement_rows
 from dicom_sr.evaluations import Millimetres, model_rows, study_rows
-from dicom_sr.header import COPIED, LABEL_MAP_STORAGE, REQUIRED, nodule_segments
+from dicom_sr.header import LABEL_MAP_STORAGE, nodule_segments
+from dicom_sr.source import COPIED, REQUIRED
 from dicom_sr.verify_seg import frame_reference, segment_differences
 from inference.errors import ReasonCode
 from inference.types import Finding, Result, Volume

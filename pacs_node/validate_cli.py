@@ -17,6 +17,11 @@ _PATH = click.Path(path_type=Path, exists=True)
 @click.option(
     "--context", multiple=True, type=_PATH, help="Source images: seen only beside the rest of a study."
 )
+@click.option(
+    "--standard",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Editions of the standard for dicom-validator; by default ~/dicom-validator.",
+)
 @click.option("--waivers", type=_PATH, help="Accepted messages and why; by default the project's own.")
 @click.option("--no-waivers", is_flag=True, help="Accept no message.")
 @click.option("--require-all", is_flag=True, help="A validator that isn't installed is a failure.")
@@ -24,6 +29,7 @@ def validate(
     files: tuple[Path, ...],
     names: tuple[str, ...],
     context: tuple[Path, ...],
+    standard: Path | None,
     waivers: Path | None,
     *,
     no_waivers: bool,
@@ -35,6 +41,7 @@ def validate(
     3 a validator isn't installed (with --require-all).
     """
     # these load highdicom; the other verbs don't need it
+    from pacs_node.validators.programs import iod_validator  # noqa: PLC0415
     from pacs_node.validators.show import show, survey_with_progress  # noqa: PLC0415
     from pacs_node.validators.subjects import read_subjects  # noqa: PLC0415
     from pacs_node.validators.survey import TOOLS  # noqa: PLC0415
@@ -51,6 +58,7 @@ def validate(
         raise click.UsageError(str(error)) from None
     if all(subject.context for subject in subjects):
         raise click.UsageError("no DICOM file to check")
-    tools = [tool for name, tool in TOOLS.items() if not names or name in names]
+    known = {**TOOLS, "dicom-validator": iod_validator(standard)}
+    tools = [tool for name, tool in known.items() if not names or name in names]
     survey = survey_with_progress(subjects, accepted, tools, console)
     sys.exit(show(survey, console, require_all=require_all))

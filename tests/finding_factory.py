@@ -110,7 +110,7 @@ def make_finding(
     return replace(finding, **changes)
 
 
-def make_findings(volume: Volume, count: int = 2) -> tuple[Finding, ...]:
+def make_findings(volume: Volume, count: int = 2, *, first_slice: int = 8) -> tuple[Finding, ...]:
     """Findings side by side, with different sites and types."""
     changes: tuple[dict[str, Any], ...] = (
         {},
@@ -120,7 +120,10 @@ def make_findings(volume: Volume, count: int = 2) -> tuple[Finding, ...]:
     )
     return tuple(
         make_finding(
-            volume, (8, 10 + 6 * (i // 6), 10 + 7 * (i % 6)), name=f"Nodule {i + 1}", **changes[i % 4]
+            volume,
+            (first_slice, 10 + 6 * (i // 6), 10 + 7 * (i % 6)),
+            name=f"Nodule {i + 1}",
+            **changes[i % 4],
         )
         for i in range(count)
     )

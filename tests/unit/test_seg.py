@@ -287,7 +287,7 @@ def test_missing_and_foreign_patient_data_is_taken_as_it_is(volume: Volume, head
     first.PatientName = "Müller^Jörg"
     seg = read_back(build_seg(volume, make_findings(volume, 1), [first, *headers[1:]], CONTEXT))
     assert str(seg.PatientName) == "Müller^Jörg"
-    assert seg.SpecificCharacterSet == "ISO_IR 192"
+    assert seg.SpecificCharacterSet == "ISO_IR 100"
     assert [seg[k].is_empty for k in ("PatientID", "PatientBirthDate", "PatientSex", "StudyID")] == [True] * 4
 
 
@@ -296,7 +296,7 @@ def test_nonsense_in_patient_data_does_not_cost_the_result(volume: Volume, heade
     first["PatientSex"]._value = "UNKNOWN"
     first["PatientBirthDate"]._value = "1950"
     seg = build_seg(volume, make_findings(volume, 1), [first, *headers[1:]], CONTEXT)
-    assert (seg.PatientSex, seg.PatientBirthDate) == ("UNKNOWN", "1950")
+    assert (seg.PatientSex, seg.PatientBirthDate) == ("", "")
 
 
 def test_refuses_no_findings(volume: Volume, headers: list[Dataset]) -> None:
