@@ -45,6 +45,19 @@ class Event(Enum):
     INTAKE_RESUMED = ("intake resumed", "110100")
     IMAGES_REMOVED = ("images removed", "110105")
     RESULTS_REMOVED = ("results removed", "110105")
+    LOGGED_IN = ("login", "110114")
+    LOGGED_OUT = ("logout", "110114")
+    LOGIN_REFUSED = ("login refused", "110114")
+    LOGIN_LOCKED = ("login locked", "110113")
+    ACCESS_DENIED = ("access denied", "110113")
+    ACCOUNT_CHANGED = ("account", "110113")
+    STUDIES_LISTED = ("studies listed", "110112")
+    STUDY_VIEWED = ("study viewed", "110103")
+    RESULT_VIEWED = ("result viewed", "110103")
+    OPERATOR_ACTED = ("operator action", "110103")
+    AUDIT_READ = ("audit record read", "110101")
+    AUDIT_EXPORTED = ("audit record exported", "110101")
+    AUDIT_CHECKED = ("audit record checked", "110101")
 
 
 class Outcome(Enum):

@@ -263,6 +263,21 @@ class Delivery(Base):
     artifact: Mapped[Artifact] = relationship()
 
 
+class Breaker(Base):
+    """What is known of a destination that isn't reached; see `pacs_node.breaker`."""
+
+    __tablename__ = "breaker"
+
+    destination: Mapped[str] = mapped_column(primary_key=True)
+    #: attempts in a row that reached nobody
+    failures: Mapped[int]
+    #: when the first of them was
+    since: Mapped[datetime | None]
+    #: nothing is sent before; None while it is closed
+    open_until: Mapped[datetime | None]
+    reason: Mapped[str | None]
+
+
 class CommitmentRequest(Base):
     """A sender asked whether its objects are safe here (PS3.4 J.3.2); it is owed a report."""
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
 from pacs_node import leases
+from pacs_node.breaker import Position
 from pacs_node.config import DeliverySettings
-from pacs_node.db import Artifact, AuditEvent, Delivery
-from pacs_node.delivery import Outbox, resend_study
+from pacs_node.db import Artifact, AuditEvent, Breaker, Delivery
+from pacs_node.delivery import resend_study
 from pacs_node.destinations import EchoResult, FakeDestination, ObjectRef, Outcome, OutcomeKind
 from pacs_node.errors import StaleStateError
+from pacs_node.outbox import Outbox
 from pacs_node.states import DeliveryState, JobState
 from tests.small_node import SmallNode
 
@@ -52,6 +52,15 @@ def drain(box: Outbox) -> None:
         if not box.tick():
             return
     raise AssertionError("never idle")
+
+
+def wait_for_the_next(node: SmallNode) -> None:
+    """Until an attempt is due and the breaker allows it."""
+    with node.database.read() as session:
+        tried = select(Delivery.next_attempt_at).where(Delivery.state == PENDING, Delivery.attempts > 0)
+        due = min(session.scalars(tried))
+        until = session.scalars(select(Breaker.open_until)).one_or_none()
+    node.clock.now = max(due, until or due)
 
 
 def row(node: SmallNode, kind: str) -> Delivery:
@@ -125,7 +134,7 @@ def test_a_report_waits_for_its_mask(full: SmallNode) -> None:
         drain(box)
         assert row(full, "sr").attempts == 0
         assert row(full, "seg").attempts == attempt
-        full.clock.now = row(full, "seg").next_attempt_at
+        wait_for_the_next(full)
     drain(box)
     named = uids(full)
     assert fake.attempts == [named["seg"]] * 4 + [named["sr"]]
@@ -139,21 +148,6 @@ def test_a_report_waits_only_for_the_mask_of_its_own_destination(node: SmallNode
     drain(outbox(node, FakeDestination()))
     states = {(item.destination, item.artifact.kind): item.state for item in node.all_deliveries()}
     assert states == {("away", "seg"): PENDING, ("away", "sr"): PENDING, ("fake", "sr"): COMMITTED}
-
-
-def test_the_waits_double_up_to_the_longest(node: SmallNode) -> None:
-    box = outbox(node, FakeDestination())
-    for attempts, longest in [(1, 30), (2, 60), (3, 120), (5, 480), (6, 600), (50, 600)]:
-        waits = [box._wait(attempts).total_seconds() for _ in range(200)]
-        assert longest * 0.1 <= min(waits) < max(waits) <= longest
-        assert max(waits) > longest * 0.5
-
-
-@given(st.integers(1, 100_000))
-def test_any_number_of_attempts_has_a_wait(attempts: int) -> None:
-    box = Outbox.__new__(Outbox)
-    box._settings = SETTINGS
-    assert timedelta(0) < box._wait(attempts) <= timedelta(seconds=600)
 
 
 @pytest.mark.parametrize("answer", [PERMANENT, 0x0122, 0xA900, 0xC000])
@@ -277,9 +271,8 @@ def test_a_sender_that_lost_its_lease_changes_nothing(full: SmallNode, answer: O
 
     def another_takes_over() -> None:
         other = outbox(full, FakeDestination())
-        other._reclaim()
-        full.clock.forward(seconds=31)
-        other._reclaim()
+        other._look(full.clock())
+        other._look(full.clock.forward(seconds=31))
 
     outbox(full, Slow(another_takes_over, [answer])).tick()
     seg = row(full, "seg")
@@ -356,18 +349,18 @@ def test_several_studies_go_in_order(node: SmallNode) -> None:
 
 def test_a_busy_database_does_not_end_the_thread(full: SmallNode, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that ended would leave a destination without results and nobody would notice."""
-    monkeypatch.setattr("pacs_node.delivery._IDLE_SECONDS", 0.01)
+    monkeypatch.setattr("pacs_node.outbox._IDLE_SECONDS", 0.01)
     fake = FakeDestination()
     box = outbox(full, fake)
-    real, failures = box._reclaim, [True, True]
+    real, failures = box._look, [True, True]
 
-    def sometimes() -> None:
+    def sometimes(now: datetime) -> Position:
         if failures:
             failures.pop()
             raise OperationalError("BEGIN", {}, Exception("database is locked"))
-        real()
+        return real(now)
 
-    monkeypatch.setattr(box, "_reclaim", sometimes)
+    monkeypatch.setattr(box, "_look", sometimes)
     stop, committed = threading.Event(), threading.Event()
 
     class Watched(FakeDestination):
@@ -376,7 +369,7 @@ def test_a_busy_database_does_not_end_the_thread(full: SmallNode, monkeypatch: p
             return super().verify(objects)
 
     box._destination = Watched()
-    thread = threading.Thread(target=box.run, args=(stop,))
+    thread = threading.Thread(target=box.run, args=(stop,), daemon=True)
     thread.start()
     assert committed.wait(5)
     stop.set()

@@ -23,9 +23,10 @@ from pacs_node.config import (
     StorageSettings,
 )
 from pacs_node.db import Artifact, AuditEvent, Database, Job, sqlite_url
-from pacs_node.delivery import Outbox, resend_study, unmade
+from pacs_node.delivery import resend_study, unmade
 from pacs_node.destinations import FakeDestination
 from pacs_node.engines import InProcessEngine
+from pacs_node.outbox import Outbox
 from pacs_node.request import CaseFile, CaseOutcome, CaseRequest
 from pacs_node.states import DeliveryState
 from pacs_node.worker import Worker

@@ -69,9 +69,10 @@ LAYERS: dict[str, tuple[str, ...]] = {
             " archive_dimse archive_web completeness"
         ),
         "lifecycle breaker retention gate_record commitment_scp commitment_scu audit_message audit_chain accounts",
-        "audit_xml sessions audit_list",
+        "audit_xml sessions",
         "audit_fhir",
         "audit_export",
+        "audit_list",
         "jobs outbox reception notices",
         "recorder",
         "receiving",

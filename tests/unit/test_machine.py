@@ -30,9 +30,9 @@ from pacs_node import audit_chain, jobs
 from pacs_node.config import DeliverySettings, RetentionSettings
 from pacs_node.db import Artifact, Database, Delivery, Instance, Job, Study, sqlite_url
 from pacs_node.delivery import resend_study
-from pacs_node.outbox import Outbox
 from pacs_node.destinations import FakeDestination, OutcomeKind
 from pacs_node.errors import StaleStateError
+from pacs_node.outbox import Outbox
 from pacs_node.request import CaseOutcome, CaseRequest
 from pacs_node.retention import Retention
 from pacs_node.spool import Spool
