@@ -11,7 +11,7 @@ wrapping, and never the other way round.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ AIR_HU = -1024
 """What padding becomes."""
 LARGEST_VOLUME = 2**30
 """Voxels; 2 GiB as int16, twice the 2000 slices of 512 x 512 of a long thin-slice scan."""
+MAX_DEPTH = 64
+"""Sequences within sequences; DCMTK reads as many."""
 LUNG_AIR_HU = -800
 SOFT_TISSUE_HU = (-100, 200)
 LEAST_FRACTION = 0.01
@@ -89,8 +91,131 @@ def read_header(path: Path) -> Dataset:
     return header
 
 
+@dataclass(frozen=True, slots=True)
+class SeriesPlan:
+    """What the headers of a series say about its voxels; no pixel has been read.
+
+    Parameters
+    ----------
+    grid
+        Geometry.
+    headers
+        SOP Instance UID -> header.
+    files
+        SOP Instance UID -> its files; more than one where an image came more than once.
+    rescales
+        (SOP Instance UID, frame number or None) -> how its stored values become HU.
+    """
+
+    grid: Grid
+    headers: dict[str, Dataset]
+    files: dict[str, list[Path]]
+    rescales: dict[tuple[str, int | None], _Rescale]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the HU: int16, or float32 where a rescale isn't in whole numbers."""
+        whole = all(rescale.is_whole for rescale in self.rescales.values())
+        return np.dtype(np.int16 if whole else np.float32)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all voxels."""
+        return int(np.prod(self.grid.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+def plan_series(files: Sequence[Path], read: Callable[[], None] = lambda: None) -> SeriesPlan:
+    """Read and judge the headers of one series.
+
+    Parameters
+    ----------
+    files
+        All files of the series in any order. The same image twice counts once.
+    read
+        Called after each file.
+
+    Raises
+    ------
+    UnsuitableSeriesError
+        Whatever `inference.select.judge_series` refuses; HU_RANGE where a rescale makes no HU; DECODE for a
+        volume of more than `LARGEST_VOLUME` voxels.
+    """
+    headers = []
+    paths: dict[str, list[Path]] = {}
+    for path in files:
+        headers.append(read_header(path))
+        paths.setdefault(text(headers[-1], "SOPInstanceUID"), []).append(path)
+        read()
+    images = distinct_images(headers)
+    verdict = judge_series(images)
+    if verdict.code is not None:
+        raise UnsuitableSeriesError(verdict.code, verdict.sentence)
+    grid = judge_geometry(images)
+    if int(np.prod(grid.shape, dtype=np.int64)) > LARGEST_VOLUME:
+        raise UnsuitableSeriesError(
+            ReasonCode.DECODE, f"The volume {grid.shape} is larger than {LARGEST_VOLUME} voxels."
+        )
+    by_uid = {text(header, "SOPInstanceUID"): header for header in images}
+    places = [(frame.sop_instance_uid, frame.frame_number) for frame in grid.frames]
+    rescales = {(uid, n): _read_rescale(by_uid[uid], None if n is None else n - 1) for uid, n in places}
+    return SeriesPlan(grid, by_uid, paths, rescales)
+
+
+def decode_slices(plan: SeriesPlan) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Decode every file once.
+
+    Yields
+    ------
+    int, ndarray
+        Index of the slice in the volume, and its HU, shape (rows, columns), `SeriesPlan.dtype`.
+
+    Raises
+    ------
+    UnsuitableSeriesError
+        DECODE where pixels can't be decoded or don't fit their header; CONFLICT where one SOP Instance UID
+        names two different images.
+    """
+    grid, dtype = plan.grid, plan.dtype
+    place = {(frame.sop_instance_uid, frame.frame_number): z for z, frame in enumerate(grid.frames)}
+    for uid, copies in plan.files.items():
+        multiframe = is_multiframe(plan.headers[uid])
+        for index, stored in enumerate(_decode_one(copies)):
+            key = (uid, index + 1 if multiframe else None)
+            if key not in place or stored.shape != grid.shape[1:]:
+                raise UnsuitableSeriesError(
+                    ReasonCode.DECODE, "The pixel data don't fit their header (frames, rows or columns)."
+                )
+            yield place.pop(key), _to_hu(stored, plan.rescales[key], dtype)
+    if place:
+        raise UnsuitableSeriesError(ReasonCode.DECODE, f"{len(place)} slices have no pixel data.")
+
+
+def assemble(plan: SeriesPlan, array: NDArray[Any]) -> LoadedSeries:
+    """Make the volume of a plan and the HU of all its slices.
+
+    Raises
+    ------
+    UnsuitableSeriesError
+        HU_RANGE where the values aren't HU of a chest.
+    """
+    _check_hu(array)
+    grid = plan.grid
+    uids = dict.fromkeys(frame.sop_instance_uid for frame in grid.frames)
+    headers = tuple(plan.headers[uid] for uid in uids)
+    volume = Volume(
+        array,
+        grid.affine_index_to_lps,
+        grid.frame_of_reference_uid,
+        text(headers[0], "StudyInstanceUID"),
+        text(headers[0], "SeriesInstanceUID"),
+        grid.frames,
+        grid.thickness_mm,
+    )
+    return LoadedSeries(volume, headers)
+
+
 def load_series(files: Sequence[Path]) -> LoadedSeries:
-    """Load one series.
+    """Load one series in this process: `plan_series`, `decode_slices`, `assemble`.
 
     Parameters
     ----------
@@ -105,35 +230,20 @@ def load_series(files: Sequence[Path]) -> LoadedSeries:
     Raises
     ------
     UnsuitableSeriesError
-        Whatever `inference.select.judge_series` refuses; DECODE where pixels can't be decoded; HU_RANGE where
-        they aren't HU of a chest; CONFLICT where one SOP Instance UID names two different images.
+        See the three steps.
     """
-    read = [(read_header(path), path) for path in files]
-    images = distinct_images([header for header, _ in read])
-    verdict = judge_series(images)
-    if verdict.code is not None:
-        raise UnsuitableSeriesError(verdict.code, verdict.sentence)
-    grid = judge_geometry(images)
-    paths: dict[str, list[Path]] = {}
-    for header, path in read:
-        paths.setdefault(text(header, "SOPInstanceUID"), []).append(path)
-    by_uid = {text(header, "SOPInstanceUID"): header for header in images}
-    array = _fill(grid, by_uid, paths)
-    _check_hu(array)
-    headers = tuple(by_uid[uid] for uid in dict.fromkeys(frame.sop_instance_uid for frame in grid.frames))
-    volume = Volume(
-        array,
-        grid.affine_index_to_lps,
-        grid.frame_of_reference_uid,
-        text(headers[0], "StudyInstanceUID"),
-        text(headers[0], "SeriesInstanceUID"),
-        grid.frames,
-        grid.thickness_mm,
-    )
-    return LoadedSeries(volume, headers)
+    plan = plan_series(files)
+    array = np.empty(plan.grid.shape, dtype=plan.dtype)
+    for z, hu in decode_slices(plan):
+        array[z] = hu
+    return assemble(plan, array)
 
 
-def _drop_unreadable(ds: Dataset) -> None:
+def _drop_unreadable(ds: Dataset, depth: int = 0) -> None:
+    if depth > MAX_DEPTH:
+        raise UnsuitableSeriesError(
+            ReasonCode.DECODE, f"A file has sequences nested more than {MAX_DEPTH} deep."
+        )
     for tag in list(ds.keys()):
         try:
             element = ds[tag]
@@ -142,31 +252,7 @@ def _drop_unreadable(ds: Dataset) -> None:
             continue
         if element.VR == "SQ":
             for item in element.value:
-                _drop_unreadable(item)
-
-
-def _fill(grid: Grid, headers: dict[str, Dataset], paths: dict[str, list[Path]]) -> NDArray[Any]:
-    """Decode every file once and put its slices where they belong."""
-    if int(np.prod(grid.shape, dtype=np.int64)) > LARGEST_VOLUME:
-        raise UnsuitableSeriesError(
-            ReasonCode.DECODE, f"The volume {grid.shape} is larger than {LARGEST_VOLUME} voxels."
-        )
-    place = {(frame.sop_instance_uid, frame.frame_number): z for z, frame in enumerate(grid.frames)}
-    rescales = {(uid, n): _read_rescale(headers[uid], None if n is None else n - 1) for uid, n in place}
-    whole = all(rescale.is_whole for rescale in rescales.values())
-    array = np.empty(grid.shape, dtype=np.int16 if whole else np.float32)
-    for uid, copies in paths.items():
-        multiframe = is_multiframe(headers[uid])
-        for index, stored in enumerate(_decode_one(copies)):
-            key = (uid, index + 1 if multiframe else None)
-            if key not in place or stored.shape != grid.shape[1:]:
-                raise UnsuitableSeriesError(
-                    ReasonCode.DECODE, "The pixel data don't fit their header (frames, rows or columns)."
-                )
-            array[place.pop(key)] = _to_hu(stored, rescales[key], array.dtype)
-    if place:
-        raise UnsuitableSeriesError(ReasonCode.DECODE, f"{len(place)} slices have no pixel data.")
-    return array
+                _drop_unreadable(item, depth + 1)
 
 
 def _decode_one(copies: Sequence[Path]) -> Iterator[NDArray[Any]]:

@@ -153,12 +153,28 @@ def judge_study(
         judge_series(headers, series_uid=uid, allowed_image_types=allowed_image_types)
         for uid, headers in series.items()
     ]
+    patients = {
+        v.series_uid: {text(h, "PatientID") for h in series[v.series_uid]} for v in verdicts if v.suitable
+    }
+    return rank_series(verdicts, patients)
+
+
+def rank_series(
+    verdicts: Sequence[SeriesVerdict], patients: Mapping[str, Collection[str]]
+) -> tuple[SeriesVerdict, ...]:
+    """Order the verdicts on the series of one study; see `judge_study`.
+
+    Parameters
+    ----------
+    patients
+        Series Instance UID -> Patient IDs in its images, of the suitable ones at least.
+    """
     unsuitable = sorted((v for v in verdicts if not v.suitable), key=lambda v: v.series_uid)
     good = sorted((v for v in verdicts if v.suitable), key=lambda v: v.series_uid)
     good.sort(key=lambda v: v.score, reverse=True)
-    patients = {text(h, "PatientID") for verdict in good for h in series[verdict.series_uid]}
-    if len(patients) > 1:
-        sentence = f"The CT series of this study belong to {len(patients)} different patients."
+    named = {patient for verdict in good for patient in patients[verdict.series_uid]}
+    if len(named) > 1:
+        sentence = f"The CT series of this study belong to {len(named)} different patients."
         mixed = [
             SeriesVerdict(
                 v.series_uid, suitable=False, code=ReasonCode.MIXED_PATIENT, sentence=sentence, facts=v.facts

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from multiprocessing.connection import wait
+from pathlib import Path
 from threading import Thread
 from typing import ParamSpec, TypeVar
 
-from pacs_node import logs
+from pacs_node import confinement, logs
+
+logger = logging.getLogger(__name__)
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -21,6 +26,9 @@ _T = TypeVar("_T")
 
 class InProcessEngine(Executor):
     """Runs the call at once in the caller's thread; for tests, the command line and debugging."""
+
+    confined = False
+    """Whether what runs in it gives away its rights, and opens received files in a child."""
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
         """Run `fn` and return its finished future."""
@@ -42,10 +50,15 @@ class ProcessEngine(Executor):
     ----------
     threads
         For the numeric libraries of the child; 0 leaves the choice to them.
+    writable
+        The folders that the child may change, besides that for temporary files; None for no limit.
     """
 
-    def __init__(self, threads: int = 0) -> None:
+    confined = True
+
+    def __init__(self, threads: int = 0, writable: Sequence[Path] | None = None) -> None:
         self._threads = threads
+        self._writable = writable
         self._pool: ProcessPoolExecutor | None = None
         self._pid: int | None = None
 
@@ -72,7 +85,7 @@ class ProcessEngine(Executor):
                 max_workers=1,
                 mp_context=multiprocessing.get_context("spawn"),
                 initializer=_prepare_child,
-                initargs=(self._threads,),
+                initargs=(self._threads, self._writable),
             )
             self._pid = self._pool.submit(os.getpid).result()
         return self._pool
@@ -96,14 +109,26 @@ class ProcessEngine(Executor):
 Engine = InProcessEngine | ProcessEngine
 
 
-def _prepare_child(threads: int) -> None:
+def _prepare_child(threads: int, writable: Sequence[Path] | None) -> None:
     logs.configure()
+    # before there is another thread
+    _give_up_rights(writable)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     exit_with_parent()
     if threads:
         import torch  # noqa: PLC0415 - only the child that computes loads it
 
         torch.set_num_threads(threads)
+
+
+def _give_up_rights(writable: Sequence[Path] | None) -> None:
+    """No network, no new privileges; files are changed where results go only: no model, no image."""
+    confinement.forbid_privileges()
+    held = {"no_network": confinement.forbid_network()}
+    if writable is not None:
+        folders = [*writable, Path(tempfile.gettempdir()), Path("/dev")]
+        held["no_other_files"] = confinement.forbid_writing(but=folders)
+    logger.info("analysis process without rights", extra=held)
 
 
 def exit_with_parent() -> None:

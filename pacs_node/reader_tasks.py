@@ -1,0 +1,118 @@
+"""What is asked of files that a peer has sent: the only code of the node that opens them.
+
+Each task is a function of paths that gives what JSON can hold, so that it can run in a process that is thrown
+away; see `pacs_node.reader`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from inference.compare import same_content
+from inference.errors import UnsuitableSeriesError
+from inference.geometry import has_no_gaps
+from inference.headers import text
+from inference.load import decode_slices, plan_series, read_header
+from inference.select import SeriesVerdict, judge_series
+
+Progress = Callable[[], None]
+
+_MOST_NAMES = 64
+
+
+def judge(paths: Sequence[Path], progress: Progress, *, series_uid: str) -> dict[str, Any]:
+    """Judge a series by its headers.
+
+    Returns
+    -------
+    dict
+        ``verdict``: the fields of a `SeriesVerdict`; ``patients``, ``manufacturers``: what the headers name.
+    """
+    headers = []
+    try:
+        for path in paths:
+            headers.append(read_header(path))
+            progress()
+        verdict = judge_series(headers, series_uid=series_uid)
+    except UnsuitableSeriesError as error:
+        headers = []
+        verdict = SeriesVerdict(series_uid, suitable=False, code=error.code, sentence=error.sentence)
+    return {
+        "verdict": asdict(verdict),
+        "patients": sorted({text(header, "PatientID") for header in headers})[:_MOST_NAMES],
+        "manufacturers": sorted({text(header, "Manufacturer") for header in headers})[:_MOST_NAMES],
+    }
+
+
+def gaps(paths: Sequence[Path], progress: Progress) -> bool:
+    """Whether the slices have no gap; False where they can't be read."""
+    headers = []
+    try:
+        for path in paths:
+            headers.append(read_header(path))
+            progress()
+        return has_no_gaps(headers)
+    except UnsuitableSeriesError:
+        return False
+
+
+def compare(paths: Sequence[Path], _progress: Progress) -> bool:
+    """Whether two files hold the same object; see `inference.compare.same_content`."""
+    first, second = paths
+    return same_content(first, second)
+
+
+def screen(paths: Sequence[Path], progress: Progress) -> list[bool]:
+    """Which files' headers can be read."""
+    readable = []
+    for path in paths:
+        try:
+            read_header(path)
+            readable.append(True)
+        except UnsuitableSeriesError:
+            readable.append(False)
+        progress()
+    return readable
+
+
+def decode(paths: Sequence[Path], progress: Progress, *, voxels: int) -> str:
+    """Decode a series into a file: its slices one after the other, HU.
+
+    Parameters
+    ----------
+    voxels
+        Descriptor of a file that is empty.
+
+    Returns
+    -------
+    str
+        Data type of the voxels, as numpy writes it.
+
+    Raises
+    ------
+    UnsuitableSeriesError
+        See `inference.load.plan_series` and `inference.load.decode_slices`.
+    """
+    plan = plan_series(paths, progress)
+    for z, hu in decode_slices(plan):
+        data = memoryview(hu.tobytes())
+        at = z * len(data)
+        while data:
+            written = os.pwrite(voxels, data, at)
+            data, at = data[written:], at + written
+        progress()
+    return plan.dtype.str
+
+
+TASKS: dict[str, Callable[..., Any]] = {
+    "judge": judge,
+    "gaps": gaps,
+    "compare": compare,
+    "screen": screen,
+    "decode": decode,
+}
+"""By the names that go between the processes."""
