@@ -9,7 +9,7 @@ Research use only, not for primary diagnosis.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -250,7 +250,11 @@ def _around(
 
 
 def build_reader(
-    text: Mapping[str, Tensor], tensors: Mapping[str, Tensor], size: CadxSize = REFERENCE_CADX
+    text: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    size: CadxSize = REFERENCE_CADX,
+    *,
+    malignancy_shift: float = 0.0,
 ) -> NineViewReader:
     """Put a reader together from its two files of weights.
 
@@ -260,6 +264,9 @@ def build_reader(
         The frozen text tower, by the keys of open_clip's CLIP; from `inference.train.text`.
     tensors
         The trained members and their calibration, from `pack`.
+    malignancy_shift
+        Added to the calibrated logit of malignancy: what the segmenter's masks take from it, beside the
+        readers' outlines that it was calibrated under (`inference.train.cadx_shift`).
 
     Raises
     ------
@@ -278,7 +285,9 @@ def build_reader(
         load_into(network, own | _base_keys(text, network), name=f"CADx member {number}")
         remove_lora(network.clip.transformer)
         members.append(network)
-    return NineViewReader(members, _calibration_of(tensors))
+    calibration = _calibration_of(tensors)
+    slope, offset = calibration.malignancy
+    return NineViewReader(members, replace(calibration, malignancy=(slope, offset + malignancy_shift)))
 
 
 def _base_keys(text: Mapping[str, Tensor], network: CadxNetwork) -> dict[str, Tensor]:

@@ -175,7 +175,11 @@ def load_stack(pipeline: Pipeline, *, device: str | torch.device = "cpu") -> Sta
     load_into(clip, {**clip.state_dict(), **text}, name=pipeline.card(TEXT).name)
     network = TextPromptedSam2(SAM2)
     load_into(network, read_weights(*pipeline.weights(SEGMENTATION)), name=pipeline.card(SEGMENTATION).name)
-    reader = build_reader(text, read_weights(*pipeline.weights(CLASSIFICATION)))
+    reader = build_reader(
+        text,
+        read_weights(*pipeline.weights(CLASSIFICATION)),
+        malignancy_shift=pipeline.card(CLASSIFICATION).parameters.get("malignancy_shift", 0.0),
+    )
     return Stack(
         detector=_detector(pipeline, str(device)),
         segmenter=PromptedSegmenter(network.to(device), clip.to(device), CLIP_SIZE.context_length),

@@ -264,6 +264,29 @@ def calibration_error(
     return float(np.abs(curve.predicted - curve.observed) @ curve.weight) / total
 
 
+def least_calibration_error(
+    probabilities: Floats, patients: int, *, bins: int = BINS, draws: int = RESAMPLES, seed: int = SEED
+) -> Estimate:
+    """What `calibration_error` finds in a perfect model: few samples in a bin miss its mean by chance.
+
+    Outcomes are drawn with the probabilities themselves: mean and 95 % range, NaN without samples.
+
+    Parameters
+    ----------
+    probabilities
+        Shape (n,).
+    patients
+        Told on only.
+    """
+    samples = len(probabilities)
+    if not samples:
+        return Estimate(nan, nan, nan, 0, 0)
+    drawn = np.random.default_rng(seed).random((draws, samples)) < probabilities
+    found = [calibration_error(labels, probabilities, bins=bins) for labels in drawn]
+    low, high = (float(q) for q in np.quantile(found, ((1 - LEVEL) / 2, (1 + LEVEL) / 2)))
+    return Estimate(float(np.mean(found)), low, high, samples, patients)
+
+
 def roc_points(labels: Mask, scores: Floats) -> tuple[Floats, Floats]:
     """False-positive and true-positive rate for a plot."""
     false, true, _ = roc_curve(labels, scores)

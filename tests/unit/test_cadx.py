@@ -144,6 +144,9 @@ def test_a_reading_is_complete_and_its_ranks_have_codes(
     assert sum(found.structure_similarity.values()) == pytest.approx(1, abs=1e-5)
     assert set(found.radiomic_similarity) == set(NAMES)
     assert found.malignancy == pytest.approx(1 / (1 + np.exp(1 - 2 * found.logit)))
+    shifted = build_reader(text, tensors, malignancy_shift=0.4).read(*_args())
+    assert shifted.logit == found.logit
+    assert shifted.malignancy == pytest.approx(1 / (1 + np.exp(0.6 - 2 * found.logit)))
 
 
 def _args() -> tuple[np.ndarray, tuple[float, float, float], np.ndarray]:

@@ -84,6 +84,19 @@ def test_calibration_error_of_known_bins() -> None:
     assert metrics.calibration_error(right, perfect) == pytest.approx(0)
 
 
+def test_the_least_calibration_error_is_that_of_chance() -> None:
+    rng = np.random.default_rng(0)
+    few, many = (metrics.least_calibration_error(rng.random(n), 3) for n in (100, 10_000))
+    # a bin of m samples around p misses its mean by sqrt(2 p (1 - p) / (pi m)) on average
+    p = np.arange(0.05, 1, 0.1)
+    for found, samples in ((few, 100), (many, 10_000)):
+        expected = np.sqrt(2 * p * (1 - p) / (np.pi * samples / 10)).mean()
+        assert found.value == pytest.approx(expected, rel=0.08)
+        assert found.low < found.value < found.high
+        assert (found.samples, found.patients) == (samples, 3)
+    assert not metrics.least_calibration_error(np.zeros(0), 0).defined
+
+
 def test_overlap() -> None:
     first, second = np.zeros((2, 4, 4), np.bool_), np.zeros((2, 4, 4), np.bool_)
     assert metrics.dice(first, second) == metrics.iou(first, second) == 1

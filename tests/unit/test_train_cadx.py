@@ -10,9 +10,10 @@ import torch
 
 from inference.datasets.lidc_crops import RATINGS, NoduleCrop
 from inference.descriptors import NAMES
+from inference.evaluate.lidc_crops import BoxPrompt, CropReading, Place
 from inference.openclip_model import REFERENCE, build_clip
 from inference.prompts import PAIRS
-from inference.train import cadx, cadx_calibrate, cadx_data, cadx_negatives
+from inference.train import cadx, cadx_calibrate, cadx_data, cadx_negatives, cadx_shift
 from inference.train.cadx_data import RATED, Readings, draw_nodule, nodules_of, read_negatives, truth_of
 from inference.train.text import text_state
 from inference.types import SourceFrame, Volume
@@ -168,6 +169,44 @@ def test_proportional_odds_find_what_was_drawn() -> None:
     ratings = 1 + (1.5 * logits[:, None] + thresholds + noise[:, None] > 0).sum(1)
     found = cadx_calibrate.proportional_odds(logits, ratings, np.ones(4000), 5)
     np.testing.assert_allclose(found, [1.5, *thresholds], atol=0.15)
+
+
+class _HalfModels:
+    """Outlines every second column of what is bright, nothing of every fifth nodule; reads off the area."""
+
+    def segment(
+        self,
+        crop: NoduleCrop,
+        sentence: str,
+        *,
+        centre: Place | None = None,
+        box: BoxPrompt | None = None,
+        key_slice: int | None = None,
+    ) -> np.ndarray:
+        assert (sentence, box, key_slice) == ("lung nodule", None, None)
+        assert centre is not None
+        assert not crop.ratings
+        if int(crop.patient[-4:]) // 10 % 5 == 0:
+            return np.zeros(crop.image.shape, np.bool_)
+        return np.asarray((crop.image > 120) & (np.arange(96) % 2 == 0))
+
+    def classify(self, crop: NoduleCrop, mask: np.ndarray) -> CropReading:
+        assert not crop.ratings
+        area = float(mask.sum())
+        return CropReading(area / (area + 2000), {})
+
+
+def test_the_shift_takes_back_what_the_segmenters_masks_take_from_malignancy() -> None:
+    crops = [_crop(number) for number in range(COUNT)]
+    pairs = cadx_shift.read_pairs(crops, _HalfModels(), seed=0)
+    assert len(pairs.patients) == sum(int(crop.patient[-4:]) // 10 % 5 != 0 for crop in crops) < COUNT
+    assert cadx_shift.find_shift(pairs.drawn, pairs.found) == pytest.approx(np.log(2), abs=0.1)
+    same = cadx_shift.shifted(pairs.found, 0.7)
+    np.testing.assert_allclose(np.log(same / (1 - same)), np.log(pairs.found / (1 - pairs.found)) + 0.7)
+    told = cadx_shift.describe(pairs, resamples=20, seed=0)
+    assert told["nodules"] == str(len(pairs.patients))
+    assert float(told["shift"].split()[0]) == pytest.approx(np.log(2), abs=0.1)
+    assert {name.split(",")[0] for name in told} >= {"log loss", "Brier score", "calibration error"}
 
 
 def test_negatives_keep_their_place_in_the_middle() -> None:
