@@ -58,17 +58,21 @@ LAYERS: dict[str, tuple[str, ...]] = {
         (
             "errors clock states logs destinations peer present tcia request models_cli validators"
             " validators.* gate_pdu dataset_head commitment"
+            " confinement reader_tasks"
         ),
         "tls gate_message archive reader reader_process",
         "config_listener",
         "config_archive config_audit config_web",
         "config db spool association dicomweb engines gate gate_association",
+        "db_accounts",
         (
-            "db_accounts",
-        "audit leases storage case dimse config_template config_docs migrations migrations.*"
+            "audit leases storage case dimse config_template config_docs migrations migrations.*"
             " archive_dimse archive_web completeness"
         ),
-        "lifecycle breaker retention gate_record commitment_scp commitment_scu audit_message audit_chain accounts",
+        (
+            "lifecycle breaker retention gate_record commitment_scp commitment_scu audit_message audit_chain"
+            " accounts"
+        ),
         "audit_xml sessions",
         "audit_fhir",
         "audit_export",
