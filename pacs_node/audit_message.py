@@ -124,6 +124,16 @@ _EVENT_IDS = {
     "110120": _APPLICATION_ACTIVITY,
     "110121": _APPLICATION_ACTIVITY,
 }
+_USER_SECURITY = Coded("110137", DCM, "User Security Attributes Changed")
+#: of single events, before those of their code
+_TYPES_OF_EVENTS = {
+    Event.LOGGED_IN.value[0]: Coded("110122", DCM, "Login"),
+    Event.LOGIN_REFUSED.value[0]: Coded("110122", DCM, "Login"),
+    Event.LOGGED_OUT.value[0]: Coded("110123", DCM, "Logout"),
+    Event.LOGIN_LOCKED.value[0]: _USER_SECURITY,
+    Event.ACCOUNT_CHANGED.value[0]: _USER_SECURITY,
+    Event.ACCESS_DENIED.value[0]: Coded("110132", DCM, "Use of Restricted Function"),
+}
 _EVENT_TYPES = {
     "110120": Coded("110120", DCM, "Application Start"),
     "110121": Coded("110121", DCM, "Application Stop"),
@@ -131,6 +141,26 @@ _EVENT_TYPES = {
 }
 #: EventActionCode: create, read, update, delete, execute (PS3.15 A.5.2)
 _ACTIONS = {"110103": "R", "110104": "R", "110105": "D", "110106": "R", "110101": "R"}
+_ACTIONS_OF_EVENTS = {Event.OPERATOR_ACTED.value[0]: "U"}
+#: of these a person at the page is the one who acts
+_OF_PEOPLE = {
+    event.value[0]
+    for event in (
+        Event.LOGGED_IN,
+        Event.LOGGED_OUT,
+        Event.LOGIN_REFUSED,
+        Event.LOGIN_LOCKED,
+        Event.ACCESS_DENIED,
+        Event.ACCOUNT_CHANGED,
+        Event.STUDIES_LISTED,
+        Event.STUDY_VIEWED,
+        Event.RESULT_VIEWED,
+        Event.OPERATOR_ACTED,
+        Event.AUDIT_READ,
+        Event.AUDIT_EXPORTED,
+        Event.AUDIT_CHECKED,
+    )
+}
 #: these 110104 rows tell of objects that came here, the others of objects that went away
 _RECEIVED = {
     Event.INSTANCE_REFUSED.value[0],
@@ -146,6 +176,7 @@ _APPLICATION = Coded("110150", DCM, "Application")
 STUDY = Coded("110180", DCM, "Study Instance UID")
 NODE = Coded("110182", DCM, "Node ID")
 SOP_CLASS = Coded("110181", DCM, "SOP Class UID")
+URI = Coded("12", RFC_3881, "URI")
 PATIENT = Coded("2", RFC_3881, "Patient Number")
 
 
@@ -158,23 +189,45 @@ def message_of(entry: Entry, origin: Origin) -> Message:
         Event types end with the row's own event name, scheme `OWN`; each value of the row is a detail of
         its study, or of the node when it names no study.
     """
-    types = (*_of(_EVENT_TYPES, entry.code), Coded(entry.event.replace(" ", "-"), OWN, entry.event))
+    types = (*_types(entry), Coded(entry.event.replace(" ", "-"), OWN, entry.event))
     reason = entry.objects.get("reason") or entry.objects.get("reason_code")
     return Message(
         event_id=_EVENT_IDS[entry.code],
         event_types=types,
-        action="C" if entry.event in _RECEIVED else _ACTIONS.get(entry.code, "E"),
+        action=_action(entry),
         at=entry.at.astimezone(UTC),
         outcome=entry.outcome,
         outcome_description=str(reason) if entry.outcome and reason else "",
-        participants=_PARTICIPANTS.get(entry.code, _accessing)(entry, origin),
+        participants=_participants(entry, origin),
         objects=_objects(entry, origin),
         origin=origin,
     )
 
 
-def _of(table: dict[str, Coded], code: str) -> tuple[Coded, ...]:
-    return (table[code],) if code in table else ()
+def _types(entry: Entry) -> tuple[Coded, ...]:
+    found = _TYPES_OF_EVENTS.get(entry.event) or _EVENT_TYPES.get(entry.code)
+    return () if found is None else (found,)
+
+
+def _action(entry: Entry) -> str:
+    if entry.event in _RECEIVED:
+        return "C"
+    return _ACTIONS_OF_EVENTS.get(entry.event) or _ACTIONS.get(entry.code, "E")
+
+
+def _participants(entry: Entry, origin: Origin) -> tuple[ActiveParticipant, ...]:
+    if entry.event in _OF_PEOPLE:
+        return _using(entry, origin)
+    return _PARTICIPANTS.get(entry.code, _accessing)(entry, origin)
+
+
+def _using(entry: Entry, origin: Origin) -> tuple[ActiveParticipant, ...]:
+    """A person with the address of the browser, and the page that they asked."""
+    # the node is where a query goes to, and what it was asked of (PS3.15 A.5.3.10)
+    asks, asked = (_SOURCE, _DESTINATION) if entry.code == "110112" else (None, None)
+    person = ActiveParticipant(entry.actor, True, asks, "", str(entry.objects.get("address") or ""))
+    page = ActiveParticipant("web", False, asked, f"AETITLES={origin.ae_title}", origin.source_id)
+    return (person, page)
 
 
 def _process(entry: Entry, origin: Origin, *, is_requestor: bool, role: Coded | None) -> ActiveParticipant:
@@ -235,6 +288,11 @@ def _objects(entry: Entry, origin: Origin) -> tuple[ParticipantObject, ...]:
         asked = str(entry.objects.get("sop_class_uid") or "1.2.840.10008.5.1.4.1.2.2.1")
         found = ParticipantObject(asked, SOP_CLASS, "2", "24", query=query, details=chain)
         return (found, *_study(entry, ()))
+    if entry.code == "110101":
+        # PS3.15 A.5.3.2
+        return (
+            ParticipantObject("audit-record", URI, "2", "13", "Security Audit Log", details=details + chain),
+        )
     if entry.study_uid is None:
         return (
             ParticipantObject(origin.source_id, NODE, "2", "13", origin.ae_title, details=details + chain),
