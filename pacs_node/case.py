@@ -30,11 +30,12 @@ from dicom_sr.verify import reread, reread_not_analysed
 from dicom_sr.wording import ENGLISH, read_wording
 from inference.analyse import analyse
 from inference.errors import UnsuitableSeriesError
-from inference.load import LoadedSeries, load_series, read_header
+from inference.load import LoadedSeries, read_header
 from inference.record import RecordReading, from_dicom, merge
 from inference.registry import FUSION, Pipeline, load_pipeline
 from inference.types import Result, Volume
 from pacs_node import __version__
+from pacs_node.reader import OpenReader, Reader, confined_reader
 from pacs_node.request import CaseFile, CaseOutcome, CaseRequest, Refusal
 from pacs_node.spool import sync_directory
 from pacs_node.states import JobOutcome
@@ -85,7 +86,7 @@ def run_case(request: CaseRequest, progress: Progress | None = None) -> CaseOutc
         return _refuse(request, request.refusal, pipeline, watch)
     try:
         with watch.stage("load"):
-            loaded = load_series(request.files)
+            loaded = _reader(request).load(request.files)
         with watch.stage("analyse"):
             result = analyse(
                 loaded.volume,
@@ -96,7 +97,12 @@ def run_case(request: CaseRequest, progress: Progress | None = None) -> CaseOutc
                 device=request.device,
             )
             result = replace(
-                result, warnings=(*result.warnings, *_record_warnings(request, pipeline, reading))
+                result,
+                warnings=(
+                    *result.warnings,
+                    *request.notes,
+                    *_record_warnings(request, pipeline, reading),
+                ),
             )
     except UnsuitableSeriesError as error:
         refusal = Refusal(error.code, error.sentence)
@@ -104,6 +110,10 @@ def run_case(request: CaseRequest, progress: Progress | None = None) -> CaseOutc
             return CaseOutcome(JobOutcome.NOT_ANALYSED.value, (), refusal.code.value, refusal.sentence)
         return _refuse(request, refusal, pipeline, watch)
     return _write_results(request, loaded, result, pipeline, watch)
+
+
+def _reader(request: CaseRequest) -> Reader:
+    return confined_reader() if request.confined else OpenReader()
 
 
 def _reading(request: CaseRequest, loaded: LoadedSeries) -> RecordReading:
@@ -288,14 +298,9 @@ def _for_people(
 
 def _readable_headers(request: CaseRequest) -> list[Dataset]:
     """Headers of the series; where no file can be read, one made of what the node wrote down on arrival."""
-    headers = []
-    for path in request.files:
-        try:
-            header = read_header(path)
-        except UnsuitableSeriesError:
-            continue
-        if header.get("SeriesInstanceUID") == request.identity["SeriesInstanceUID"]:
-            headers.append(header)
+    read = [read_header(path) for path in _reader(request).readable(request.files)]
+    series_uid = request.identity["SeriesInstanceUID"]
+    headers = [header for header in read if header.get("SeriesInstanceUID") == series_uid]
     if headers:
         return headers
     known = Dataset()

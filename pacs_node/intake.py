@@ -1,34 +1,38 @@
 """When a series is complete, and which series of a study is analysed.
 
-DICOM has no "series done". A series closes when the associations that brought it are released, some
-seconds are silent and its slices have no gap (``settled``), or after a longer silence (``quiet``).
-A study is judged once all its series are closed; a late instance opens its series again.
+DICOM has no "series done": `pacs_node.completeness` weighs the signals. A study is judged once all its series
+are closed; a late instance opens its series again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
-from pydicom import Dataset
 from sqlalchemy import Select, exists, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from dicom_sr.context import MANUFACTURER
-from inference.compare import same_content
-from inference.errors import ReasonCode, UnsuitableSeriesError
-from inference.geometry import has_no_gaps
-from inference.load import read_header
-from inference.select import SeriesVerdict, judge_study
+from inference.errors import ReasonCode
+from inference.select import SeriesVerdict, rank_series
 from pacs_node import jobs, lifecycle
 from pacs_node.clock import Clock, utc_now
-from pacs_node.config import CompletenessSettings
+from pacs_node.completeness import (
+    Evidence,
+    Limits,
+    Silences,
+    closing_signal,
+    lacks_images,
+    sentence_of_lack,
+)
+from pacs_node.config import ArchiveSettings, CompletenessSettings
 from pacs_node.db import Association, Conflict, Database, Instance, Job, Series, Study
+from pacs_node.reader import Reader
 from pacs_node.spool import Spool
 from pacs_node.states import JobState, SeriesState
 
@@ -53,12 +57,14 @@ class Intake:
     ----------
     database, spool
         Where the node keeps rows and files.
-    settings
-        How long silence must last.
+    settings, archive
+        How long silence must last, and what is done where the archive has more images than came.
     pipeline_version
         Part of a job's key: a new version analyses again when it is asked to.
-    clock
-        Source of time.
+    reader
+        Opens the received files.
+    clock, monotonic
+        The time of day, for rows; and a clock that is never set, in seconds, for silence.
     """
 
     def __init__(
@@ -67,13 +73,19 @@ class Intake:
         spool: Spool,
         settings: CompletenessSettings,
         pipeline_version: str,
+        *,
+        reader: Reader,
+        archive: ArchiveSettings | None = None,
         clock: Clock = utc_now,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
         self._spool = spool
-        self._settle = timedelta(seconds=settings.settle_seconds)
-        self._quiet = timedelta(seconds=settings.quiet_seconds)
+        self._limits = Limits.of(settings, archive)
+        self._refuses_parts = archive is not None and archive.incomplete == "refuse"
+        self._silences = Silences(clock, monotonic)
         self._pipeline_version = pipeline_version
+        self._reader = reader
         self._clock = clock
         #: series id -> (instances looked at, slices had no gap)
         self._looked_at: dict[int, tuple[int, bool]] = {}
@@ -89,17 +101,13 @@ class Intake:
 
     def close_series(self) -> None:
         """Move series whose last slice has arrived from ``receiving`` to ``complete``."""
-        silent_since = self._clock() - self._settle
         with self._database.read() as session:
-            candidates = (
-                session.execute(
-                    select(Series.id).where(
-                        Series.state == SeriesState.RECEIVING, Series.last_received_at <= silent_since
-                    )
-                )
-                .scalars()
-                .all()
-            )
+            rows = session.execute(select(Series).where(Series.state == SeriesState.RECEIVING)).scalars()
+            candidates = [
+                row.id
+                for row in rows
+                if self._silences.of(row) >= self._limits.settle or row.promised_instances == row.n_instances
+            ]
         for series_id in candidates:
             self._each(self._close, series_id)
 
@@ -114,24 +122,37 @@ class Intake:
     def _close(self, series_id: int) -> None:
         with self._database.read() as session:
             series = session.get_one(Series, series_id)
-            seen = series.n_instances
-            silence = self._clock() - series.last_received_at
-            released = _is_released(session, series)
+            evidence = self._evidence(session, series)
+            limits = self._limits.for_modality(series.modality)
             paths = self._paths(series)
+        seen = evidence.n_instances
         # files are read outside of transactions: a reader would hold up the listener
-        if silence >= self._quiet:
-            signal = "quiet"
-        elif released and self._has_no_gaps(series_id, seen, paths):
-            signal = "settled"
-        else:
+        signal = closing_signal(evidence, limits, lambda: self._has_no_gaps(series_id, seen, paths))
+        if signal is None:
             return
         with self._database.write() as session:
             series = session.get_one(Series, series_id)
             if series.state is SeriesState.RECEIVING and series.n_instances == seen:
                 self._looked_at.pop(series_id, None)
                 lifecycle.move_series(
-                    session, series, SeriesState.COMPLETE, at=self._clock(), actor=_ACTOR, closed_by=signal
+                    session,
+                    series,
+                    SeriesState.COMPLETE,
+                    at=self._clock(),
+                    actor=_ACTOR,
+                    closed_by=signal.value,
                 )
+
+    def _evidence(self, session: Session, series: Series) -> Evidence:
+        asked_at = series.archive_asked_at
+        return Evidence(
+            n_instances=series.n_instances,
+            silence=self._silences.of(series),
+            released=_is_released(session, series),
+            promised=series.promised_instances,
+            asked=asked_at is not None and asked_at >= series.last_received_at,
+            archive=series.archive_instances,
+        )
 
     def _paths(self, series: Series) -> tuple[Path, ...]:
         """Files of a series; empty if retention has removed any."""
@@ -141,11 +162,7 @@ class Intake:
     def _has_no_gaps(self, series_id: int, n_instances: int, paths: Sequence[Path]) -> bool:
         known = self._looked_at.get(series_id)
         if known is None or known[0] != n_instances:
-            try:
-                complete = has_no_gaps([read_header(path) for path in paths])
-            except UnsuitableSeriesError:
-                complete = False
-            known = self._looked_at[series_id] = (n_instances, complete)
+            known = self._looked_at[series_id] = (n_instances, self._reader.has_no_gaps(paths))
         return known[1]
 
     def judge_studies(self) -> None:
@@ -183,13 +200,13 @@ class Intake:
         with self._database.read() as session:
             study = session.get_one(Study, study_id)
             seen = {series.series_uid: series.n_instances for series in study.series}
-            quiet = self._clock() - max(s.last_received_at for s in study.series) >= self._quiet
+            quiet = min(self._silences.of(row) for row in study.series) >= self._limits.quiet
         if not quiet and self._waiting.get(study_id) == seen:
             return
         self._compare_conflicts(study_id)
         with self._database.read() as session:
             candidates = [self._candidate(session, row) for row in session.get_one(Study, study_id).series]
-        verdicts, own = _verdicts(candidates)
+        verdicts, own = _verdicts(candidates, self._reader)
         if not quiet and not any(verdict.suitable for verdict in verdicts):
             # a suitable series may still be on its way: no hasty "not analysed"
             self._waiting[study_id] = seen
@@ -219,6 +236,8 @@ class Intake:
         if session.execute(differing).first() is not None:
             sentence = "One SOP Instance UID came with two different contents."
             return _refusal(series.series_uid, ReasonCode.CONFLICT, sentence)
+        if self._refuses_parts and lacks_images(series):
+            return _refusal(series.series_uid, ReasonCode.INCOMPLETE, sentence_of_lack(series))
         unsuitable = select(Job).where(
             Job.series_id == series.id,
             Job.kind == jobs.ANALYSIS,
@@ -242,7 +261,7 @@ class Intake:
         for conflict_id, path, first_path in pairs:
             same = False
             if path is not None and first_path is not None:
-                same = same_content(self._spool.absolute(first_path), self._spool.absolute(path))
+                same = self._reader.same_content(self._spool.absolute(first_path), self._spool.absolute(path))
             with self._database.write() as session:
                 session.get_one(Conflict, conflict_id).same_content = same
 
@@ -250,6 +269,7 @@ class Intake:
         self, session: Session, study: Study, verdicts: Sequence[SeriesVerdict], own: Collection[str]
     ) -> None:
         rows = {series.series_uid: series for series in study.series}
+        self._silences.forget(series.id for series in study.series)
         suitable = [verdict for verdict in verdicts if verdict.suitable]
         for rank, verdict in enumerate(verdicts):
             series = rows[verdict.series_uid]
@@ -359,27 +379,25 @@ def _is_released(session: Session, series: Series) -> bool:
     )
 
 
-def _verdicts(candidates: Sequence[_Candidate]) -> tuple[tuple[SeriesVerdict, ...], frozenset[str]]:
+def _verdicts(
+    candidates: Sequence[_Candidate], reader: Reader
+) -> tuple[tuple[SeriesVerdict, ...], frozenset[str]]:
     """Verdicts in falling order of suitability, and which series are results of a node like this one.
 
     Series whose images were removed are left out.
     """
-    readable: dict[str, Sequence[Dataset]] = {}
-    refused: list[SeriesVerdict] = []
-    for candidate in candidates:
-        if candidate.refusal is not None:
-            refused.append(candidate.refusal)
-        elif candidate.paths:
-            try:
-                readable[candidate.series_uid] = [read_header(path) for path in candidate.paths]
-            except UnsuitableSeriesError as error:
-                refused.append(_refusal(candidate.series_uid, error.code, error.sentence))
-    own = frozenset(
-        uid
-        for uid, headers in readable.items()
-        if all(h.get("Manufacturer") == MANUFACTURER for h in headers)
+    refused = [candidate.refusal for candidate in candidates if candidate.refusal is not None]
+    readings = {
+        candidate.series_uid: reader.judge(candidate.series_uid, candidate.paths)
+        for candidate in candidates
+        if candidate.refusal is None and candidate.paths
+    }
+    own = frozenset(uid for uid, reading in readings.items() if reading.manufacturers == {MANUFACTURER})
+    ranked = rank_series(
+        [reading.verdict for reading in readings.values()],
+        {uid: reading.patients for uid, reading in readings.items()},
     )
-    return (*judge_study(readable), *refused), own
+    return (*ranked, *refused), own
 
 
 def _open_conflicts(study_id: int) -> Select[tuple[Conflict]]:

@@ -56,6 +56,10 @@ class CaseRequest:
         Objects to make, each in its encoding.
     receivers
         Whom they are for; the result names them.
+    confined
+        Whether the files are opened in a child of their own; see `pacs_node.reader`.
+    notes
+        Sentences for a result that is made: what else its reader must know of the images.
     wording
         Table of the report's sentences in another language, None for English.
     """
@@ -78,7 +82,9 @@ class CaseRequest:
     models: Path | None = None
     forms: tuple[str, ...] = STANDARD
     receivers: tuple[Receiver, ...] = ()
+    notes: tuple[str, ...] = ()
     wording: Path | None = None
+    confined: bool = False
 
     def with_refusal(self, refusal: Refusal) -> CaseRequest:
         """Return the same request, but for the report only."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from threading import Event
+from typing import NamedTuple
 
 from apscheduler.jobstores.memory import MemoryJobStore
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -12,10 +15,14 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from inference.registry import load_pipeline
 from pacs_node import jobs
 from pacs_node.clock import Clock, utc_now
+from pacs_node.commitment_scp import Reporter
 from pacs_node.config import Settings
 from pacs_node.db import Database, Job
 from pacs_node.intake import Intake
 from pacs_node.leases import LeaseWatch
+from pacs_node.missed import MissedStudies
+from pacs_node.reader import confined_reader
+from pacs_node.reconcile import Reconciler, open_archive
 from pacs_node.retention import Retention
 from pacs_node.storage import open_database, open_spool
 
@@ -24,12 +31,31 @@ logger = logging.getLogger(__name__)
 INTAKE_SECONDS = 1
 RECLAIM_SECONDS = 5
 RETENTION_SECONDS = 3600
+COMMITMENT_SECONDS = 1
+ARCHIVE_SECONDS = 2
+MISSED_SECONDS = 60
+
+_COUNT_QUESTION_S = 15.0
+_LIST_QUESTION_S = 300.0
+
+
+class Task(NamedTuple):
+    """What is done every so many seconds; a task that takes longer holds up no other."""
+
+    tick: Callable[[], object]
+    seconds: float
 
 
 def run_schedule(
-    database: Database, intake: Intake, retention: Retention, stop: Event, clock: Clock = utc_now
+    database: Database,
+    intake: Intake,
+    retention: Retention,
+    stop: Event,
+    *,
+    clock: Clock = utc_now,
+    more: Sequence[Task] = (),
 ) -> None:
-    """Tick until `stop` is set: close and judge series, take back lost leases, apply retention."""
+    """Tick until `stop` is set: close and judge series, take back lost leases, apply retention, do `more`."""
     watch = LeaseWatch(Job)
 
     def reclaim() -> None:
@@ -47,15 +73,45 @@ def run_schedule(
     scheduler.add_job(intake.tick, "interval", seconds=INTAKE_SECONDS)
     scheduler.add_job(reclaim, "interval", seconds=RECLAIM_SECONDS)
     scheduler.add_job(retention.purge, "interval", seconds=RETENTION_SECONDS)
+    for task in more:
+        scheduler.add_job(task.tick, "interval", seconds=task.seconds)
     scheduler.start()
     stop.wait()
     scheduler.shutdown(wait=True)
+
+
+def archive_tasks(settings: Settings, database: Database) -> Iterator[Task]:
+    """What the archive is asked, if one is named.
+
+    Raises
+    ------
+    ConfigurationError
+        A file of its destination can't be used.
+    """
+    chosen = settings.archive
+    counting = open_archive(settings, min(chosen.answer_seconds, _COUNT_QUESTION_S))
+    if counting is not None and chosen.count_images:
+        settle = timedelta(seconds=settings.completeness.settle_seconds)
+        yield Task(Reconciler(database, counting, settle).tick, ARCHIVE_SECONDS)
+    listing = open_archive(settings, _LIST_QUESTION_S)
+    if listing is not None and chosen.list_missed:
+        yield Task(MissedStudies(database, listing, chosen).tick, MISSED_SECONDS)
 
 
 def run(settings: Settings, stop: Event) -> None:
     """Tick until `stop` is set, as the settings say."""
     database, spool = open_database(settings), open_spool(settings)
     version = load_pipeline(settings.pipeline.profile, models=Path(settings.pipeline.models)).version
-    intake = Intake(database, spool, settings.completeness, version)
-    run_schedule(database, intake, Retention(database, spool, settings.retention), stop)
+    intake = Intake(
+        database,
+        spool,
+        settings.completeness,
+        version,
+        reader=confined_reader(),
+        archive=settings.archive,
+    )
+    reporter = Reporter(database, settings)
+    tasks = [Task(reporter.tick, COMMITMENT_SECONDS), *archive_tasks(settings, database)]
+    run_schedule(database, intake, Retention(database, spool, settings.retention, unproved=settings.unproved), stop, more=tasks)
+    reporter.stop()
     database.dispose()

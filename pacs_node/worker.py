@@ -19,6 +19,7 @@ from inference.errors import ReasonCode
 from inference.registry import load_pipeline
 from pacs_node import jobs, leases, lifecycle
 from pacs_node.clock import Clock, utc_now
+from pacs_node.completeness import lacks_images, sentence_of_lack
 from pacs_node.config import Settings
 from pacs_node.db import Artifact, Database, Job, Series
 from pacs_node.engines import Engine, InProcessEngine, ProcessEngine
@@ -173,7 +174,9 @@ class Worker:
             other_series=_other_series(study.series, series),
             forms=union(receiver.forms for receiver in receivers),
             receivers=receivers,
+            notes=(sentence_of_lack(series),) if lacks_images(series) else (),
             wording=Path(wording) if (wording := self._settings.pipeline.wording) else None,
+            confined=self._engine.confined,
         )
 
     def _fresh_directory(self, session: Session, job: Job) -> Path:
@@ -359,8 +362,12 @@ def _other_series(series: Sequence[Series], analysed: Series) -> tuple[OtherSeri
 def run(settings: Settings, stop: Event) -> None:
     """Analyse until `stop` is set."""
     pipeline = settings.pipeline
-    engine = ProcessEngine(pipeline.threads) if pipeline.engine == "process" else InProcessEngine()
     database = open_database(settings)
+    engine: Engine = InProcessEngine()
+    if pipeline.engine == "process":
+        results = Path(settings.storage.directory) / "results"
+        results.mkdir(exist_ok=True, mode=0o700)
+        engine = ProcessEngine(pipeline.threads, writable=[results])
     version = load_pipeline(pipeline.profile, models=Path(pipeline.models)).version
     Worker(database, settings, version, engine).run(stop)
     database.dispose()

@@ -16,6 +16,7 @@ from inference.load import LoadedSeries
 from inference.registry import Pipeline
 from inference.types import Result
 from pacs_node import case
+from pacs_node.reader import OpenReader
 from pacs_node.request import CaseOutcome, CaseRequest, Receiver
 from tests.ct_factory import make_ct_series
 from tests.finding_factory import make_findings, make_volume, without_pixels
@@ -52,7 +53,8 @@ def packing(directory: Path) -> Iterator[Pack]:
         return case.run_case(replace(request, **changes))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(case, "load_series", lambda _files: LoadedSeries(VOLUME, tuple(HEADERS)))
+        patch.setattr(OpenReader, "load", lambda _self, _files: LoadedSeries(VOLUME, tuple(HEADERS)))
         patch.setattr(case, "analyse", analyse)
+        patch.setattr(OpenReader, "readable", lambda _self, files: list(files))
         patch.setattr(case, "read_header", lambda path: HEADERS[int(path.name)])
         yield pack

@@ -22,11 +22,12 @@ from sqlalchemy.orm import Session
 
 from inference.uids import derived_uid
 from pacs_node import jobs
-from pacs_node.config import CompletenessSettings
+from pacs_node.config import ArchiveSettings, CompletenessSettings
 from pacs_node.db import Association, Database, Delivery, Job, Series
 from pacs_node.intake import Intake
 from pacs_node.jobs import NewArtifact
 from pacs_node.leases import LeaseWatch
+from pacs_node.reader import OpenReader
 from pacs_node.reception import Reception, read_identity, record_instance
 from pacs_node.spool import Spool
 from pacs_node.states import DeliveryState, JobState, SeriesState
@@ -47,6 +48,10 @@ class TestClock:
 
     def __call__(self) -> datetime:
         return self.now
+
+    def monotonic(self) -> float:
+        """The same for what counts seconds."""
+        return self.now.timestamp()
 
     def forward(self, **span: float) -> datetime:
         """Let ``timedelta(**span)`` pass and return the new time."""
@@ -92,6 +97,7 @@ class SmallNode:
     clock: TestClock
     settle_seconds: float = 10.0
     quiet_seconds: float = 60.0
+    archive: ArchiveSettings | None = None
     intake: Intake = field(init=False)
     watch: LeaseWatch = field(init=False)
 
@@ -102,7 +108,16 @@ class SmallNode:
     def restart_intake(self) -> None:
         """What a new process knows: nothing but rows and files."""
         settings = CompletenessSettings(settle_seconds=self.settle_seconds, quiet_seconds=self.quiet_seconds)
-        self.intake = Intake(self.database, self.spool, settings, VERSION, self.clock)
+        self.intake = Intake(
+            self.database,
+            self.spool,
+            settings,
+            VERSION,
+            reader=OpenReader(),
+            archive=self.archive,
+            clock=self.clock,
+            monotonic=self.clock.monotonic,
+        )
 
     def receive(self, *datasets: Dataset, association_id: int | None = None) -> list[Reception]:
         """Do what the listener does with each instance."""

@@ -13,7 +13,7 @@ from sqlalchemy.exc import OperationalError
 from dicom_sr.context import MANUFACTURER
 from inference.errors import ReasonCode
 from inference.geometry import has_no_gaps
-from inference.select import judge_study
+from inference.select import judge_series
 from inference.uids import derived_uid
 from pacs_node import jobs, lifecycle
 from pacs_node.db import Conflict, Instance, Job, Series
@@ -21,6 +21,7 @@ from pacs_node.states import JobState, SeriesState
 from tests.ct_factory import make_ct_series
 from tests.small_node import SmallNode, chest
 
+JUDGE = "pacs_node.reader_tasks.judge_series"
 STUDY = derived_uid("study of several series")
 QUEUED, INELIGIBLE, RECEIVING = SeriesState.QUEUED, SeriesState.INELIGIBLE, SeriesState.RECEIVING
 
@@ -136,7 +137,7 @@ def test_a_slice_that_comes_while_the_headers_are_read_keeps_it_open(
         node.receive(late)
         return real(headers)
 
-    monkeypatch.setattr("pacs_node.intake.has_no_gaps", slow)
+    monkeypatch.setattr("pacs_node.reader_tasks.has_no_gaps", slow)
     node.settle()
     assert closed_by(node) == [(RECEIVING, None)]
 
@@ -506,17 +507,17 @@ def test_a_study_that_cannot_be_judged_does_not_stop_the_others(
     bad, good = chest(seed="bad"), chest(seed="good")
     node.receive(*bad)
     node.receive(*good)
-    real = judge_study
+    real = judge_series
 
-    def judge(series: Any) -> Any:
-        if uid(bad) in series:
+    def judge(headers: Any, *, series_uid: str) -> Any:
+        if uid(bad) == series_uid:
             raise ZeroDivisionError
-        return real(series)
+        return real(headers, series_uid=series_uid)
 
-    monkeypatch.setattr("pacs_node.intake.judge_study", judge)
+    monkeypatch.setattr(JUDGE, judge)
     node.settle()
     assert [row.series.series_uid for row in node.all_jobs()] == [uid(good)]
-    monkeypatch.setattr("pacs_node.intake.judge_study", real)
+    monkeypatch.setattr(JUDGE, real)
     node.intake.tick()
     assert len(node.all_jobs()) == 2
 
@@ -524,10 +525,10 @@ def test_a_study_that_cannot_be_judged_does_not_stop_the_others(
 def test_a_study_that_can_never_be_judged_ends_with_a_report(
     node: SmallNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(_series: Any) -> Any:
+    def broken(_headers: Any, **_options: Any) -> Any:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("pacs_node.intake.judge_study", broken)
+    monkeypatch.setattr(JUDGE, broken)
     node.receive(*chest())
     node.settle()
     node.intake.tick()
@@ -542,15 +543,15 @@ def test_a_study_that_can_never_be_judged_ends_with_a_report(
 def test_a_busy_database_is_no_reason_to_give_a_study_up(
     node: SmallNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def busy(_series: Any) -> Any:
+    def busy(_headers: Any, **_options: Any) -> Any:
         raise OperationalError("BEGIN", {}, Exception("database is locked"))
 
-    real = judge_study
-    monkeypatch.setattr("pacs_node.intake.judge_study", busy)
+    real = judge_series
+    monkeypatch.setattr(JUDGE, busy)
     node.receive(*chest())
     for _ in range(9):
         node.settle()
-    monkeypatch.setattr("pacs_node.intake.judge_study", real)
+    monkeypatch.setattr(JUDGE, real)
     node.intake.tick()
     assert summary(node) == [(jobs.ANALYSIS, JobState.QUEUED, None)]
 

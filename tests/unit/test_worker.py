@@ -348,6 +348,8 @@ def test_other_bytes_under_a_known_uid_end_the_job_as_failed(node: SmallNode, ca
 class Hanging:
     """An engine whose calls never end."""
 
+    confined = False
+
     def __init__(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         self.kills = 0
         self._meanwhile = meanwhile
