@@ -28,6 +28,7 @@ PARTS = {
     "delivery": "pacs_node.delivery",
     "schedule": "pacs_node.schedule",
     "web": "pacs_node.web.app",
+    "syslog": "pacs_node.audit_syslog",
 }
 
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0
@@ -110,7 +111,8 @@ class Supervisor:
             self._run(stop)
 
     def _names(self) -> list[str]:
-        return [name for name in PARTS if name != "web" or self._settings.web.enabled]
+        wanted = {"web": self._settings.web.enabled, "syslog": bool(self._settings.audit.syslog_host)}
+        return [name for name in PARTS if wanted.get(name, True)]
 
     def _run(self, stop: Event) -> None:
         database = open_database(self._settings)

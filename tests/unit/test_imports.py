@@ -76,6 +76,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "audit_xml sessions",
         "audit_fhir",
         "audit_export",
+        "audit_syslog",
         "audit_list",
         "jobs outbox reception notices",
         "recorder",
