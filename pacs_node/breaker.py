@@ -1,7 +1,8 @@
 """A breaker for each destination: one that nobody reaches is asked seldom, and by one object only.
 
 Closed: everything is sent as it falls due. After `FAILURES` attempts in a row that reached nobody it opens:
-nothing is sent until its wait is over. Then it is half open: the object that was tried least goes as a probe. An answer closes the breaker, a refusal too; silence opens it again, for twice as long. The state
+nothing is sent until its wait is over. Then it is half open: the object that was tried least goes as a
+probe. An answer closes the breaker, a refusal too; silence opens it again, for twice as long. The state
 stands in a row, so it outlives the process and everybody can see it.
 """
 

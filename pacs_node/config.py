@@ -28,6 +28,7 @@ from pacs_node.config_archive import ArchiveSettings
 from pacs_node.config_audit import AuditSettings
 from pacs_node.config_listener import (
     AETitle,
+    BacklogSettings,
     Caller,
     Days,
     Hours,
@@ -35,13 +36,13 @@ from pacs_node.config_listener import (
     Port,
     Seconds,
     Section,
-    is_loopback,
 )
+from pacs_node.config_web import WebSettings
 from pacs_node.errors import ConfigurationError
 from pacs_node.tls import TlsFiles
 
-#: of config_archive and config_listener, besides all that is declared here
-__all__ = ["ArchiveSettings", "Caller", "ListenerSettings"]
+#: of config_archive, config_listener and config_web, besides all that is declared here
+__all__ = ["ArchiveSettings", "Caller", "ListenerSettings", "WebSettings"]
 
 SectionT = TypeVar("SectionT", bound=Section)
 
@@ -227,28 +228,16 @@ class DeliverySettings(Section):
     )
 
 
-class WebSettings(Section):
-    """The administrator's page."""
-
-    enabled: bool = Field(True, description="Serve the page.")
-    host: str = Field(
-        "127.0.0.1",
-        description="Loopback only: this version has no accounts; use an SSH tunnel from elsewhere.",
-    )
-    port: Port = Field(8080, description="TCP port.")
-
-    @model_validator(mode="after")
-    def _loopback_only(self) -> WebSettings:
-        if not is_loopback(self.host):
-            raise ValueError(f"host {self.host!r} is refused: the page has no accounts yet; use 127.0.0.1")
-        return self
-
-
 class RetentionSettings(Section):
     """What is removed when. Nothing undelivered or unverified is ever removed."""
 
     images_days: Days = Field(30.0, description="Received images of finished studies; 0 keeps them for ever.")
     results_days: Days = Field(0.0, description="Delivered results; 0 keeps them for ever.")
+    unverified_days: Days = Field(
+        0.0,
+        description='Days after which what went to a destination with verify = "none" counts as delivered; '
+        "0: never, so nothing of its studies is removed.",
+    )
 
 
 class Settings(Section):
@@ -264,6 +253,7 @@ class Settings(Section):
     delivery: DeliverySettings = Field(default_factory=DeliverySettings)
     web: WebSettings = Field(default_factory=WebSettings)
     retention: RetentionSettings = Field(default_factory=RetentionSettings)
+    backlog: BacklogSettings = Field(default_factory=BacklogSettings)
     audit: AuditSettings = Field(default_factory=AuditSettings)
 
     @model_validator(mode="after")
@@ -294,6 +284,11 @@ class Settings(Section):
                     "the listener has none"
                 )
         return self
+
+    @property
+    def unproved(self) -> tuple[str, ...]:
+        """Names of the destinations that are never asked whether they have a result."""
+        return tuple(item.name for item in self.destinations if item.verify == "none")
 
     def client_tls_files(self, item: DicomDestination) -> TlsFiles | None:
         """Return the files for TLS towards a destination, None where it has or needs none."""
@@ -356,6 +351,7 @@ def _with_absolute_paths(settings: Settings, base: Path) -> Settings:
         for item in settings.destinations
     )
     listener = with_files(settings.listener, "tls_certificate_file", "tls_key_file", "tls_client_ca_file")
+    web = with_files(settings.web, "tls_certificate_file", "tls_key_file")
     pipeline = with_files(settings.pipeline, "wording", "models")
     audit = with_files(settings.audit, "syslog_ca_file", "syslog_certificate_file", "syslog_key_file")
     heads = str((Path(storage.directory) / audit.heads_file).absolute())
@@ -365,6 +361,7 @@ def _with_absolute_paths(settings: Settings, base: Path) -> Settings:
             "storage": storage,
             "destinations": destinations,
             "listener": listener,
+            "web": web,
             "pipeline": pipeline,
             "audit": audit,
         }

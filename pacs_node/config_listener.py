@@ -113,6 +113,21 @@ class ListenerSettings(Section):
         return TlsFiles(self.tls_certificate_file, self.tls_key_file, self.tls_client_ca_file)
 
 
+class BacklogSettings(Section):
+    """How much may wait for analysis; beyond it new associations are rejected as transient."""
+
+    max_jobs: int = Field(1000, ge=0, le=1_000_000, description="Jobs that wait or run; 0: no limit.")
+    max_mb: int = Field(
+        200_000,
+        ge=0,
+        le=1_000_000_000,
+        description="Images of studies that are not analysed yet; 0: no limit.",
+    )
+    max_hours: float = Field(
+        48.0, ge=0, le=8_760, description="Age of the oldest job that waits; 0: no limit."
+    )
+
+
 def _network(value: str) -> str:
     try:
         return str(ipaddress.ip_network(value))

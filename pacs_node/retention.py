@@ -1,12 +1,18 @@
-"""Removes old images and results. Nothing that is undelivered, unverified or in work is touched."""
+"""Removes old images and results. Nothing that is undelivered, unverified or in work is touched.
+
+The rows stay and lose their path: they say what there was. Files that no row names, of attempts that came to
+nothing and of a node that was killed here, go too.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Iterator, Sequence
 from datetime import timedelta
+from pathlib import Path
 
-from sqlalchemy import ColumnElement, Select, exists, func, select
+from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -20,6 +26,7 @@ from pacs_node.states import DeliveryState, JobState, SeriesState
 logger = logging.getLogger(__name__)
 
 _ACTOR = "retention"
+_YOUNG_SECONDS = 3600.0
 
 
 class Retention:
@@ -33,11 +40,20 @@ class Retention:
         Days to keep; 0 keeps for ever.
     clock
         Source of time.
+    unproved
+        Names of the destinations that are never asked whether they have it (``verify = "none"``).
     """
 
     def __init__(
-        self, database: Database, spool: Spool, settings: RetentionSettings, clock: Clock = utc_now
+        self,
+        database: Database,
+        spool: Spool,
+        settings: RetentionSettings,
+        clock: Clock = utc_now,
+        *,
+        unproved: Collection[str] = (),
     ) -> None:
+        self._unproved = tuple(unproved)
         self._database = database
         self._spool = spool
         self._settings = settings
@@ -45,7 +61,7 @@ class Retention:
 
     def purge(self) -> int:
         """Remove what is due; return the number of files."""
-        removed = 0
+        removed = self._sweep()
         for images, days in ((True, self._settings.images_days), (False, self._settings.results_days)):
             if not days:
                 continue
@@ -88,13 +104,56 @@ class Retention:
             Job.series_id == Series.id,
             Artifact.job_id == Job.id,
             Delivery.artifact_id == Artifact.id,
-            Delivery.state != DeliveryState.COMMITTED,
+            ~self._is_delivered(),
         )
         last = select(func.max(Series.last_received_at)).where(Series.study_id == Study.id).scalar_subquery()
         has_files = self._has_images() if images else self._has_results()
         return select(Study.id).where(
             has_files, ~series_open, ~job_open, ~undelivered, last < self._clock() - timedelta(days=days)
         )
+
+    def _is_delivered(self) -> ColumnElement[bool]:
+        """Whether a delivery is at its end: found there, or sent long ago where nobody is asked."""
+        days = self._settings.unverified_days
+        by_choice = and_(
+            Delivery.state == DeliveryState.SENT,
+            Delivery.destination.in_(self._unproved if days else ()),
+            Delivery.sent_at < self._clock() - timedelta(days=days),
+        )
+        return or_(Delivery.state == DeliveryState.COMMITTED, by_choice)
+
+    def _sweep(self) -> int:
+        """Remove files that no row names; return how many."""
+        removed = 0
+        try:
+            for path in self._leftovers():
+                removed += self._remove_leftover(path)
+        except (OSError, SQLAlchemyError):
+            logger.exception("files without a row could not be removed")
+        return removed
+
+    def _leftovers(self) -> list[str]:
+        # the list first: what gets its row meanwhile is named when the rows are read
+        files = list(_old_files(self._spool.directory))
+        with self._database.read() as session:
+            named: set[str | None] = set()
+            for table in (Instance, Conflict, Artifact):
+                named.update(session.scalars(select(table.path)))
+            held = session.execute(
+                select(Job.id, Job.lease_token).where(Job.lease_token.is_not(None))
+            ).tuples()
+            in_work = tuple(attempt_folder(job_id, str(token)) + "/" for job_id, token in held)
+        return [path for path in files if path not in named and not path.startswith(in_work)]
+
+    def _remove_leftover(self, path: str) -> bool:
+        # with the write lock: the same bytes may be arriving, and a row is only made of a file that is there
+        with self._database.write() as session:
+            for table in (Instance, Conflict, Artifact):
+                if session.execute(select(table.id).where(table.path == path).limit(1)).first() is not None:
+                    return False
+            self._spool.remove(path)
+        logger.info("removed a file without a row", extra={"path": path})
+        return True
 
     def _purge(self, study_id: int, *, images: bool) -> int:
         with self._database.write() as session:
@@ -124,6 +183,23 @@ class Retention:
                     self._spool.remove(path)
         logger.info("removed", extra={"study": study_id, "files": len(paths)})
         return len(paths)
+
+
+def attempt_folder(job_id: int, lease_token: str) -> str:
+    """Where an attempt at a job writes, relative to the storage directory: no two share one."""
+    return f"results/{job_id:08d}/{lease_token.rpartition(':')[2][:12]}"
+
+
+def _old_files(directory: Path) -> Iterator[str]:
+    """Relative paths of received objects and results; the youngest may be on their way to a row."""
+    limit = time.time() - _YOUNG_SECONDS
+    for place in ("instances", "results"):
+        for path in (directory / place).rglob("*"):
+            try:
+                if path.is_file() and path.stat().st_mtime < limit:
+                    yield str(path.relative_to(directory))
+            except FileNotFoundError:
+                continue
 
 
 def _rows(session: Session, study_id: int, *, images: bool) -> Sequence[Instance | Conflict | Artifact]:

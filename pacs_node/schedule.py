@@ -13,7 +13,7 @@ from apscheduler.jobstores.memory import MemoryJobStore
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from inference.registry import load_pipeline
-from pacs_node import jobs
+from pacs_node import audit_chain, jobs
 from pacs_node.clock import Clock, utc_now
 from pacs_node.commitment_scp import Reporter
 from pacs_node.config import Settings
@@ -34,6 +34,7 @@ RETENTION_SECONDS = 3600
 COMMITMENT_SECONDS = 1
 ARCHIVE_SECONDS = 2
 MISSED_SECONDS = 60
+HEAD_SECONDS = 3600
 
 _COUNT_QUESTION_S = 15.0
 _LIST_QUESTION_S = 300.0
@@ -98,6 +99,20 @@ def archive_tasks(settings: Settings, database: Database) -> Iterator[Task]:
         yield Task(MissedStudies(database, listing, chosen).tick, MISSED_SECONDS)
 
 
+def head_task(settings: Settings, database: Database, clock: Clock = utc_now) -> Task:
+    """Note the end of the audit record outside the database."""
+    path = Path(settings.audit.heads_file)
+
+    def note() -> None:
+        try:
+            with database.read() as session:
+                audit_chain.note_head(session, path, clock())
+        except OSError as error:
+            logger.warning("the audit head could not be noted", extra={"error": error.strerror})
+
+    return Task(note, HEAD_SECONDS)
+
+
 def run(settings: Settings, stop: Event) -> None:
     """Tick until `stop` is set, as the settings say."""
     database, spool = open_database(settings), open_spool(settings)
@@ -111,7 +126,11 @@ def run(settings: Settings, stop: Event) -> None:
         archive=settings.archive,
     )
     reporter = Reporter(database, settings)
-    tasks = [Task(reporter.tick, COMMITMENT_SECONDS), *archive_tasks(settings, database)]
+    tasks = [
+        Task(reporter.tick, COMMITMENT_SECONDS),
+        *archive_tasks(settings, database),
+        head_task(settings, database),
+    ]
     run_schedule(database, intake, Retention(database, spool, settings.retention, unproved=settings.unproved), stop, more=tasks)
     reporter.stop()
     database.dispose()

@@ -70,8 +70,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
             " archive_dimse archive_web completeness"
         ),
         (
-            "lifecycle breaker retention gate_record commitment_scp commitment_scu audit_message audit_chain"
-            " accounts"
+            "lifecycle backlog breaker retention gate_record commitment_scp commitment_scu audit_message"
+            " audit_chain accounts"
         ),
         "audit_xml sessions",
         "audit_fhir",

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import func, select, update
 
-from pacs_node import audit_chain, jobs
+from pacs_node import audit, audit_chain, jobs
+from pacs_node import retention as retention_module
 from pacs_node.config import RetentionSettings
 from pacs_node.db import Artifact, AuditEvent, Conflict, Delivery, Instance, Job, Series
-from pacs_node.retention import Retention
+from pacs_node.retention import Retention, attempt_folder
 from pacs_node.spool import Spool
 from pacs_node.states import DeliveryState, JobState, SeriesState
 from tests.ct_factory import make_ct_series
+from tests.faults.invariants import Seen, violations
 from tests.small_node import SmallNode
 
 BOTH = RetentionSettings(images_days=30, results_days=60)
@@ -184,3 +188,86 @@ def test_a_purged_study_can_be_received_again(done: SmallNode) -> None:
     assert len(images(done)) == 1
     assert len(done.all_jobs()) == 1
     assert done.all_jobs()[0].kind == jobs.ANALYSIS
+
+
+@pytest.mark.parametrize(
+    ("days", "unproved", "removed"),
+    [(0, ("fake",), 0), (40, ("fake",), 1), (40, ("other",), 0), (100, ("fake",), 0)],
+)
+def test_what_is_unverified_by_choice_goes_only_when_its_own_days_say_so(
+    done: SmallNode, days: int, unproved: tuple[str, ...], removed: int
+) -> None:
+    with done.database.write() as session:
+        sent = {"state": DeliveryState.SENT, "sent_at": done.clock()}
+        session.execute(update(Delivery).values(**sent))
+    done.clock.forward(days=50)
+    settings = RetentionSettings(images_days=30, results_days=60, unverified_days=days)
+    retention = Retention(done.database, done.spool, settings, done.clock, unproved=unproved)
+    assert retention.purge() == removed
+
+
+def test_a_file_that_no_row_names_goes_when_it_is_no_longer_young(
+    done: SmallNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of attempts that came to nothing; what an attempt writes now is kept."""
+    done.queue("b")
+    job, token = done.claim()
+    now, before = attempt_folder(job.id, token), attempt_folder(1, "serve:0123456789abcdef")
+    for folder in (now, before):
+        (done.spool.directory / folder).mkdir(parents=True)
+        (done.spool.directory / folder / "seg.dcm").write_bytes(b"x")
+    known = {*images(done), *results(done)}
+    assert purge(done) == 0
+    monkeypatch.setattr(retention_module, "_YOUNG_SECONDS", -1.0)
+    assert purge(done) == 1
+    assert {*images(done), *results(done)} == known - {done.spool.directory / before / "seg.dcm"}
+
+
+FORK = multiprocessing.get_context("fork")
+
+
+def _purge_and_die(node: SmallNode, point: int, *, after_commit: bool) -> None:
+    """End the process like a kill: before the commit of the rows, or at a file."""
+    calls = [0]
+
+    def last(*_args: Any, **_values: Any) -> None:
+        calls[0] += 1
+        if calls[0] == point:
+            os._exit(9)
+
+    if after_commit:
+        real = Spool.remove
+
+        def remove(self: Spool, relative: str) -> None:
+            last()
+            real(self, relative)
+
+        Spool.remove = remove  # type: ignore[method-assign]  # in a process of its own
+    else:
+        audit.record = last
+    node.database.engine.dispose(close=False)
+    purge(node)
+    os._exit(0)
+
+
+@pytest.mark.parametrize("after_commit", [False, True])
+def test_a_kill_during_the_purge_loses_nothing_and_is_made_good(
+    done: SmallNode, monkeypatch: pytest.MonkeyPatch, after_commit: bool
+) -> None:
+    finish(done, "b")
+    done.clock.forward(days=31)
+    for point in range(1, 5):
+        child = FORK.Process(target=_purge_and_die, args=(done, point), kwargs={"after_commit": after_commit})
+        child.start()
+        child.join()
+        # rows without a file would be a loss; files without a row only take room
+        assert violations(done.database, done.spool.directory, Seen(orphan_s=3600)) == []
+        if child.exitcode == 0:
+            break
+    else:
+        raise AssertionError("the purge never came to its end")
+    assert point > 1
+    monkeypatch.setattr(retention_module, "_YOUNG_SECONDS", -1.0)
+    purge(done)
+    assert images(done) == []
+    assert violations(done.database, done.spool.directory, Seen(orphan_s=0)) == []
