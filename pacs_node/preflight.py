@@ -18,7 +18,9 @@ from dicom_sr.wording import WordingError, read_wording
 from inference.errors import ModelUnavailableError
 from inference.registry import load_pipeline, profiles
 from pacs_node import tls
+from pacs_node.audit_syslog import client_context
 from pacs_node.config import DicomWebDestination, PipelineSettings, Settings
+from pacs_node.config_audit import AuditSettings
 from pacs_node.delivery import make_destination
 from pacs_node.errors import ConfigurationError
 
@@ -43,6 +45,8 @@ def check(settings: Settings, parts: Collection[str]) -> None:
     if "listener" in parts:
         problems += _port("listener", settings.listener.host, settings.listener.port)
         problems += _tls(settings)
+    if "syslog" in parts and settings.audit.syslog_host:
+        problems += _syslog(settings.audit)
     if "web" in parts:
         problems += _port("web", settings.web.host, settings.web.port)
     if "worker" in parts or "schedule" in parts:
@@ -88,6 +92,13 @@ def _tls(settings: Settings) -> Iterator[str]:
         return
     try:
         tls.server_context(files, "listener")
+    except ConfigurationError as error:
+        yield str(error)
+
+
+def _syslog(audit: AuditSettings) -> Iterator[str]:
+    try:
+        client_context(audit.syslog_ca_file, audit.syslog_certificate_file, audit.syslog_key_file)
     except ConfigurationError as error:
         yield str(error)
 

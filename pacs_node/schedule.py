@@ -126,11 +126,10 @@ def run(settings: Settings, stop: Event) -> None:
         archive=settings.archive,
     )
     reporter = Reporter(database, settings)
-    tasks = [
-        Task(reporter.tick, COMMITMENT_SECONDS),
-        *archive_tasks(settings, database),
-        head_task(settings, database),
-    ]
+    head = head_task(settings, database)
+    # a node that is restarted more often than each hour notes it too
+    head.tick()
+    tasks = [Task(reporter.tick, COMMITMENT_SECONDS), *archive_tasks(settings, database), head]
     run_schedule(database, intake, Retention(database, spool, settings.retention, unproved=settings.unproved), stop, more=tasks)
     reporter.stop()
     database.dispose()

@@ -16,7 +16,9 @@ from sqlalchemy.orm import Session
 from pacs_node import audit
 from pacs_node.audit_chain import Head, HeadsUnreadableError, note_head, read_heads, verify
 from pacs_node.cli import main
+from pacs_node.config import parse_settings
 from pacs_node.db import Database
+from pacs_node.schedule import head_task
 from tests.small_node import START
 
 ROWS = 12
@@ -145,6 +147,24 @@ def test_heads_are_appended(database: Database, tmp_path: Path) -> None:
     with heads.open("a") as file:
         file.write('{"seq": 8')
     assert [head.seq for head in read_heads(heads)] == [3, 7]
+
+
+def test_the_ticker_notes_the_head(database: Database, tmp_path: Path) -> None:
+    fill(database, 2)
+    settings = parse_settings({"storage": {"directory": "storage"}}, base=tmp_path)
+    task = head_task(settings, database)
+    task.tick()
+    task.tick()
+    assert [head.seq for head in read_heads(tmp_path / "storage" / "audit-heads.jsonl")] == [2]
+
+
+def test_a_head_that_cant_be_noted_stops_nothing(
+    database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(database, 2)
+    settings = parse_settings({"audit": {"heads_file": str(tmp_path)}}, base=tmp_path)
+    head_task(settings, database).tick()
+    assert "could not be noted" in caplog.text
 
 
 @pytest.mark.parametrize("content", ["no heads\n", "[]\n", '{"seq": "x"}\n', "\xff\n"])

@@ -155,3 +155,10 @@ def test_init_into_a_folder_that_is_not_there(tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert "can't be written" in done.output
     assert isinstance(done.exception, SystemExit)
+
+
+def test_files_of_the_syslog_server_are_read(tmp_path: Path, free_ports: Any) -> None:
+    audit = {"syslog_host": "log.example", "syslog_ca_file": "missing.pem"}
+    given = settings(tmp_path, free_ports(2), audit=audit)
+    assert f"audit: '{tmp_path}/missing.pem'" in refusal(given)
+    preflight.check(given, ["delivery"])
