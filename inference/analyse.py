@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
@@ -95,33 +95,25 @@ def analyse(
     report("lungs", 0.0)
     lungs = find_lungs(volume)
     report("nodules", 0.2)
-    is_trained = pipeline.has(SEGMENTATION)
-    if is_trained:
+    if pipeline.has(SEGMENTATION):
         stack = stack or _load(pipeline, device)
         found = _trained(volume, lungs, stack, report)
     else:
-        parameters = pipeline.card(DETECTION).parameters
-        found = [
-            _Found(one.mask, one.origin, one.score)
-            for one in detect(volume, lungs, parameters, device=device)
-        ]
+        found = _classical(volume, lungs, pipeline, device)
     report("measurements", 0.95)
-    findings = tuple(
-        _finding(volume, lungs, one, number, (volume.series_uid, input_digest, pipeline.version))
-        for number, one in enumerate(found, start=1)
-    )
+    identity = (volume.series_uid, input_digest, pipeline.version)
+    findings = tuple(_finding(volume, lungs, one, number, identity) for number, one in enumerate(found, 1))
     observations: tuple[Observation, ...] = ()
     if stack is not None and record is not None:
         findings, observations = stack.with_record(findings, [one.evidence for one in found], record)
     report("done", 1.0)
-    is_full = len(findings) >= pipeline.card(DETECTION).parameters["max_findings"]
     return Result(
         series_uid=volume.series_uid,
         findings=findings,
         cards=pipeline.cards,
         pipeline_version=pipeline.version,
         observations=observations,
-        warnings=_warnings(volume, lungs, is_full=is_full, is_rated=is_trained and bool(findings)),
+        warnings=_warnings(volume, lungs, pipeline, findings),
     )
 
 
@@ -137,6 +129,11 @@ def _load(pipeline: Pipeline, device: str | torch.device) -> Stack:
 def _trained(volume: Volume, lungs: Lungs, stack: Stack, report: Progress) -> list[_Found]:
     nodules = stack.find(volume, lungs, progress=lambda share: report("nodules", 0.4 + 0.55 * share))
     return [_Found(one.mask, one.origin, one.probability, one.reading, one.evidence()) for one in nodules]
+
+
+def _classical(volume: Volume, lungs: Lungs, pipeline: Pipeline, device: str | torch.device) -> list[_Found]:
+    marks = detect(volume, lungs, pipeline.card(DETECTION).parameters, device=device)
+    return [_Found(one.mask, one.origin, one.score) for one in marks]
 
 
 def _finding(
@@ -191,7 +188,9 @@ def _descriptors(volume: Volume, lungs: Lungs, found: _Found, reading: CadxReadi
     return tuple(rows)
 
 
-def _warnings(volume: Volume, lungs: Lungs, *, is_full: bool, is_rated: bool) -> tuple[str, ...]:
+def _warnings(
+    volume: Volume, lungs: Lungs, pipeline: Pipeline, findings: Sequence[Finding]
+) -> tuple[str, ...]:
     """What the reader must know about this result."""
     sentences = list(lungs.warnings)
     thickness = max(volume.slice_thickness_mm or 0.0, volume.spacing_mm[0])
@@ -200,10 +199,10 @@ def _warnings(volume: Volume, lungs: Lungs, *, is_full: bool, is_rated: bool) ->
             f"Slices of {thickness:g} mm: nodules thinner than a slice may be missed and measurements are "
             f"less exact than on slices of up to {THICK_SLICE_MM:g} mm."
         )
-    if is_full:
+    if len(findings) >= pipeline.card(DETECTION).parameters["max_findings"]:
         sentences.append(
             "More candidates than the limit of findings were found; the most probable are shown."
         )
-    if is_rated:
+    if findings and pipeline.has(SEGMENTATION):
         sentences.append(RATING_STATEMENT)
     return tuple(sentences)

@@ -103,15 +103,7 @@ def make_phantom(
         The grid is smaller than the chest, the lungs have no room for a nodule or a structure, or a number
         is out of its range.
     """
-    if dose is not None and dose <= 0:
-        raise ValueError(f"a dose is positive, not {dose}")
-    if not 0 <= emphysema <= 0.6:
-        raise ValueError(f"emphysema takes 0 to 0.6 of the parenchyma, not {emphysema}")
-    grid = Grid(shape, spacing_mm)
-    extent = [n * d for n, d in zip(shape, spacing_mm, strict=True)]
-    if extent[0] < 250 or extent[1] < 230 or extent[2] < 330:
-        size = " x ".join(f"{length:.0f}" for length in extent)
-        raise ValueError(f"a chest needs 250 x 230 x 330 mm (z, y, x), the grid has {size}")
+    grid = _checked(Grid(shape, spacing_mm), dose, emphysema)
     specs = DEFAULT_NODULES if nodules is None else tuple(nodules)
     thickness = spacing_mm[0] if slice_thickness_mm is None else slice_thickness_mm
     rng = np.random.default_rng(seed)
@@ -128,20 +120,38 @@ def make_phantom(
     draw_table(values, grid, plan)
     image(values, grid, kernel, thickness, rng, profile=slice_profile, dose=dose)
     hu = np.clip(np.rint(values), -1024, 3071).astype(np.int16)
-    told = f"({', '.join(spec.identity for spec in specs)}{',' if len(specs) == 1 else ''})"
-    identity: tuple[str, ...] = (
-        "phantom",
-        str(seed),
-        str(shape),
-        str(spacing_mm),
-        told,
-        str(kernel),
-        str(thickness),
-    )
     finer = (slice_profile, dose, tuple(structures), emphysema)
-    if finer != (SliceProfile.GAUSSIAN, None, (), 0.0):
-        identity += (str(finer),)
+    identity = _identity(seed, grid, specs, kernel, thickness=thickness, finer=finer)
     return Phantom(_volume(hu, grid, thickness, identity), labels, drawn, kernel, seed, extra)
+
+
+def _checked(grid: Grid, dose: float | None, emphysema: float) -> Grid:
+    """The grid itself; ValueError where something is out of its range."""
+    if dose is not None and dose <= 0:
+        raise ValueError(f"a dose is positive, not {dose}")
+    if not 0 <= emphysema <= 0.6:
+        raise ValueError(f"emphysema takes 0 to 0.6 of the parenchyma, not {emphysema}")
+    extent = [n * d for n, d in zip(grid.shape, grid.spacing_mm, strict=True)]
+    if extent[0] < 250 or extent[1] < 230 or extent[2] < 330:
+        size = " x ".join(f"{length:.0f}" for length in extent)
+        raise ValueError(f"a chest needs 250 x 230 x 330 mm (z, y, x), the grid has {size}")
+    return grid
+
+
+def _identity(
+    seed: int,
+    grid: Grid,
+    specs: Sequence[NoduleSpec],
+    kernel: Kernel,
+    *,
+    thickness: float,
+    finer: tuple[SliceProfile, float | None, tuple[StructureSpec, ...], float],
+) -> tuple[str, ...]:
+    """What the UIDs are made of; what is left at its default takes no part."""
+    told = f"({', '.join(spec.identity for spec in specs)}{',' if len(specs) == 1 else ''})"
+    parts = ("phantom", seed, grid.shape, grid.spacing_mm, told, kernel, thickness)
+    identity = tuple(str(part) for part in parts)
+    return identity if finer == (SliceProfile.GAUSSIAN, None, (), 0.0) else (*identity, str(finer))
 
 
 def _draw_body(plan: Plan, grid: Grid) -> tuple[Array, NDArray[np.uint8]]:
