@@ -113,6 +113,8 @@ class ConfinedReader:
         For one file; a child that takes longer is killed.
     """
 
+    program: tuple[str, ...] = ("-m", "pacs_node.reader_process")
+
     def __init__(
         self, header_seconds: float = HEADER_SECONDS, decode_seconds: float = DECODE_SECONDS
     ) -> None:
@@ -228,8 +230,8 @@ class ConfinedReader:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "pacs_node.reader_process"],
+            self._process = subprocess.Popen(  # noqa: S603 - this program itself
+                [sys.executable, "-P", *self.program],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -24,15 +24,20 @@ ABORT, REJECT, ACCEPT, RELEASED, P_DATA = 7, 3, 2, 6, 4
 
 
 def association_request(
-    calling: str = "PACS", called: str = "CTNODE", *, max_length: int = 16384, contexts: int = 0
+    calling: str = "PACS",
+    called: str = "CTNODE",
+    *,
+    max_length: int = 16384,
+    contexts: int = 0,
+    syntax: str = ExplicitVRLittleEndian,
 ) -> bytes:
-    """An A-ASSOCIATE-RQ for Verification and CT, with some more contexts if asked for."""
+    """An A-ASSOCIATE-RQ for Verification and CT in `syntax`, with some more contexts if asked for."""
     request = A_ASSOCIATE()
     request.application_context_name = "1.2.840.10008.3.1.1.1"
     request.calling_ae_title, request.called_ae_title = calling, called
     proposed = [
         build_context(Verification, ImplicitVRLittleEndian),
-        build_context(CTImageStorage, ExplicitVRLittleEndian),
+        build_context(CTImageStorage, syntax),
         *(build_context(f"1.2.3.{number}", ImplicitVRLittleEndian) for number in range(contexts)),
     ]
     for number, context in enumerate(proposed):
@@ -92,9 +97,9 @@ class RawPeer:
         """Send bytes as they are."""
         self.connection.sendall(b"".join(parts))
 
-    def associate(self, *, max_length: int = 16384) -> Self:
+    def associate(self, *, max_length: int = 16384, syntax: str = ExplicitVRLittleEndian) -> Self:
         """Open an association as the known caller."""
-        self.send(association_request(max_length=max_length))
+        self.send(association_request(max_length=max_length, syntax=syntax))
         kind, _ = self.read()
         assert kind == ACCEPT
         return self
