@@ -18,6 +18,7 @@ from tests import hostile
 from tests.faults.receiver import LONG, Given, Receiver, make_storage, receiver, settings
 from tests.hostile import CORPUS, Hostile, plain, series
 from tests.raw_peer import RawPeer
+from tests.small_node import encoded
 
 logger = logging.getLogger(__name__)
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -77,7 +78,7 @@ def test_each_has_its_status_and_the_listener_is_as_before(running: Receiver) ->
 def test_what_was_stored_ends_in_a_verdict(tmp_path: Path, reader: ConfinedReader) -> None:
     """In a series that is suitable without it; after each, the same reader still reads a good series."""
     spool = Spool(tmp_path / "storage", 1)
-    good = [store(spool, Hostile(hostile.encoded(ds)[0], storable=True)) for ds in series()]
+    good = [store(spool, Hostile(encoded(ds)[0], storable=True)) for ds in series()]
     ends: dict[str, str] = {}
     slowest = 0.0
     storable = [(name, item) for name, item in OBJECTS.items() if item.storable]
