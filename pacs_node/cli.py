@@ -15,6 +15,7 @@ from dicom_sr.profiles import PROFILES, Form
 from inference.registry import DEFAULT_PROFILE
 from pacs_node import __version__, delivery, jobs, logs, preflight, queries, serve
 from pacs_node.audit_cli import audit
+from pacs_node.backup_cli import backup_command, restore_command
 from pacs_node.clock import utc_now
 from pacs_node.config import (
     Caller,
@@ -26,6 +27,7 @@ from pacs_node.config import (
 )
 from pacs_node.config_template import render_settings
 from pacs_node.db import Database, Study
+from pacs_node.dead_letters_cli import failed_command
 from pacs_node.destinations import EchoResult
 from pacs_node.doctor_cli import doctor
 from pacs_node.errors import ConfigurationError, StaleStateError
@@ -218,8 +220,11 @@ def demo(source: str, out: Path, seed: int, tcia_url: str | None) -> None:
 
 main.add_command(audit)
 main.add_command(models)
+main.add_command(backup_command)
 main.add_command(doctor)
+main.add_command(failed_command)
 main.add_command(evaluate)
+main.add_command(restore_command)
 main.add_command(validate)
 main.add_command(missed)
 

@@ -7,6 +7,7 @@
     ├── StaleStateError        somebody else changed the row first (lost lease, cancelled job)
     ├── OutOfSpaceError        the storage reserve is reached; nothing was written
     ├── AnalysisFailedError    an attempt died, hung or raised; the job tries again or fails
+    ├── BackupError            a backup or a restore can't be made here; nothing was changed
     └── UnreadableInstanceError  the data set names no usable study, series or instance
 """
 
@@ -31,6 +32,10 @@ class OutOfSpaceError(NodeError):
 
 class UnreadableInstanceError(NodeError):
     """The identifying attributes of a data set can't be read."""
+
+
+class BackupError(NodeError):
+    """A backup or a restore can't be made here."""
 
 
 class AnalysisFailedError(NodeError):

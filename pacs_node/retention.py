@@ -22,6 +22,7 @@ from pacs_node.config import RetentionSettings
 from pacs_node.db import Artifact, Conflict, Database, Delivery, Instance, Job, Series, Study
 from pacs_node.spool import Spool
 from pacs_node.states import DeliveryState, JobState, SeriesState
+from pacs_node.storage import undisturbed
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,11 @@ class Retention:
         self._clock = clock
 
     def purge(self) -> int:
-        """Remove what is due; return the number of files."""
+        """Remove what is due; return the number of files. While a backup is made nothing is removed."""
+        with undisturbed(self._spool.directory, wait=False) as free:
+            return self._remove_all() if free else 0
+
+    def _remove_all(self) -> int:
         removed = self._sweep()
         for images, days in ((True, self._settings.images_days), (False, self._settings.results_days)):
             if not days:

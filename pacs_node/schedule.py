@@ -130,6 +130,7 @@ def run(settings: Settings, stop: Event) -> None:
     # a node that is restarted more often than each hour notes it too
     head.tick()
     tasks = [Task(reporter.tick, COMMITMENT_SECONDS), *archive_tasks(settings, database), head]
-    run_schedule(database, intake, Retention(database, spool, settings.retention, unproved=settings.unproved), stop, more=tasks)
+    retention = Retention(database, spool, settings.retention, unproved=settings.unproved)
+    run_schedule(database, intake, retention, stop, more=tasks)
     reporter.stop()
     database.dispose()

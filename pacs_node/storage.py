@@ -57,6 +57,18 @@ def open_spool(settings: Settings) -> Spool:
 
 
 @contextmanager
+def undisturbed(directory: Path, *, wait: bool) -> Iterator[bool]:
+    """Keep backup and retention apart; false where the other is at work and one doesn't `wait`."""
+    with (directory / "maintenance.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+@contextmanager
 def only_one(settings: Settings) -> Iterator[None]:
     """Hold the storage for one ``serve``; the system lets go of it when the process ends, however it ends.
 

@@ -81,14 +81,17 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "jobs outbox reception notices",
         "recorder",
         "receiving",
-        "listener intake worker delivery timeline",
+        "listener intake worker delivery dead_letters timeline",
         "reconcile missed",
         "missed_cli",
-        "schedule queries preflight doctor",
+        "backup schedule queries preflight doctor",
         "doctor_peers",
         "overview study_detail",
         "web web.*",
-        "serve analyze accounts_cli audit_cli evaluate_cli validate_cli doctor_cli",
+        (
+            "serve analyze accounts_cli audit_cli backup_cli dead_letters_cli"
+            " evaluate_cli validate_cli doctor_cli"
+        ),
         "demo",
         "cli",
     ),

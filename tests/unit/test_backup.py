@@ -1,0 +1,215 @@
+"""Backup and restore: whole under load, nothing overwritten, and what is wrong is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select, update
+
+from pacs_node import backup
+from pacs_node.backup import MANIFEST, back_up, restore
+from pacs_node.config import RetentionSettings
+from pacs_node.db import Database, Delivery, Instance, sqlite_url
+from pacs_node.errors import BackupError
+from pacs_node.retention import Retention
+from pacs_node.spool import Spool
+from pacs_node.states import DeliveryState
+from pacs_node.storage import undisturbed
+from tests.ct_factory import make_ct_series
+from tests.faults.invariants import Seen, dataset_sha256, violations
+from tests.small_node import SmallNode, TestClock
+
+
+@pytest.fixture
+def done(node: SmallNode) -> SmallNode:
+    """A node with two studies, one of them analysed."""
+    for seed in "ab":
+        node.queue(seed)
+    job, token = node.claim()
+    node.finish(job, token, node.result(job))
+    return node
+
+
+def back(node: SmallNode, target: Path) -> backup.Report:
+    storage = node.spool.directory
+    return back_up(storage / "node.db", storage, target, node.clock.forward(seconds=1))
+
+
+def again(source: Path, place: Path) -> backup.Report:
+    return restore(source, place / "node.db", place)
+
+
+def found(place: Path, seen: Seen | None = None) -> list[str]:
+    database = Database(sqlite_url(place))
+    try:
+        return violations(database, place, seen)
+    finally:
+        database.dispose()
+
+
+def test_a_restored_node_is_the_same_and_goes_on(done: SmallNode, tmp_path: Path) -> None:
+    report = back(done, tmp_path / "copy")
+    assert (report.files, report.copied, report.whole) == (4, 4, True)
+    report = again(tmp_path / "copy", tmp_path / "new")
+    assert (report.files, report.copied, report.whole) == (4, 4, True)
+    assert found(tmp_path / "new", Seen(orphan_s=0, leftover_s=0)) == []
+    database = Database(sqlite_url(tmp_path / "new"))
+    database.upgrade()
+    node = SmallNode(database, Spool(tmp_path / "new", 1), TestClock())
+    assert [row.state for row in node.all_jobs()] == [row.state for row in done.all_jobs()]
+    job, token = node.claim()
+    node.finish(job, token, node.result(job))
+    assert len(node.all_deliveries()) == 4
+    database.dispose()
+
+
+def test_a_backup_under_load_is_whole(done: SmallNode, tmp_path: Path) -> None:
+    """Objects arrive all the time; each that was acknowledged before the backup began is in it."""
+    stop, acknowledged = threading.Event(), list[tuple[str, str]]()
+
+    def send() -> None:
+        for number in range(10_000):
+            (ds,) = make_ct_series(1, matrix=8, seed=f"load {number}")
+            done.receive(ds)
+            with done.database.read() as session:
+                row = session.execute(
+                    select(Instance).where(Instance.sop_instance_uid == str(ds.SOPInstanceUID))
+                ).scalar_one()
+            digest = dataset_sha256(done.spool.absolute(str(row.path)))
+            acknowledged.append((row.sop_instance_uid, digest))
+            if stop.is_set():
+                return
+
+    sender = threading.Thread(target=send, daemon=True)
+    sender.start()
+    for round_ in range(3):
+        before = len(acknowledged)
+        while len(acknowledged) < before + 5:
+            assert sender.is_alive()
+            stop.wait(0.005)
+        promised = list(acknowledged)
+        assert back(done, tmp_path / "copy").whole
+        assert again(tmp_path / "copy", tmp_path / f"new{round_}").whole
+        assert found(tmp_path / f"new{round_}", Seen(promised, orphan_s=0)) == []
+    stop.set()
+    sender.join()
+
+
+def test_another_backup_copies_what_is_new_and_forgets_what_is_gone(done: SmallNode, tmp_path: Path) -> None:
+    back(done, tmp_path / "copy")
+    done.queue("c")
+    with done.database.write() as session:
+        first = session.execute(select(Instance).order_by(Instance.id)).scalars().first()
+        assert first is not None
+        gone, first.path = first.path, None
+    report = back(done, tmp_path / "copy")
+    assert (report.files, report.copied) == (4, 1)
+    assert not (tmp_path / "copy" / str(gone)).exists()
+    assert len(list((tmp_path / "copy").glob("*.db"))) == 1
+    assert again(tmp_path / "copy", tmp_path / "new").whole
+
+
+def test_what_is_missing_or_altered_is_named_and_not_copied(done: SmallNode, tmp_path: Path) -> None:
+    instances = sorted((done.spool.directory / "instances").rglob("*.dcm"))
+    results = sorted((done.spool.directory / "results").rglob("*.dcm"))
+    instances[0].unlink()
+    results[0].write_bytes(results[0].read_bytes()[:-1] + b"x")
+    names = [str(path.relative_to(done.spool.directory)) for path in (instances[0], results[0])]
+    report = back(done, tmp_path / "copy")
+    assert ([*report.missing, *report.altered], report.copied) == (names, 2)
+    report = again(tmp_path / "copy", tmp_path / "new")
+    assert (report.missing, report.altered, report.copied) == (names, [], 2)
+
+
+def test_a_bit_that_fell_over_in_the_backup_is_noticed(done: SmallNode, tmp_path: Path) -> None:
+    back(done, tmp_path / "copy")
+    image = next((tmp_path / "copy" / "instances").rglob("*.dcm"))
+    image.write_bytes(image.read_bytes()[:-1] + b"x")
+    report = again(tmp_path / "copy", tmp_path / "new")
+    assert report.altered == [str(image.relative_to(tmp_path / "copy"))]
+    assert not (tmp_path / "new" / report.altered[0]).exists()
+
+
+def test_nothing_is_overwritten(done: SmallNode, tmp_path: Path) -> None:
+    back(done, tmp_path / "copy")
+    with pytest.raises(BackupError, match="overwrites nothing"):
+        again(tmp_path / "copy", done.spool.directory)
+    place = tmp_path / "other"
+    (place / "results").mkdir(parents=True)
+    (place / "results" / "mine").touch()
+    with pytest.raises(BackupError, match="overwrites nothing"):
+        again(tmp_path / "copy", place)
+    with pytest.raises(BackupError, match="not empty"):
+        back(done, place)
+    assert not (place / MANIFEST).exists()
+
+
+@pytest.mark.parametrize("what", ["manifest", "database", "format"])
+def test_what_is_no_whole_backup_is_refused(done: SmallNode, tmp_path: Path, what: str) -> None:
+    copy, place = tmp_path / "copy", tmp_path / "new"
+    back(done, copy)
+    if what == "manifest":
+        (copy / MANIFEST).unlink()
+    elif what == "database":
+        file = next(copy.glob("*.db"))
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+    else:
+        (copy / MANIFEST).write_text(json.dumps({"format": 99}))
+    with pytest.raises(BackupError):
+        again(copy, place)
+    assert not place.exists()
+
+
+def test_a_backup_that_was_killed_is_none_and_the_one_before_still_is(
+    done: SmallNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back(done, tmp_path / "copy")
+    done.queue("c")
+
+    def killed(*_args: object, **_values: object) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("_copy", "_write_manifest"):
+        with monkeypatch.context() as patch:
+            patch.setattr(backup, name, killed)
+            with pytest.raises(KeyboardInterrupt):
+                back(done, tmp_path / "copy")
+            with pytest.raises(KeyboardInterrupt):
+                back(done, tmp_path / "fresh")
+        with pytest.raises(BackupError, match="no backup"):
+            again(tmp_path / "fresh", tmp_path / "nowhere")
+        assert again(tmp_path / "copy", tmp_path / f"new {name}").files == 4
+    assert back(done, tmp_path / "fresh").files == 5
+    assert len(list((tmp_path / "fresh").glob("*.db"))) == 1
+    assert again(tmp_path / "fresh", tmp_path / "new").whole
+
+
+def test_a_restore_that_was_killed_leaves_no_node(
+    done: SmallNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back(done, tmp_path / "copy")
+
+    def killed(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", killed)
+        with pytest.raises(KeyboardInterrupt):
+            again(tmp_path / "copy", tmp_path / "new")
+    assert not (tmp_path / "new" / "node.db").exists()
+
+
+def test_retention_waits_for_the_backup(done: SmallNode) -> None:
+    done.clock.forward(days=10)
+    with done.database.write() as session:
+        session.execute(update(Delivery).values(state=DeliveryState.COMMITTED))
+    days = RetentionSettings(results_days=5, images_days=5)
+    retention = Retention(done.database, done.spool, days, done.clock)
+    with undisturbed(done.spool.directory, wait=False) as mine:
+        assert mine
+        assert retention.purge() == 0
+    assert retention.purge() == 3
