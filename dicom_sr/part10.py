@@ -11,10 +11,13 @@ from pydicom import Dataset, dcmwrite
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
-from inference.uids import derived_uid
+IMPLEMENTATION_CLASS_UID = UID("2.25.184562349201867712354298617237645120934")
+"""Of this software (PS3.7 D.3.3.2): in all files and in all associations, of every version the same."""
 
-IMPLEMENTATION_CLASS_UID = UID(derived_uid("pacs-node", "implementation"))
-IMPLEMENTATION_VERSION_NAME = "PACS_NODE"
+
+def implementation_version_name(software_version: str) -> str:
+    """Implementation Version Name of a version, at most 16 characters (PS3.7 D.3.3.2.4)."""
+    return f"PACSNODE_{software_version}"[:16]
 
 
 def file_meta(dataset: Dataset) -> FileMetaDataset:
@@ -25,7 +28,7 @@ def file_meta(dataset: Dataset) -> FileMetaDataset:
     meta.MediaStorageSOPInstanceUID = UID(dataset.SOPInstanceUID)
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
-    meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
+    meta.ImplementationVersionName = implementation_version_name(str(dataset.get("SoftwareVersions") or ""))
     return meta
 
 

@@ -26,6 +26,8 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE, SCP_SCU_RoleSelectionNegotiat
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
+from dicom_sr.part10 import IMPLEMENTATION_CLASS_UID, implementation_version_name
+from pacs_node import __version__
 from pacs_node.destinations import Outcome, OutcomeKind
 
 logger = logging.getLogger(__name__)
@@ -272,17 +274,21 @@ class Link:
         overall_timeout: float,
         *,
         ext_neg: Sequence[SCP_SCU_RoleSelectionNegotiation] = (),
+        handlers: Sequence[tuple[evt.EventType, Callable[[evt.Event], Any]]] = (),
     ) -> None:
         self.failure: Failure | None = None
         self.association: Association | None = None
         self._peer = peer
         self._contexts = contexts
         self._ext_neg = ext_neg
+        self._handlers = handlers
         self._watchdog = _Watchdog(peer.timeouts.progress, overall_timeout)
 
     def __enter__(self) -> Self:
         peer = self._peer
         entity = _Entity(peer.calling_ae, self._watchdog)
+        entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+        entity.implementation_version_name = implementation_version_name(__version__)
         entity.connection_timeout = peer.timeouts.connect
         entity.acse_timeout = peer.timeouts.association
         entity.dimse_timeout = peer.timeouts.object
@@ -296,7 +302,7 @@ class Link:
                 ae_title=peer.called_ae,
                 max_pdu=peer.max_pdu,
                 ext_neg=list(self._ext_neg),
-                evt_handlers=self._watchdog.handlers(),  # type: ignore[arg-type]  # invariant list
+                evt_handlers=[*self._watchdog.handlers(), *self._handlers],
                 tls_args=self._tls_arguments(),
             )
         except OSError as error:  # the host name can't be resolved

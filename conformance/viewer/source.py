@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pydicom import dcmread
+from pydicom.errors import InvalidDicomError
 
 from conformance.viewer.study import Study, read_study
 from inference.phantom import (
@@ -56,7 +58,7 @@ def viewer_phantom() -> Phantom:
 
 
 def analyse(ct: Path, out: Path, *, options: Sequence[str] = ()) -> Source:
-    """Let the node analyse a folder with one CT series.
+    """Let the node analyse a folder; it may have several series, of which the node takes one.
 
     Parameters
     ----------
@@ -75,7 +77,21 @@ def analyse(ct: Path, out: Path, *, options: Sequence[str] = ()) -> Source:
         raise AnalysisFailedError(
             f"pacs-node analyze ended with {ran.returncode}: {ran.stdout[-800:]}{ran.stderr[-800:]}"
         )
-    return Source(tuple(sorted(path for path in ct.iterdir() if path.is_file())), seg, sr)
+    return Source(analysed_images(ct, seg), seg, sr)
+
+
+def analysed_images(ct: Path, seg: Path) -> tuple[Path, ...]:
+    """Images of the series that a SEG refers to, among the files of a folder and its folders."""
+    series = dcmread(seg, stop_before_pixels=True).ReferencedSeriesSequence[0].SeriesInstanceUID
+    found = []
+    for path in sorted(path for path in ct.rglob("*") if path.is_file()):
+        try:
+            header = dcmread(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
+        except InvalidDicomError:
+            continue
+        if header.get("SeriesInstanceUID") == series:
+            found.append(path)
+    return tuple(found)
 
 
 def analyse_phantom(phantom: Phantom, directory: Path, *, options: Sequence[str] = ()) -> Source:
