@@ -85,8 +85,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "reconcile missed",
         "missed_cli",
         "backup schedule queries preflight doctor",
-        "doctor_peers",
+        "doctor_peers doctor_queue",
         "overview study_detail",
+        "metrics",
         "web web.*",
         (
             "serve analyze accounts_cli audit_cli backup_cli dead_letters_cli"
