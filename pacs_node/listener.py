@@ -1,7 +1,6 @@
 """The DICOM listener: who may send, and success only for what is durable.
 
-Loads no torch and decodes no pixel. The order in `_Intake` is the promise: space, identity, file, row, then
-0x0000.
+Loads no torch and decodes no pixel. What becomes of an object stands in `pacs_node.receiving`.
 """
 
 from __future__ import annotations
@@ -17,40 +16,26 @@ from pydicom.uid import UID
 from pynetdicom import AllStoragePresentationContexts
 from sqlalchemy import update
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
-from sqlalchemy.orm import Session
 
 from inference.decode import DECODABLE_TRANSFER_SYNTAXES
-from pacs_node import audit, db, reception, tls
+from pacs_node import db, tls
 from pacs_node.clock import Clock, utc_now
 from pacs_node.commitment import PUSH_MODEL, TRANSFER_SYNTAXES
 from pacs_node.config import Caller, DicomDestination, ListenerSettings, Settings
-from pacs_node.errors import NodeError, OutOfSpaceError, UnreadableInstanceError
+from pacs_node.errors import NodeError
 from pacs_node.gate import Admitted, Gate, Limits, Refusal, Visitor
-from pacs_node.gate_association import Acceptor, Answer, Ending, StoreRequest, Terms
+from pacs_node.gate_association import Acceptor, Ending, Terms
 from pacs_node.gate_pdu import Rejection
 from pacs_node.gate_record import RefusalRecord
 from pacs_node.notices import Notices
-from pacs_node.reception import Reception
-from pacs_node.spool import (
-    IMPLEMENTATION_CLASS_UID,
-    IMPLEMENTATION_VERSION_NAME,
-    Incoming,
-    Spool,
-    StoredFile,
-)
+from pacs_node.receiving import Receiving
+from pacs_node.recorder import Recorder
+from pacs_node.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, Incoming, Spool
 from pacs_node.storage import open_database, open_spool
 
 logger = logging.getLogger(__name__)
 
-SUCCESS = 0x0000
-OUT_OF_RESOURCES = 0xA700
-DATASET_MISMATCH = 0xA900
-CANNOT_UNDERSTAND = 0xC000
-PROCESSING_FAILURE = 0x0110
-
 _VERIFICATION = UID("1.2.840.10008.1.1")
-_NO_UID = "2.25.0"
-_HEAD_BYTES = 4 << 20
 _BACKLOG = 512
 _STOP_S = 15.0
 
@@ -89,6 +74,7 @@ class Listener:
         self._called_back = frozenset(called_back)
         self._terms = _terms(settings)
         self._refusals = RefusalRecord(database, clock)
+        self._recorder = Recorder(database, spool, clock)
         self._associations: dict[Acceptor[Incoming], threading.Thread] = {}
         self._lock = threading.Lock()
         self._gate: Gate | None = None
@@ -119,13 +105,12 @@ class Listener:
             context=context,
             limits=Limits(request_seconds=settings.acse_timeout_seconds),
         )
-        # before anything is received: a file that is there now and has no row was never acknowledged
+        # before anything is received: what is there now and has no row was left by a killed listener
         before = list(self._spool.stored())
+        self._recorder.start()
         self._refusals.start()
         self._gate.start()
-        self._sweeper = threading.Thread(
-            target=self._remove_orphans, args=(before,), name="sweep", daemon=True
-        )
+        self._sweeper = threading.Thread(target=self._recover, args=(before,), name="sweep", daemon=True)
         self._sweeper.start()
         logger.info(
             "listening", extra={"ae_title": settings.ae_title, "port": port, "tls": context is not None}
@@ -146,25 +131,22 @@ class Listener:
             thread.join(max(0.0, deadline - time.monotonic()))
         if self._sweeper is not None:
             self._sweeper.join()
+        self._recorder.stop()
         self._refusals.stop()
 
-    def _remove_orphans(self, files: list[str]) -> None:
-        """Remove what a killed listener had written but not recorded; its sender has it still."""
-        try:
-            with self._database.read() as session:
-                named = reception.recorded_paths(session)
-            for path in files:
-                if path not in named:
-                    self._remove_orphan(path)
-        except (OSError, SQLAlchemyError):
-            logger.exception("files without a row could not be removed")
+    def flush(self) -> None:
+        """Wait until the rows of all that was acknowledged are written; raises as `Recorder.flush`."""
+        self._recorder.flush()
 
-    def _remove_orphan(self, path: str) -> None:
-        # with the write lock: the same bytes may be arriving, and a row is only made of a file that is there
-        with self._database.write() as session:
-            if not reception.is_recorded(session, path):
-                self._spool.remove(path)
-                logger.info("removed a file without a row", extra={"path": path})
+    def _recover(self, files: list[str]) -> None:
+        """Write the rows of what a killed listener had acknowledged but not recorded."""
+        try:
+            count = self._recorder.recover(files)
+        except (OSError, SQLAlchemyError, NodeError):
+            logger.exception("files without a row could not be recorded; the next start tries again")
+            return
+        if count:
+            logger.info("looked at files without a row", extra={"count": count})
 
     def _judge(self, visitor: Visitor) -> Refusal | None:
         """Decide whether the peer may open an association."""
@@ -174,9 +156,7 @@ class Listener:
         return refusal
 
     def _admit(self, admitted: Admitted) -> None:
-        intake = _Intake(
-            admitted.visitor, self._database, self._spool, self._clock, self._notices(admitted.visitor)
-        )
+        intake = Receiving(admitted.visitor, self._recorder, self._notices(admitted.visitor))
         acceptor = Acceptor(admitted.connection, admitted.request, self._terms, intake)
         thread = threading.Thread(
             target=self._serve, args=(acceptor, intake), name="association", daemon=True
@@ -194,7 +174,7 @@ class Listener:
         directory = self._spool.directory
         return Notices(visitor, self._database, directory, self._clock, calls_back=calls_back)
 
-    def _serve(self, acceptor: Acceptor[Incoming], intake: _Intake) -> None:
+    def _serve(self, acceptor: Acceptor[Incoming], intake: Receiving) -> None:
         ending = Ending.ABORTED
         try:
             ending = acceptor.run()
@@ -243,131 +223,6 @@ def judge(visitor: Visitor, callers: Sequence[Caller], ae_title: str) -> Refusal
     return None
 
 
-class _MismatchError(Exception):
-    """The object isn't what was announced; the text is a sentence of ours."""
-
-
-class _Intake:
-    """Makes the instances of one association durable."""
-
-    def __init__(
-        self, visitor: Visitor, database: db.Database, spool: Spool, clock: Clock, notices: Notices
-    ) -> None:
-        self.visitor = visitor
-        self.notice = notices.answer
-        self.event_taken = notices.event_taken
-        self._database = database
-        self._spool = spool
-        self._clock = clock
-        self._row: int | None = None
-
-    def begin(self, request: StoreRequest) -> Incoming:
-        """Make ready for a data set; UIDs that are none don't get into its file."""
-        return self._spool.begin(
-            sop_class_uid=_uid_or_none(request.sop_class_uid),
-            sop_instance_uid=_uid_or_none(request.sop_instance_uid),
-            transfer_syntax_uid=request.transfer_syntax,
-        )
-
-    def store(self, request: StoreRequest, sink: Incoming) -> Answer:
-        """Answer one C-STORE request; the status tells the truth about what is on disk."""
-        try:
-            self._store(request, sink)
-        except OutOfSpaceError as error:
-            return self._refuse(request, OUT_OF_RESOURCES, str(error))
-        except UnreadableInstanceError as error:
-            return self._refuse(request, CANNOT_UNDERSTAND, str(error))
-        except _MismatchError as error:
-            return self._refuse(request, DATASET_MISMATCH, str(error))
-        except (OSError, SQLAlchemyError, NodeError) as error:
-            if db.is_full(error):
-                return self._refuse(request, OUT_OF_RESOURCES, "no room for the database to grow")
-            # whatever is on disk now has no row: the sender must keep the instance
-            logger.exception("instance could not be stored")
-            return self._refuse(request, PROCESSING_FAILURE, type(error).__name__)
-        return Answer(SUCCESS)
-
-    def _store(self, request: StoreRequest, sink: Incoming) -> None:
-        identity = reception.read_identity(sink.head(_HEAD_BYTES), request.transfer_syntax)
-        if (identity.sop_class_uid, identity.sop_instance_uid) != request[:2]:
-            raise _MismatchError("the data set is not the object that the request names")
-        if request.sop_class_uid != request.abstract_syntax:
-            raise _MismatchError("the object is not of the class that was agreed on")
-        if self._record(identity, sink.keep(), request.transfer_syntax) is Reception.ELSEWHERE:
-            raise _MismatchError("another series has an instance of this UID")
-
-    def _record(
-        self, identity: reception.Identity, stored: StoredFile, transfer_syntax_uid: str
-    ) -> Reception:
-        with self._database.write() as session:
-            association_id = self._association(session)
-            outcome = reception.record_instance(
-                session,
-                identity,
-                stored,
-                transfer_syntax_uid=transfer_syntax_uid,
-                association_id=association_id,
-                calling_ae=self.visitor.calling_ae,
-                at=self._clock(),
-            )
-            if not self._spool.absolute(stored.path).exists():
-                # an old copy that retention removed just now: the sender has to send it again
-                raise FileNotFoundError(stored.path)
-        self._row = association_id
-        if outcome in {Reception.OWN_RESULT, Reception.ELSEWHERE}:
-            self._spool.remove(stored.path)
-        return outcome
-
-    def _association(self, session: Session) -> int:
-        if self._row is not None:
-            return self._row
-        row = db.Association(
-            calling_ae=self.visitor.calling_ae, address=self.visitor.address, opened_at=self._clock()
-        )
-        session.add(row)
-        session.flush()
-        return row.id
-
-    def _refuse(self, request: StoreRequest, status: int, reason: str) -> Answer:
-        logger.warning("instance refused", extra={"status": f"{status:04X}", "reason": reason})
-        try:
-            with self._database.write() as session:
-                audit.record(
-                    session,
-                    audit.Event.INSTANCE_REFUSED,
-                    at=self._clock(),
-                    actor="listener",
-                    outcome=audit.Outcome.MINOR_FAILURE,
-                    calling_ae=self.visitor.calling_ae,
-                    sop_instance_uid=request.sop_instance_uid[:64],
-                    status=f"{status:04X}",
-                    reason=reason,
-                )
-        except SQLAlchemyError:
-            logger.exception("refusal could not be recorded")
-        return Answer(status, reason)
-
-    def close(self, ending: Ending) -> None:
-        """Write down how the association ended, if anything came by it."""
-        if self._row is None:
-            return
-        try:
-            with self._database.write() as session:
-                session.execute(
-                    update(db.Association)
-                    .where(db.Association.id == self._row)
-                    .values(closed_at=self._clock(), ending=ending.value)
-                )
-        except SQLAlchemyError:
-            # it counts as lost at the next start; its series closes by the longer silence
-            logger.exception("the end of an association could not be recorded")
-
-
-def _uid_or_none(text: str) -> str:
-    """Replace what is no UID; such an object is refused when it is there, as nothing can be called so."""
-    return text if reception.is_uid(text) else _NO_UID
-
-
 def _terms(settings: ListenerSettings) -> Terms:
     syntaxes = [str(uid) for uid in DECODABLE_TRANSFER_SYNTAXES]
     contexts = {str(context.abstract_syntax): syntaxes for context in AllStoragePresentationContexts}
@@ -383,6 +238,7 @@ def _terms(settings: ListenerSettings) -> Terms:
         max_pdu_bytes=settings.max_pdu_bytes,
         idle_seconds=settings.network_timeout_seconds,
         grace_seconds=settings.dimse_timeout_seconds,
+        association_seconds=60 * settings.association_minutes,
     )
 
 

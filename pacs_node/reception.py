@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -11,7 +12,7 @@ from enum import Enum
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
-from sqlalchemy import select
+from sqlalchemy import Connection, bindparam, exists, insert, or_, select
 from sqlalchemy.orm import Session
 
 from inference.decode import MALFORMED_FILE
@@ -54,6 +55,17 @@ class Identity:
     study_description: str = ""
     series_description: str = ""
     modality: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A durable instance and how it came."""
+
+    identity: Identity
+    stored: StoredFile
+    transfer_syntax_uid: str
+    calling_ae: str
+    at: datetime
 
 
 class Reception(Enum):
@@ -158,6 +170,92 @@ def record_instance(
     if series.state is not SeriesState.RECEIVING:
         _reopen(session, series, at=at, reason="late instance")
     return Reception.NEW
+
+
+def record_arrivals(
+    session: Session, arrivals: Sequence[Arrival], association_ids: Sequence[int]
+) -> list[Reception]:
+    """Write the rows of many instances, those that are new in one statement for each series.
+
+    Parameters
+    ----------
+    association_ids
+        By which association each one came.
+    """
+    uids = [arrival.identity.sop_instance_uid for arrival in arrivals]
+    seen = _known(session, uids)
+    outcomes: dict[int, Reception] = {}
+    new: dict[tuple[str, str], list[int]] = {}
+    for number, (arrival, uid) in enumerate(zip(arrivals, uids, strict=True)):
+        if uid not in seen:
+            seen.add(uid)
+            outcomes[number] = Reception.NEW
+            place = arrival.identity.study_uid, arrival.identity.series_uid
+            new.setdefault(place, []).append(number)
+    for numbers in new.values():
+        _record_new(session, [(arrivals[n], association_ids[n]) for n in numbers])
+    for number, arrival in enumerate(arrivals):
+        if number not in outcomes:
+            outcomes[number] = record_instance(
+                session,
+                arrival.identity,
+                arrival.stored,
+                transfer_syntax_uid=arrival.transfer_syntax_uid,
+                association_id=association_ids[number],
+                calling_ae=arrival.calling_ae,
+                at=arrival.at,
+            )
+    return [outcomes[number] for number in range(len(arrivals))]
+
+
+#: asked for each object that comes: a statement that is made once, without the machinery of objects
+_IS_KNOWN = select(
+    or_(
+        exists().where(Instance.sop_instance_uid == bindparam("uid")),
+        exists().where(Artifact.sop_instance_uid == bindparam("uid")),
+    )
+)
+
+
+def is_known(connection: Connection, sop_instance_uid: str) -> bool:
+    """Whether an instance or a result of ours has this UID."""
+    return bool(connection.execute(_IS_KNOWN, {"uid": sop_instance_uid}).scalar_one())
+
+
+def _known(session: Session, sop_instance_uids: Sequence[str]) -> set[str]:
+    known: set[str] = set()
+    for column in (Instance.sop_instance_uid, Artifact.sop_instance_uid):
+        known.update(
+            uid for uid in session.scalars(select(column).where(column.in_(sop_instance_uids))) if uid
+        )
+    return known
+
+
+def _record_new(session: Session, arrivals: Sequence[tuple[Arrival, int]]) -> None:
+    """Write the rows of new instances of one series."""
+    first = arrivals[0][0]
+    last = max(arrival.at for arrival, _ in arrivals)
+    series = _series(session, first.identity, first.calling_ae, first.at)
+    rows = [
+        {
+            "series_id": series.id,
+            "association_id": association_id,
+            "sop_instance_uid": arrival.identity.sop_instance_uid,
+            "sop_class_uid": arrival.identity.sop_class_uid,
+            "transfer_syntax_uid": arrival.transfer_syntax_uid,
+            "sha256": arrival.stored.sha256,
+            "size": arrival.stored.size,
+            "path": arrival.stored.path,
+            "received_at": arrival.at,
+        }
+        for arrival, association_id in arrivals
+    ]
+    session.execute(insert(Instance), rows)
+    series.n_instances += len(rows)
+    series.last_received_at = last
+    session.flush()
+    if series.state is not SeriesState.RECEIVING:
+        _reopen(session, series, at=last, reason="late instance")
 
 
 def is_recorded(session: Session, path: str) -> bool:

@@ -7,9 +7,10 @@ import hashlib
 import os
 import shutil
 import struct
+import time
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -29,6 +30,8 @@ _SHORT_ELEMENT = struct.Struct("<HH2sH")
 _META_BYTES = 4096
 _READ_AT_ONCE = 1 << 20
 _SYNC_THREADS = 8
+#: another thread costs more than a sync that is faster
+_SLOW_SYNC_S = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,11 +178,7 @@ class Incoming:
         durable = False
         try:
             self._path.unlink()
-            folder = self._spool.sync_soon(target.parent)
-            try:
-                os.fsync(file.fileno())
-            finally:
-                folder.result()
+            self._spool.sync(file.fileno(), target.parent)
             durable = True
         finally:
             if not durable:
@@ -217,6 +216,7 @@ class Spool:
         self.directory = directory
         self._max_object_bytes = max_object_bytes
         self._reserve_bytes = reserve_bytes
+        self._syncs_slowly = False
         self._syncers = ThreadPoolExecutor(_SYNC_THREADS, thread_name_prefix="sync")
         self._incoming = directory / "incoming"
         self._incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -278,9 +278,19 @@ class Spool:
         for folder in (self.directory / "instances").iterdir():
             yield from (f"instances/{folder.name}/{path.name}" for path in folder.iterdir())
 
-    def sync_soon(self, directory: Path) -> Future[None]:
-        """Make the names in a directory durable, in another thread."""
-        return self._syncers.submit(sync_directory, directory)
+    def sync(self, descriptor: int, directory: Path) -> None:
+        """Make a file and the names in its directory durable, at the same time where that takes long."""
+        start = time.monotonic()
+        if self._syncs_slowly:
+            names = self._syncers.submit(sync_directory, directory)
+            try:
+                os.fsync(descriptor)
+            finally:
+                names.result()
+        else:
+            os.fsync(descriptor)
+            sync_directory(directory)
+        self._syncs_slowly = time.monotonic() - start > _SLOW_SYNC_S
 
     def find(self, relative: str, head_bytes: int) -> FoundFile | None:
         """Read a stored file of which nothing is known; None where its bytes aren't what its name says.

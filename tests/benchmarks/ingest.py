@@ -3,7 +3,7 @@
 The node's listener beside DCMTK's storescp (``TCP_NODELAY=1`` on both sides), the same synthetic CT of 300
 slices of 512 x 512 from DCMTK's storescu, in turns in one run and in alternating order: one association, then
 four at once against ``storescp --fork``. The listener syncs each object before its answer; storescp syncs
-nothing. So the file system of `DIR` decides: its cost of one sync is measured too, and stands beside the result.
+nothing. So the file system of `DIR` decides: its cost of one sync is measured too.
 """
 
 from __future__ import annotations

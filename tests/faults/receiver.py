@@ -23,6 +23,7 @@ from pacs_node.db import Database, Instance, sqlite_url
 from pacs_node.gate_association import Acceptor
 from pacs_node.listener import Listener
 from pacs_node.logs import silence_libraries
+from pacs_node.recorder import recover_store
 from pacs_node.spool import Spool
 from tests.conftest import find_free_port
 from tests.raw_peer import RawPeer
@@ -46,6 +47,8 @@ class Given:
     reserve_bytes: int = 1
     #: negative control: success is said before anything is durable
     cheats: bool = False
+    #: negative control: neither files nor folders are synced
+    unsynced: bool = False
 
 
 def _receive(given: Given) -> None:
@@ -53,6 +56,8 @@ def _receive(given: Given) -> None:
     os.setpgrp()
     if given.cheats:
         Acceptor._answer = _answer_first  # type: ignore[method-assign]
+    if given.unsynced:
+        os.fsync = lambda fd: None
     database = Database(sqlite_url(given.directory))
     listener = Listener(given.settings, CALLERS, database, Spool(given.directory, given.reserve_bytes))
     listener.start()
@@ -173,8 +178,9 @@ class Ledger:
         return sorted(set(Spool(directory, 1).stored()) - named)
 
     def violations(self, directory: Path) -> list[str]:
-        """Hold rows and files against each other and against what was acknowledged."""
+        """Hold rows and files against what was acknowledged, as a new start finds them."""
         database = Database(sqlite_url(directory))
+        recover_store(database, Spool(directory, 1))
         with database.read() as session:
             rows = session.execute(select(Instance.sop_instance_uid, Instance.path)).tuples().all()
             integrity = database.check()

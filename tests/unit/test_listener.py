@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sqlite3
 import struct
 import threading
 import time
@@ -45,12 +46,19 @@ from tests.small_node import START, TestClock, encoded
 CALLERS = (Caller(ae_title="PACS", address="127.0.0.0/8"),)
 
 
+#: port -> who listens there
+LISTENING: dict[int, Listener] = {}
+
+
 @pytest.fixture
 def port(database: Database, spool: Spool, clock: TestClock) -> Iterator[int]:
     """A running listener's port."""
     settings = ListenerSettings(port=find_free_port(), acse_timeout_seconds=5, network_timeout_seconds=5)
     listener = Listener(settings, CALLERS, database, spool, clock)
-    yield listener.start()
+    port = listener.start()
+    LISTENING[port] = listener
+    yield port
+    del LISTENING[port]
     listener.stop()
 
 
@@ -68,6 +76,8 @@ def store(port: int, *datasets: Dataset, syntaxes: Any = None) -> list[int]:
     assert association.is_established
     statuses = [int(association.send_c_store(ds).Status) for ds in datasets]
     association.release()
+    if port in LISTENING:
+        LISTENING[port].flush()
     return statuses
 
 
@@ -226,22 +236,51 @@ def test_a_failing_disk_is_never_success(
     assert instances(database) == []
 
 
-def test_a_failing_database_is_never_success_and_the_association_goes_on(
-    port: int, database: Database, monkeypatch: pytest.MonkeyPatch
+def test_while_the_database_fails_nothing_more_is_taken_and_what_was_taken_gets_its_row(
+    port: int, database: Database, spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The row of the association is rolled back with the instance: the next one must not rely on it."""
-    real = reception.record_instance
-    failures = [True, False]
+    """The first is durable as a file; that its row can't be written is known when the second comes."""
+    real = reception.record_arrivals
+    failing, failed = threading.Event(), threading.Event()
+    failing.set()
 
-    def sometimes(*args: Any, **values: Any) -> Any:
-        if failures.pop(0):
-            raise OperationalError("INSERT", {}, Exception("database or disk is full"))
-        return real(*args, **values)
+    def sometimes(*args: Any) -> Any:
+        if failing.is_set():
+            failed.set()
+            raise OperationalError("INSERT", {}, Exception("disk I/O error"))
+        return real(*args)
 
-    monkeypatch.setattr(reception, "record_instance", sometimes)
+    monkeypatch.setattr(reception, "record_arrivals", sometimes)
     first, second = make_ct_series(2, matrix=8)
-    assert store(port, first, second) == [0x0110, 0]
-    assert [row.sop_instance_uid for row in instances(database)] == [second.SOPInstanceUID]
+    association = associate(port)
+    assert association.send_c_store(first).Status == 0
+    assert failed.wait(5)
+    eventually(lambda: LISTENING[port]._recorder._trouble is not None)
+    assert association.send_c_store(second).Status == 0x0110
+    assert instances(database) == []
+    failing.clear()
+    eventually(lambda: len(instances(database)) == 1)
+    assert association.send_c_store(second).Status == 0
+    association.release()
+    LISTENING[port].flush()
+    assert [row.association_id for row in instances(database)] == [1, 1]
+    assert len(files(spool)) == 2
+
+
+def test_a_database_that_is_full_is_a700(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = sqlite3.OperationalError("database or disk is full")
+    full.sqlite_errorname = "SQLITE_FULL"
+
+    def fail(*_args: Any) -> Any:
+        raise OperationalError("INSERT", {}, full)
+
+    monkeypatch.setattr(reception, "record_arrivals", fail)
+    first, second = make_ct_series(2, matrix=8)
+    association = associate(port)
+    assert association.send_c_store(first).Status == 0
+    eventually(lambda: LISTENING[port]._recorder._trouble is not None)
+    assert association.send_c_store(second).Status == 0xA700
+    association.release()
 
 
 def store_bytes(port: int, data: bytes, *, sop_class: str, sop_instance: str) -> int:
@@ -298,15 +337,18 @@ def test_what_cannot_be_understood_is_c000(port: int, database: Database, spool:
 def test_a_file_that_retention_removes_meanwhile_is_no_success(
     port: int, database: Database, spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = reception.record_instance
+    """It is there when the same comes again, and gone when that is to be answered."""
+    (ds,) = make_ct_series(1, matrix=8)
+    assert store(port, ds) == [0]
+    real = reception.record_arrivals
 
-    def remove_first(session: Any, identity: Any, stored: Any, **values: Any) -> Any:
-        spool.remove(stored.path)
-        return real(session, identity, stored, **values)
+    def remove_first(session: Any, arrivals: Any, association_ids: Any) -> Any:
+        for arrival in arrivals:
+            spool.remove(arrival.stored.path)
+        return real(session, arrivals, association_ids)
 
-    monkeypatch.setattr(reception, "record_instance", remove_first)
-    assert store(port, *make_ct_series(1, matrix=8)) == [0x0110]
-    assert instances(database) == []
+    monkeypatch.setattr(reception, "record_arrivals", remove_first)
+    assert store(port, ds) == [0x0110]
 
 
 def test_our_own_result_is_welcome_and_leaves_no_file(port: int, database: Database, spool: Spool) -> None:
@@ -337,6 +379,7 @@ def associations(database: Database) -> list[Association]:
 def test_an_association_is_open_until_it_is_released(port: int, database: Database) -> None:
     association = associate(port)
     assert association.send_c_store(make_ct_series(1, matrix=8)[0]).Status == 0
+    LISTENING[port].flush()
     (row,) = associations(database)
     assert (row.calling_ae, row.address, row.closed_at) == ("PACS", "127.0.0.1", None)
     assert [instance.association_id for instance in instances(database)] == [row.id]
@@ -349,7 +392,7 @@ def test_an_aborted_association_is_closed(port: int, database: Database) -> None
     association = associate(port)
     association.send_c_store(make_ct_series(1, matrix=8)[0])
     association.abort()
-    eventually(lambda: associations(database)[0].closed_at is not None)
+    eventually(lambda: [row.closed_at is not None for row in associations(database)] == [True])
     assert associations(database)[0].ending == "aborted"
 
 
@@ -364,16 +407,16 @@ def test_stopping_aborts_what_is_open(database: Database, spool: Spool, clock: T
 
 
 def test_a_connection_that_breaks_while_storing_is_closed(
-    port: int, database: Database, monkeypatch: pytest.MonkeyPatch
+    port: int, database: Database, spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, reached, go_on = reception.record_instance, threading.Event(), threading.Event()
+    real, reached, go_on = spool.begin, threading.Event(), threading.Event()
 
     def slow(*args: Any, **values: Any) -> Any:
         reached.set()
         go_on.wait(5)
         return real(*args, **values)
 
-    monkeypatch.setattr(reception, "record_instance", slow)
+    monkeypatch.setattr(spool, "begin", slow)
     association = associate(port)
     sender = threading.Thread(target=association.send_c_store, args=(make_ct_series(1, matrix=8)[0],))
     sender.start()
@@ -403,31 +446,84 @@ def test_what_was_open_when_the_node_was_killed_is_lost_at_the_next_start(
     assert files(spool) == []
 
 
-def test_files_without_a_row_are_removed_at_start_and_no_others(
+def left_behind(spool: Spool, seed: str) -> tuple[Dataset, Path]:
+    """What a listener that was killed before the row leaves."""
+    (ds,) = make_ct_series(1, matrix=8, seed=seed)
+    data, syntax = encoded(ds)
+    incoming = spool.begin(
+        sop_class_uid=ds.SOPClassUID,
+        sop_instance_uid=ds.SOPInstanceUID,
+        transfer_syntax_uid=syntax,
+        source_ae="PACS",
+    )
+    incoming.write(memoryview(data))
+    path = spool.absolute(incoming.keep().path)
+    incoming.discard()
+    return ds, path
+
+
+def test_files_without_a_row_get_it_at_start_and_damaged_ones_go(
     database: Database, spool: Spool, clock: TestClock
 ) -> None:
-    """A listener that was killed between file and row has acknowledged nothing."""
+    """Whole files were acknowledged; a power cut may leave a name without its bytes, which never was."""
     settings = ListenerSettings(port=find_free_port())
     listener = Listener(settings, CALLERS, database, spool, clock)
     (first,), (other,) = make_ct_series(1, matrix=8), make_ct_series(1, matrix=8)
     other.PatientID = "OTHER"
     assert store(listener.start(), first, other) == [0, 0]
     listener.stop()
-    (orphan,) = make_ct_series(1, matrix=8, seed="orphan")
-    data, syntax = encoded(orphan)
-    stored = spool.write(
-        data,
-        sop_class_uid=orphan.SOPClassUID,
-        sop_instance_uid=orphan.SOPInstanceUID,
-        transfer_syntax_uid=syntax,
-    )
+    whole, _ = left_behind(spool, "whole")
+    _, damaged = left_behind(spool, "damaged")
+    damaged.write_bytes(damaged.read_bytes()[:-1])
     again = Listener(settings, CALLERS, database, spool, clock)
     port = again.start()
-    eventually(lambda: not spool.absolute(stored.path).exists())
-    assert len(files(spool)) == 2
-    assert store(port, orphan, first) == [0, 0]
+    eventually(lambda: not damaged.exists())
+    eventually(lambda: len(instances(database)) == 2)
+    assert len(files(spool)) == 3
+    assert store(port, whole, first) == [0, 0]
     again.stop()
     assert len(files(spool)) == 3
+    found = next(row for row in instances(database) if row.sop_instance_uid == whole.SOPInstanceUID)
+    with database.read() as session:
+        origin = session.get_one(Association, found.association_id)
+        series = session.execute(select(Series).where(Series.id == found.series_id)).scalar_one()
+        assert (origin.calling_ae, origin.ending, series.calling_ae) == ("PACS", "lost", "PACS")
+
+
+def test_a_damaged_file_whose_bytes_come_again_is_replaced(
+    database: Database, spool: Spool, clock: TestClock
+) -> None:
+    whole, path = left_behind(spool, "damaged")
+    content = path.read_bytes()
+    path.write_bytes(b"")
+    settings = ListenerSettings(port=find_free_port())
+    listener = Listener(settings, CALLERS, database, spool, clock)
+    assert store(listener.start(), whole) == [0]
+    listener.stop()
+    assert path.read_bytes()[-1000:] == content[-1000:]
+    assert len(instances(database)) == 1
+
+
+def test_rows_are_there_when_a_listener_has_stopped(
+    database: Database, spool: Spool, clock: TestClock
+) -> None:
+    listener = Listener(ListenerSettings(port=find_free_port()), CALLERS, database, spool, clock)
+    assert store(listener.start(), *make_ct_series(5, matrix=8)) == [0] * 5
+    listener.stop()
+    assert len(instances(database)) == 5
+    assert [row.ending for row in associations(database)] == ["released"]
+
+
+def test_two_that_bring_the_same_at_once_are_one_instance(
+    port: int, database: Database, spool: Spool
+) -> None:
+    slices = make_ct_series(6, matrix=8)
+    with ThreadPoolExecutor(6) as pool:
+        statuses = list(pool.map(lambda _: store(port, *slices), range(6)))
+    assert statuses == [[0] * 6] * 6
+    LISTENING[port].flush()
+    assert len(instances(database)) == len(files(spool)) == 6
+    assert events(database, "instance conflict") == []
 
 
 def test_many_associations_at_once(port: int, database: Database, spool: Spool) -> None:

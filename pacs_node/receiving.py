@@ -1,0 +1,169 @@
+"""What the listener does with the objects of one association.
+
+The order in `Receiving` is the promise: space, identity, file, then success; see `pacs_node.recorder` for why
+the row of a new instance may follow. In every doubtful case the row is there before the answer.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from pacs_node import audit, db, reception
+from pacs_node.errors import NodeError, OutOfSpaceError, UnreadableInstanceError
+from pacs_node.gate import Visitor
+from pacs_node.gate_association import Answer, Ending, Notice, StoreRequest
+from pacs_node.notices import Notices
+from pacs_node.reception import Arrival, Identity, Reception
+from pacs_node.recorder import HEAD_BYTES, Origin, Recorder
+from pacs_node.spool import Incoming
+
+logger = logging.getLogger(__name__)
+
+SUCCESS = 0x0000
+OUT_OF_RESOURCES = 0xA700
+DATASET_MISMATCH = 0xA900
+CANNOT_UNDERSTAND = 0xC000
+PROCESSING_FAILURE = 0x0110
+
+_SHORT_HEAD_BYTES = 1 << 15
+_NO_UID = "2.25.0"
+
+
+class _MismatchError(Exception):
+    """The object isn't what was announced; the text is a sentence of ours."""
+
+
+class Receiving:
+    """Makes the instances of one association durable, and answers its notices.
+
+    Parameters
+    ----------
+    visitor
+        Who sends.
+    recorder
+        Of the listener: it writes the rows.
+    """
+
+    def __init__(self, visitor: Visitor, recorder: Recorder, notices: Notices) -> None:
+        self.visitor = visitor
+        self.event_taken = notices.event_taken
+        self._notices = notices
+        self._database, self._spool, self._clock = recorder.database, recorder.spool, recorder.clock
+        self._recorder = recorder
+        self._origin = Origin(visitor.calling_ae, visitor.address, self._clock())
+
+    def begin(self, request: StoreRequest) -> Incoming:
+        """Make ready for a data set; UIDs that are none don't get into its file."""
+        return self._spool.begin(
+            sop_class_uid=_uid_or_none(request.sop_class_uid),
+            sop_instance_uid=_uid_or_none(request.sop_instance_uid),
+            transfer_syntax_uid=request.transfer_syntax,
+            source_ae=self.visitor.calling_ae,
+        )
+
+    def store(self, request: StoreRequest, sink: Incoming) -> Answer:
+        """Answer one C-STORE request; the status tells the truth about what is on disk."""
+        try:
+            self._store(request, sink)
+        except OutOfSpaceError as error:
+            return self._refuse(request, OUT_OF_RESOURCES, str(error))
+        except UnreadableInstanceError as error:
+            return self._refuse(request, CANNOT_UNDERSTAND, str(error))
+        except _MismatchError as error:
+            return self._refuse(request, DATASET_MISMATCH, str(error))
+        except (OSError, SQLAlchemyError, NodeError) as error:
+            if db.is_full(error):
+                return self._refuse(request, OUT_OF_RESOURCES, "no room for the database to grow")
+            # whatever is on disk now has no row: the sender must keep the instance
+            logger.exception("instance could not be stored")
+            return self._refuse(request, PROCESSING_FAILURE, type(error).__name__)
+        return Answer(SUCCESS)
+
+    def _store(self, request: StoreRequest, sink: Incoming) -> None:
+        identity = _identity(sink, request.transfer_syntax)
+        if (identity.sop_class_uid, identity.sop_instance_uid) != request[:2]:
+            raise _MismatchError("the data set is not the object that the request names")
+        if request.sop_class_uid != request.abstract_syntax:
+            raise _MismatchError("the object is not of the class that was agreed on")
+        self._recorder.check()
+        with self._recorder.claim(identity.sop_instance_uid, sink.digest):
+            if self._is_known(identity):
+                self._store_known(identity, sink, request.transfer_syntax)
+            else:
+                arrival = self._arrival(identity, sink, request.transfer_syntax)
+                self._recorder.add(self._origin, arrival)
+
+    def _arrival(self, identity: Identity, sink: Incoming, transfer_syntax_uid: str) -> Arrival:
+        """Make the object durable."""
+        return Arrival(identity, sink.keep(), transfer_syntax_uid, self.visitor.calling_ae, self._clock())
+
+    def _is_known(self, identity: Identity) -> bool:
+        with self._database.engine.connect() as connection:
+            return reception.is_known(connection, identity.sop_instance_uid)
+
+    def _store_known(self, identity: Identity, sink: Incoming, transfer_syntax_uid: str) -> None:
+        """Decide with the rows what it is: the same again, another object, or a result of ours."""
+        # the rows of this association too: it may have none itself yet
+        self._recorder.flush()
+        arrival = self._arrival(identity, sink, transfer_syntax_uid)
+        path = arrival.stored.path
+        with self._database.write() as session:
+            row = self._origin.row_in(session)
+            (outcome,) = reception.record_arrivals(session, [arrival], [row])
+            if not self._spool.absolute(path).exists():
+                # an old copy that retention removed just now: the sender has to send it again
+                raise FileNotFoundError(path)
+        self._origin.row = row
+        if outcome in {Reception.OWN_RESULT, Reception.ELSEWHERE}:
+            self._spool.remove(path)
+        if outcome is Reception.ELSEWHERE:
+            raise _MismatchError("another series has an instance of this UID")
+
+    def notice(self, notice: Notice) -> Answer:
+        """Answer one notice, with the rows of all that was acknowledged before it."""
+        try:
+            self._recorder.flush()
+        except (SQLAlchemyError, NodeError) as error:
+            logger.exception("rows are missing")
+            return Answer(PROCESSING_FAILURE, type(error).__name__)
+        return self._notices.answer(notice)
+
+    def _refuse(self, request: StoreRequest, status: int, reason: str) -> Answer:
+        logger.warning("instance refused", extra={"status": f"{status:04X}", "reason": reason})
+        try:
+            with self._database.write() as session:
+                audit.record(
+                    session,
+                    audit.Event.INSTANCE_REFUSED,
+                    at=self._clock(),
+                    actor="listener",
+                    outcome=audit.Outcome.MINOR_FAILURE,
+                    calling_ae=self.visitor.calling_ae,
+                    sop_instance_uid=request.sop_instance_uid[:64],
+                    status=f"{status:04X}",
+                    reason=reason,
+                )
+        except SQLAlchemyError:
+            logger.exception("refusal could not be recorded")
+        return Answer(status, reason)
+
+    def close(self, ending: Ending) -> None:
+        """Have it written down how the association ended, if anything came by it."""
+        self._recorder.end(self._origin, ending.value)
+
+
+def _identity(sink: Incoming, transfer_syntax_uid: str) -> Identity:
+    """Read who the object is; rarely does that stand far from its beginning."""
+    try:
+        return reception.read_identity(sink.head(_SHORT_HEAD_BYTES), transfer_syntax_uid)
+    except UnreadableInstanceError:
+        if sink.size <= _SHORT_HEAD_BYTES:
+            raise
+    return reception.read_identity(sink.head(HEAD_BYTES), transfer_syntax_uid)
+
+
+def _uid_or_none(text: str) -> str:
+    """Replace what is no UID; such an object is refused when it is there, as nothing can be called so."""
+    return text if reception.is_uid(text) else _NO_UID
