@@ -14,8 +14,9 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from pacs_node.audit import Event
+from pacs_node.breaker import Away, away
 from pacs_node.config import Caller
-from pacs_node.db import Artifact, AuditEvent, Delivery, Job, Series, Study
+from pacs_node.db import Artifact, AuditEvent, Breaker, Delivery, Job, Series, Study
 from pacs_node.queries import StudyWord, study_states
 from pacs_node.states import DeliveryState, JobState
 from pacs_node.timeline import words
@@ -50,6 +51,8 @@ class DestinationLine:
         When the oldest of the pending was made.
     last_sent, last_verified
         When an object last arrived, and last was found there.
+    away
+        Since when nobody reaches it, and why; None where its breaker is closed.
     last_error, last_failure
         Status of the pending object that was tried last, and of the last that failed for good.
     """
@@ -63,6 +66,7 @@ class DestinationLine:
     last_verified: datetime | None = None
     last_error: str | None = None
     last_failure: str | None = None
+    away: Away | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +208,12 @@ def alarms(seen: Overview, disk: DiskSpace) -> tuple[Alarm, ...]:
         waited = words(seen.now - seen.oldest_queued)
         found.append(Alarm(f"A job has waited for {waited} and none is running: is a worker up?"))
     for row in seen.destinations:
-        if row.oldest_pending is not None and seen.now - row.oldest_pending > _LATE:
+        if row.away is not None:
+            since, again = f"{row.away.since:%Y-%m-%d %H:%M} UTC", f"{row.away.next_probe_at:%H:%M}"
+            found.append(
+                Alarm(f"{row.name} is not reached since {since} ({row.away.reason}); next attempt {again}.")
+            )
+        elif row.oldest_pending is not None and seen.now - row.oldest_pending > _LATE:
             waited = words(seen.now - row.oldest_pending)
             because = f" ({row.last_error})" if row.last_error else ""
             found.append(Alarm(f"Results for {row.name} have waited for {waited}{because}.", urgent=False))
@@ -259,6 +268,7 @@ def _destinations(session: Session, names: Sequence[str]) -> tuple[DestinationLi
                 last_verified=max((verified for _, verified in arrived if verified), default=None),
                 last_error=_last_error(session, name, *_WAITING),
                 last_failure=_last_error(session, name, DeliveryState.FAILED),
+                away=away(session.get(Breaker, name)),
             )
         )
     return tuple(lines)
