@@ -14,6 +14,7 @@ from sqlalchemy.exc import DatabaseError
 from dicom_sr.profiles import PROFILES, Form
 from inference.registry import DEFAULT_PROFILE
 from pacs_node import __version__, delivery, jobs, logs, preflight, queries, serve
+from pacs_node.accounts_cli import users
 from pacs_node.audit_cli import audit
 from pacs_node.backup_cli import backup_command, restore_command
 from pacs_node.clock import utc_now
@@ -114,6 +115,7 @@ def init(output: Path, callers: tuple[str, ...], destinations: tuple[str, ...], 
         click.echo("nobody may send yet: add a [[callers]] table, or see --caller")
     if not places:
         click.echo("results go nowhere yet: add a [[destinations]] table, or see --destination")
+    click.echo("nobody can log in to the page yet: pacs-node users add NAME --role administrator")
 
 
 def _caller(text: str) -> Caller:
@@ -225,6 +227,7 @@ main.add_command(doctor)
 main.add_command(failed_command)
 main.add_command(evaluate)
 main.add_command(restore_command)
+main.add_command(users)
 main.add_command(validate)
 main.add_command(missed)
 

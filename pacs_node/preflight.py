@@ -49,12 +49,21 @@ def check(settings: Settings, parts: Collection[str]) -> None:
         problems += _syslog(settings.audit)
     if "web" in parts:
         problems += _port("web", settings.web.host, settings.web.port)
+        problems += _page_tls(settings)
     if "worker" in parts or "schedule" in parts:
         problems += _pipeline(settings.pipeline, computes="worker" in parts)
     if "delivery" in parts:
         problems += _destinations(settings)
     if problems:
         raise ConfigurationError("\n".join(problems))
+
+
+def _page_tls(settings: Settings) -> Iterator[str]:
+    if settings.web.tls_certificate_file:
+        try:
+            tls.page_context(settings.web.tls_certificate_file, settings.web.tls_key_file)
+        except ConfigurationError as error:
+            yield str(error)
 
 
 def _port(section: str, host: str, port: int) -> Iterator[str]:

@@ -191,10 +191,7 @@ def _begin(database: Database, account: Account, renewed: str | None, *, address
         row.password_hash = renewed or row.password_hash
         forget_failures(session, row.name)
         session.execute(delete(WebSession).where(WebSession.last_seen_at < at - _LONGEST_IDLE))
-        of_address = session.get(LoginFailures, _subjects(row.name, address)["address"])
-        if of_address is not None:
-            of_address.count -= 1
-            of_address.locked_until = None
+        _take_back(session, address)
         session.add(
             WebSession(
                 token_hash=_sha256(token), account_id=row.id, address=address, created_at=at, last_seen_at=at
@@ -202,6 +199,34 @@ def _begin(database: Database, account: Account, renewed: str | None, *, address
         )
         audit.record(session, Event.LOGGED_IN, at=at, actor=actor_of(row.name), address=address)
     return token
+
+
+def confirm(database: Database, passwords: Passwords, who: Visitor, password: str, *, at: datetime) -> None:
+    """Check the password of somebody who is logged in once more; failures count as those of logins do.
+
+    Raises
+    ------
+    LoginRefusedError
+        It is another one, or the account is locked.
+    BusyError
+        Too many passwords are being checked.
+    """
+    counts = _count_a_try(database, who.name, who.address, at)
+    with database.read() as session:
+        account = session.get_one(Account, who.account_id)
+    if not passwords.matches(account.password_hash, password):
+        _note_refused(database, account, "wrong password", counts, address=who.address, at=at)
+        raise LoginRefusedError("The current password is another one.")
+    with database.write() as session:
+        forget_failures(session, who.name)
+        _take_back(session, who.address)
+
+
+def _take_back(session: Session, address: str) -> None:
+    row = session.get(LoginFailures, _subjects("", address)["address"])
+    if row is not None:
+        row.count -= 1
+        row.locked_until = None
 
 
 def forget_failures(session: Session, name: str) -> None:

@@ -65,28 +65,52 @@ def client_context(files: TlsFiles, section: str) -> ssl.SSLContext:
     return context
 
 
+def page_context(certificate: str, key: str, section: str = "web") -> ssl.SSLContext:
+    """Context of the page: TLS 1.2 or newer, browsers need no certificate.
+
+    Raises
+    ------
+    ConfigurationError
+        A file can't be read or doesn't fit.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    _load_own(context, certificate, key, section)
+    return context
+
+
 def _load(context: ssl.SSLContext, files: TlsFiles, section: str) -> None:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_mode = ssl.CERT_REQUIRED
     # a certificate that stands in the file itself is trusted, also without its authority
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.options |= ssl.OP_NO_RENEGOTIATION
-    for path in (files.certificate, files.key, files.authorities):
-        if not Path(path).is_file():
-            raise ConfigurationError(f"{section}: {path!r}: no such file")
-    try:
-        context.load_cert_chain(files.certificate, files.key, password=_no_password)
-    except (OSError, ValueError) as error:
-        pair = f"{files.certificate!r} and {files.key!r}"
-        raise ConfigurationError(
-            f"{section}: {pair} are no certificate with its key ({_why(error)})"
-        ) from None
+    _load_own(context, files.certificate, files.key, section)
+    _need_file(files.authorities, section)
     try:
         context.load_verify_locations(cafile=files.authorities)
     except OSError as error:
         raise ConfigurationError(
             f"{section}: {files.authorities!r} holds no certificate ({_why(error)})"
         ) from None
+
+
+def _load_own(context: ssl.SSLContext, certificate: str, key: str, section: str) -> None:
+    _need_file(certificate, section)
+    _need_file(key, section)
+    try:
+        context.load_cert_chain(certificate, key, password=_no_password)
+    except (OSError, ValueError) as error:
+        pair = f"{certificate!r} and {key!r}"
+        raise ConfigurationError(
+            f"{section}: {pair} are no certificate with its key ({_why(error)})"
+        ) from None
+
+
+def _need_file(path: str, section: str) -> None:
+    if not Path(path).is_file():
+        raise ConfigurationError(f"{section}: {path!r}: no such file")
 
 
 def _no_password() -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,14 @@ from typing import Any
 import anyio
 import httpx
 from sqlalchemy import select, update
+from starlette.applications import Starlette
 
+from pacs_node import accounts
+from pacs_node.accounts import HashCost, Passwords
 from pacs_node.config import Settings, parse_settings
 from pacs_node.db import Artifact, Database
+from pacs_node.db_accounts import Role, WebSession
+from pacs_node.sessions import csrf_of
 from pacs_node.web import app as web_app
 from tests.node_story import START, Story
 
@@ -77,24 +85,108 @@ def make_settings(directory: Path, **sections: dict[str, Any]) -> Settings:
     return parse_settings(raw | sections, base=directory)
 
 
+CHEAP = HashCost(passes=1, memory_kib=8, lanes=1)
+"""Tests hash many passwords."""
+
+PASSWORD = "correct horse battery"
+HOST = "127.0.0.1:8080"
+
+
+@cache
+def cheap_hash() -> str:
+    return Passwords(CHEAP).hash(PASSWORD)
+
+
 @dataclass
 class Browser:
-    """Asks the application without a network."""
+    """Asks the application without a network; logged in as somebody of a role, or as nobody."""
 
     database: Database
     settings: Settings
     now: datetime = START
+    role: Role | None = Role.ADMINISTRATOR
+    address: str = "127.0.0.1"
+    cookies: dict[str, str] = field(default_factory=dict)
+    _app: Starlette | None = None
 
-    def get(self, path: str, *, method: str = "GET", host: str | None = "127.0.0.1:8080") -> httpx.Response:
-        app = web_app.make_app(self.database, self.settings, clock=lambda: self.now)
-        headers = {} if host is None else {"Host": host}
+    @property
+    def app(self) -> Starlette:
+        """One application for all requests, as in a node."""
+        if self._app is None:
+            self._app = web_app.make_app(self.database, self.settings, lambda: self.now, CHEAP)
+        return self._app
+
+    @property
+    def csrf(self) -> str:
+        """What a form of this session sends back."""
+        return csrf_of(self.cookies.get(self._session_cookie, ""))
+
+    @property
+    def _session_cookie(self) -> str:
+        return "__Host-session" if self.settings.web.is_https else "session"
+
+    def log_in(self) -> None:
+        """Begin a session of an account named as its role, which is made at the first time."""
+        assert self.role is not None
+        with self.database.write() as session:
+            if not [account for account in accounts.all_accounts(session) if account.name == self.role]:
+                hashed = accounts.Hashed(cheap_hash(), one_time=False)
+                accounts.add(session, self.role.value, self.role, hashed, at=self.now, actor="test")
+            account = accounts.find(session, self.role.value)
+            token = secrets.token_urlsafe(32)
+            row = WebSession(
+                token_hash=hashlib.sha256(token.encode()).hexdigest(),
+                account_id=account.id,
+                address=self.address,
+                created_at=self.now,
+                last_seen_at=self.now,
+            )
+            session.add(row)
+        self.cookies[self._session_cookie] = token
+
+    def get(
+        self,
+        path: str,
+        *,
+        method: str = "GET",
+        host: str | None = HOST,
+        form: dict[str, str] | None = None,
+        **headers: str,
+    ) -> httpx.Response:
+        """Ask for a page; a session that time has ended begins anew where a role is given."""
+        if self.role is not None and not path.startswith("/health/"):
+            self._stay_logged_in()
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        if host is not None:
+            sent["Host"] = host
+        if self.cookies:
+            sent["Cookie"] = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
 
         async def ask() -> httpx.Response:
-            transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8080") as client:
-                return await client.request(method, path, headers=headers)
+            transport = httpx.ASGITransport(
+                app=self.app, raise_app_exceptions=False, client=(self.address, 1234)
+            )
+            async with httpx.AsyncClient(transport=transport, base_url=f"http://{HOST}") as client:
+                return await client.request(method, path, headers=sent, data=form)
 
-        return anyio.run(ask)
+        answer = anyio.run(ask)
+        for name, value in answer.cookies.items():
+            self.cookies[name] = value
+        return answer
+
+    def _stay_logged_in(self) -> None:
+        token = self.cookies.get(self._session_cookie, "")
+        with self.database.write() as session:
+            known = WebSession.token_hash == hashlib.sha256(token.encode()).hexdigest()
+            row = session.execute(select(WebSession).where(known)).scalar_one_or_none()
+            if row is not None:
+                row.created_at = row.last_seen_at = self.now
+        if row is None:
+            self.log_in()
+
+    def post(self, path: str, **form: str) -> httpx.Response:
+        """Send a form of a page of ours."""
+        return self.get(path, method="POST", form={"csrf": self.csrf} | form)
 
 
 @dataclass

@@ -15,49 +15,99 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from pacs_node.accounts import HashCost, Passwords, Permission
 from pacs_node.clock import Clock, utc_now
 from pacs_node.config import Settings, WebSettings
 from pacs_node.db import Database
 from pacs_node.storage import open_database
-from pacs_node.web.protection import KnownHosts, ProtectiveHeaders
+from pacs_node.tls import page_context
+from pacs_node.web.account_pages import AccountPages
+from pacs_node.web.actions import Actions
+from pacs_node.web.audit_page import AuditPages
+from pacs_node.web.guard import Guard, Looks, Rule
+from pacs_node.web.protection import KnownHosts, OnlyProxy, ProtectiveHeaders
+from pacs_node.web.render import Renderer
 from pacs_node.web.views import Pages
 
 logger = logging.getLogger(__name__)
 
 _STATIC = Path(__file__).parent / "static"
 _POLL_SECONDS = 0.5
+_P = Permission
 
 
-def make_app(database: Database, settings: Settings, clock: Clock = utc_now) -> Starlette:
+def _rules(pages: Pages, people: AccountPages, actions: Actions, record: AuditPages) -> tuple[Rule, ...]:
+    """Every route but the fixed files, and what it takes to get there."""
+    return (
+        Rule("GET", "/health/live", None, pages.live),
+        Rule("GET", "/health/ready", None, pages.ready),
+        Rule("GET", "/login", None, people.login),
+        Rule("POST", "/login", None, people.log_in),
+        Rule("POST", "/logout", _P.SELF, people.log_out),
+        Rule("GET", "/password", _P.SELF, people.password),
+        Rule("POST", "/password", _P.SELF, people.change_password),
+        Rule("GET", "/", _P.LOOK, pages.overview),
+        Rule("GET", "/studies", _P.LOOK, pages.studies),
+        Rule("GET", "/studies/{study_uid}", _P.LOOK, pages.study),
+        Rule("GET", "/artifacts/{artifact_id:int}", _P.LOOK, pages.artifact),
+        Rule("POST", "/studies/{study_uid}/requeue", _P.ACT, actions.requeue),
+        Rule("POST", "/studies/{study_uid}/hold", _P.ACT, actions.hold),
+        Rule("POST", "/studies/{study_uid}/send", _P.ACT, actions.send),
+        Rule("GET", "/audit", _P.AUDIT, record.listed),
+        Rule("POST", "/audit", _P.AUDIT, record.checked),
+        Rule("GET", "/audit/export", _P.AUDIT, record.exported),
+        Rule("GET", "/users", _P.MANAGE, people.users),
+        Rule("POST", "/users", _P.MANAGE, people.add_user),
+        Rule("POST", "/users/reset", _P.MANAGE, people.reset_user),
+        Rule("POST", "/users/{change}", _P.MANAGE, people.change_user),
+    )
+
+
+def make_app(
+    database: Database, settings: Settings, clock: Clock = utc_now, cost: HashCost | None = None
+) -> Starlette:
     """Build the page over a database.
 
     Parameters
     ----------
     database
-        Only read; the caller disposes of it.
+        The caller disposes of it.
     settings
         Storage, destinations and callers as they run.
     clock
         Source of time.
+    cost
+        Of new password hashes; the default of `HashCost` if None.
+
+    Returns
+    -------
+    Starlette
+        ``state.rules`` holds the routes with the permission of each.
     """
-    pages = Pages(database, settings, clock)
-    return Starlette(
+    renderer, looks = Renderer(settings, clock), Looks(database, clock)
+    guard = Guard(database, settings.web, renderer)
+    pages = Pages(database, settings, renderer, looks)
+    people = AccountPages(database, Passwords(cost), renderer, guard.cookies)
+    record = AuditPages(database, settings, renderer, looks)
+    rules = _rules(pages, people, Actions(database, settings, clock), record)
+    app = Starlette(
         routes=[
-            Route("/", pages.overview),
-            Route("/studies", pages.studies),
-            Route("/studies/{study_uid}", pages.study),
-            Route("/artifacts/{artifact_id:int}", pages.artifact),
-            Route("/health/live", pages.live),
-            Route("/health/ready", pages.ready),
+            *(Route(rule.path, guard.endpoint(rule), methods=[rule.method]) for rule in rules),
             Mount("/static", StaticFiles(directory=_STATIC)),
         ],
-        middleware=[Middleware(ProtectiveHeaders), Middleware(KnownHosts, names=[settings.web.host])],
+        middleware=[
+            Middleware(ProtectiveHeaders, https=settings.web.is_https),
+            Middleware(KnownHosts, names=[settings.web.host, *settings.web.names]),
+            Middleware(OnlyProxy, address=settings.web.proxy_address),
+        ],
         exception_handlers={
             HTTPException: pages.refused,
             OperationalError: pages.unavailable,
             Exception: pages.failed,
         },
     )
+    app.state.rules = rules
+    return app
 
 
 def run(settings: Settings, stop: Event) -> None:
@@ -67,9 +117,13 @@ def run(settings: Settings, stop: Event) -> None:
     ------
     OSError
         The address can't be listened on.
+    ConfigurationError
+        The certificate can't be used.
     """
+    web = settings.web
+    context = page_context(web.tls_certificate_file, web.tls_key_file) if web.tls_certificate_file else None
     database = open_database(settings)
-    listening = _listen(settings.web)
+    listening = _listen(web)
     server = uvicorn.Server(
         uvicorn.Config(
             make_app(database, settings),
@@ -81,12 +135,13 @@ def run(settings: Settings, stop: Event) -> None:
             server_header=False,
             limit_concurrency=100,
             timeout_graceful_shutdown=5,
+            ssl_context_factory=None if context is None else lambda _config, _default: context,
         )
     )
     # beside the main thread uvicorn leaves the signals alone
     thread = Thread(target=server.run, kwargs={"sockets": [listening]}, name="uvicorn")
     thread.start()
-    logger.info("page", extra={"host": settings.web.host, "port": settings.web.port})
+    logger.info("page", extra={"host": web.host, "port": web.port})
     while thread.is_alive() and not stop.wait(_POLL_SECONDS):
         pass
     server.should_exit = True

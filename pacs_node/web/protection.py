@@ -30,11 +30,21 @@ HEADERS = {
 }
 
 
-class ProtectiveHeaders:
-    """Adds `HEADERS` to each response that doesn't set them itself."""
+HTTPS_HEADERS = {"Strict-Transport-Security": "max-age=31536000"}
 
-    def __init__(self, app: ASGIApp) -> None:
+
+class ProtectiveHeaders:
+    """Adds `HEADERS` to each response that doesn't set them itself.
+
+    Parameters
+    ----------
+    https
+        Whether browsers come by HTTPS; they then shall come no other way.
+    """
+
+    def __init__(self, app: ASGIApp, *, https: bool = False) -> None:
         self._app = app
+        self._headers = HEADERS | (HTTPS_HEADERS if https else {})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
@@ -45,7 +55,7 @@ class ProtectiveHeaders:
         async def protected(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
+                for name, value in self._headers.items():
                     headers.setdefault(name, value)
             await send(message)
 
@@ -71,7 +81,9 @@ class KnownHosts:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
         if scope["type"] == "http" and not self._is_ours(Headers(scope=scope).getlist("host")):
-            sentence = "This page answers to localhost and loopback addresses only. Use an SSH tunnel.\n"
+            sentence = (
+                "This page answers to localhost, loopback addresses and the configured web.names only.\n"
+            )
             await PlainTextResponse(sentence, status_code=421)(scope, receive, send)
             return
         await self._app(scope, receive, send)
@@ -90,3 +102,41 @@ class KnownHosts:
             return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
         except ValueError:
             return False
+
+
+class OnlyProxy:
+    """Takes connections from the reverse proxy only, and its word on where browsers are.
+
+    Others get the health pages. The proxy appends the browser's address to X-Forwarded-For, so the last one
+    is what it saw; those before it may be made up.
+
+    Parameters
+    ----------
+    address
+        Of the proxy; empty: there is none, anybody may connect and nobody's word is taken.
+    """
+
+    def __init__(self, app: ASGIApp, address: str = "") -> None:
+        self._app = app
+        self._address = address
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request."""
+        if scope["type"] != "http" or not self._address or scope["path"].startswith("/health/"):
+            await self._app(scope, receive, send)
+            return
+        seen = ",".join(Headers(scope=scope).getlist("x-forwarded-for")).rpartition(",")[2].strip()
+        client = scope.get("client")
+        if client is None or client[0] != self._address or not _is_address(seen):
+            sentence = "This page is reached through its proxy only.\n"
+            await PlainTextResponse(sentence, status_code=403)(scope, receive, send)
+            return
+        await self._app(dict(scope) | {"client": (seen, 0)}, receive, send)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +11,20 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 
-from dicom_sr.context import NOT_REVIEWED, RESEARCH_USE
-from pacs_node import __version__
-from pacs_node.clock import Clock, utc_now
+from dicom_sr.context import NOT_REVIEWED
+from pacs_node.audit import Event
 from pacs_node.config import Settings
 from pacs_node.db import Artifact, Database, Study
 from pacs_node.overview import alarms, disk_space, overview
 from pacs_node.queries import LARGEST_ID, StudyLine, StudyWord, study_list, study_tone
 from pacs_node.study_detail import JobLine, study_detail
+from pacs_node.web.actions import LONGEST_REASON
+from pacs_node.web.guard import Looks
 from pacs_node.web.protection import HEADERS, REPORT_POLICY
+from pacs_node.web.render import Renderer
 from pacs_node.web.results import ResultSummary, read_result
-from pacs_node.web.text import make_environment
 
 logger = logging.getLogger(__name__)
 
@@ -52,28 +51,31 @@ class Pages:
         Only read.
     settings
         The whole configuration; nothing secret stands in it.
-    clock
-        Source of the time in "waiting for 3 min".
+    renderer
+        Shared with the other pages.
+    looks
+        Records who looked at what.
     """
 
-    def __init__(self, database: Database, settings: Settings, clock: Clock = utc_now) -> None:
+    def __init__(self, database: Database, settings: Settings, renderer: Renderer, looks: Looks) -> None:
         self._database = database
         self._settings = settings
         self._directory = Path(settings.storage.directory)
-        self._clock = clock
-        self._templates = make_environment()
+        self._renderer = renderer
+        self._looks = looks
 
-    def overview(self, request: Request) -> Response:  # noqa: ARG002 - a view gets it
-        """What the node is doing and what needs a person."""
-        now = self._clock()
+    def overview(self, request: Request) -> Response:
+        """What the node is doing and what needs a person; names no patient, so it is no look at one."""
+        now = self._renderer.clock()
         midnight = now.astimezone().replace(hour=0, minute=0, second=0, microsecond=0)
         names = [item.name for item in self._settings.destinations]
         with self._database.read() as session:
             seen = overview(session, now, midnight, names)
         disk = disk_space(self._directory, self._reserve)
-        return self._page(
+        return self._renderer.page(
+            request,
             "overview.html",
-            now,
+            here="overview",
             seen=seen,
             disk=disk,
             alarms=alarms(seen, disk),
@@ -89,9 +91,21 @@ class Pages:
         with self._database.read() as session:
             found = study_list(session, search, before, _PAGE_LENGTH + 1)
         lines = found[:_PAGE_LENGTH]
-        return self._page(
+        # the words of a search may be a patient's name, which the record must not hold
+        self._looks.note(
+            request,
+            Event.STUDIES_LISTED,
+            search,
+            before,
+            searched=bool(search),
+            shown=len(lines),
+            newest=lines[0].id if lines else None,
+            oldest=lines[-1].id if lines else None,
+        )
+        return self._renderer.page(
+            request,
             "studies.html",
-            self._clock(),
+            here="studies",
             lines=[(line, self._findings(line)) for line in lines],
             search=search,
             first_page=before is None,
@@ -104,10 +118,14 @@ class Pages:
             detail = study_detail(session, request.path_params["study_uid"])
         if detail is None:
             raise HTTPException(404, "No study with this UID has arrived here.")
+        self._looks.note(request, Event.STUDY_VIEWED, study_uid=detail.line.study_uid)
         job = detail.shown_job
-        return self._page(
+        return self._renderer.page(
+            request,
             "study.html",
-            self._clock(),
+            here="studies",
+            destinations=[item.name for item in self._settings.destinations],
+            longest_reason=LONGEST_REASON,
             detail=detail,
             line=detail.line,
             findings=self._findings(detail.line),
@@ -123,6 +141,7 @@ class Pages:
         number = request.path_params["artifact_id"]
         with self._database.read() as session:
             row = session.get(Artifact, number) if number <= LARGEST_ID else None
+            study_uid = None if row is None else row.job.series.study.study_uid
         if row is None:
             raise HTTPException(404, "There is no such file.")
         if row.path is None:
@@ -141,6 +160,19 @@ class Pages:
             headers["Content-Security-Policy"] = REPORT_POLICY
         elif row.kind not in _MEDIA_TYPES:
             headers["Content-Disposition"] = "attachment"
+        if row.kind == "png":
+            # the pictures of a study page belong to the look at it
+            self._looks.note(request, Event.STUDY_VIEWED, study_uid=study_uid)
+        else:
+            self._looks.note(
+                request,
+                Event.RESULT_VIEWED,
+                row.id,
+                study_uid=study_uid,
+                artifact=row.id,
+                kind=row.kind,
+                sop_instance_uid=row.sop_instance_uid,
+            )
         return FileResponse(
             path,
             media_type=_MEDIA_TYPES.get(row.kind, "application/octet-stream"),
@@ -175,39 +207,21 @@ class Pages:
             {"status": "ready" if ready else "not ready", "checks": checks}, 200 if ready else 503
         )
 
-    def refused(self, request: Request, error: Exception) -> Response:  # noqa: ARG002 - a handler gets it
+    def refused(self, request: Request, error: Exception) -> Response:
         """The page for a wrong address or request."""
         if not isinstance(error, HTTPException):
             raise error
-        sentence = error.detail if error.status_code != 405 else "This version of the page only shows."
-        return self._error(error.status_code, sentence, error.headers)
+        sentence = error.detail if error.status_code != 405 else "This address only shows."
+        return self._renderer.error(request, error.status_code, sentence, error.headers)
 
-    def unavailable(self, request: Request, error: Exception) -> Response:  # noqa: ARG002 - a handler gets it
+    def unavailable(self, request: Request, error: Exception) -> Response:
         """The page for a database that doesn't answer."""
         logger.error("database doesn't answer", exc_info=error)
-        return self._error(503, "The database doesn't answer. The node's log says why.")
+        return self._renderer.error(request, 503, "The database doesn't answer. The node's log says why.")
 
     def failed(self, request: Request, error: Exception) -> Response:  # noqa: ARG002 - a handler gets it
         """The page for a fault of ours; it stands outside of the middleware, so it brings its headers."""
-        return self._error(500, "This page failed. The node's log says why.", HEADERS)
-
-    def _error(self, status: int, sentence: str, headers: Mapping[str, str] | None = None) -> Response:
-        response = self._page("error.html", self._clock(), status=status, sentence=sentence)
-        response.status_code = status
-        response.headers.update(headers or {})
-        return response
-
-    def _page(self, template: str, now: datetime, **values: Any) -> Response:
-        values = {"refresh": None} | values
-        text = self._templates.get_template(template).render(
-            now=now,
-            zone=now.astimezone().tzname(),
-            research_use=RESEARCH_USE,
-            version=__version__,
-            ae_title=self._settings.listener.ae_title,
-            **values,
-        )
-        return HTMLResponse(text)
+        return self._renderer.error(request, 500, "This page failed. The node's log says why.", HEADERS)
 
     @property
     def _reserve(self) -> int:

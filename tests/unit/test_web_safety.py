@@ -69,7 +69,7 @@ def _fill(value: Any) -> Any:
 
 
 def test_text_from_outside_neither_acts_nor_hides(browser: Browser, hostile: Story) -> None:
-    least = {"/": 3, "/studies": 4, study_path(hostile): 25}
+    least = {"/": 3, "/studies": 4, study_path(hostile): 25, "/audit": 8}
     for path, count in least.items():
         response = browser.get(path)
         document = parse(response)
@@ -112,10 +112,27 @@ def test_person_names(name: str, shown: str) -> None:
 
 # what protects
 
+OTHERS = (
+    "/login",
+    "/password",
+    "/users",
+    "/audit",
+    "/audit?study=1.2&event=job&since=2026-03-02",
+    "/audit?until=x",
+)
+
 
 def test_every_page_says_what_it_is_for_and_is_well_formed(browser: Browser, story: Story) -> None:
     analysed(story, RESULT)
-    for path in ("/", "/studies", "/studies?q=x", study_path(story), "/nothing", "/studies?before=x"):
+    for path in (
+        "/",
+        "/studies",
+        "/studies?q=x",
+        study_path(story),
+        "/nothing",
+        "/studies?before=x",
+        *OTHERS,
+    ):
         response = browser.get(path)
         document = parse(response)
         assert "Research use only, not for primary diagnosis." in document.text, path
@@ -123,7 +140,8 @@ def test_every_page_says_what_it_is_for_and_is_well_formed(browser: Browser, sto
         assert document.all("html") == [{"lang": "en"}]
         assert all(cell.get("scope") in {"row", "col"} for cell in document.all("th"))
         labelled = {label["for"] for label in document.all("label")}
-        assert all(item["id"] in labelled for item in document.all("input"))
+        fields = [*document.all("input"), *document.all("select")]
+        assert all(item["id"] in labelled for item in fields if item.get("type") != "hidden"), path
         assert all("alt" in image for image in document.all("img"))
         identifiers = [str(item["id"]) for _, item in document.elements if "id" in item]
         assert len(identifiers) == len(set(identifiers)), path

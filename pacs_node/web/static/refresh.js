@@ -20,6 +20,9 @@
     document.hidden ||
     document.querySelector("input:focus, details[open]") !== null ||
     String(document.getSelection()) !== "";
-  setInterval(() => { if (!busy()) location.reload(); }, seconds * 1000);
+  // the mark tells the server that nobody clicked: it keeps no session alive
+  const again = new URL(location.href);
+  again.searchParams.set("auto", "1");
+  setInterval(() => { if (!busy()) location.replace(again); }, seconds * 1000);
   show();
 })();

@@ -1,0 +1,157 @@
+"""The audit record: looked through, checked and taken out. Each use of it is an event of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date, datetime, time, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from pacs_node import audit_chain, audit_list
+from pacs_node.audit import Event
+from pacs_node.audit_chain import HeadsUnreadableError, Verdict
+from pacs_node.audit_export import FORMATS, Selection
+from pacs_node.audit_message import Origin
+from pacs_node.config import Settings
+from pacs_node.db import Database
+from pacs_node.web.guard import Looks
+from pacs_node.web.render import Renderer
+
+MOST_CHECKED = 200_000
+"""Rows that the page checks: while it reads them, nobody may write where SQLite has no write-ahead log."""
+
+_PAGE_LENGTH = 100
+_FIELDS = ("study", "actor", "event", "since", "until")
+_LONGEST_FIELD = 200
+_MEDIA_TYPES = {
+    "jsonl": ("application/x-ndjson", "jsonl"),
+    "csv": ("text/csv; charset=utf-8", "csv"),
+    "dicom": ("text/plain; charset=utf-8", "xml.txt"),
+    "fhir": ("application/x-ndjson", "fhir.jsonl"),
+}
+
+
+class AuditPages:
+    """Views of the audit record.
+
+    Parameters
+    ----------
+    database
+        Holds it.
+    settings
+        How the node names itself in messages, and where noted heads are.
+    renderer, looks
+        Shared with the other pages.
+    """
+
+    def __init__(self, database: Database, settings: Settings, renderer: Renderer, looks: Looks) -> None:
+        self._database = database
+        self._heads = Path(settings.audit.heads_file)
+        self._origin = Origin(settings.listener.ae_title, settings.audit.origin_name(), settings.audit.site)
+        self._renderer = renderer
+        self._looks = looks
+
+    def listed(self, request: Request) -> Response:
+        """Rows, the newest first."""
+        return self._page(request)
+
+    def checked(self, request: Request) -> Response:
+        """The check of the whole chain, as ``pacs-node audit verify`` does it."""
+        with self._database.read() as session:
+            last = audit_list.last_row(session)
+            if last is not None and last.seq > MOST_CHECKED:
+                raise HTTPException(
+                    409,
+                    f"The record has more than {MOST_CHECKED} rows. "
+                    "Check it by pacs-node audit verify, on a copy of the database if the node is busy.",
+                )
+            try:
+                heads = audit_chain.read_heads(self._heads) if self._heads.exists() else []
+            except HeadsUnreadableError as error:
+                raise HTTPException(409, f"The noted heads can't be read: {error}") from None
+            verdict = audit_chain.verify(session, heads)
+        at = self._renderer.clock()
+        self._looks.note(request, Event.AUDIT_CHECKED, at, rows=verdict.rows, first_bad=verdict.first_bad)
+        return self._page(request, verdict)
+
+    def _page(self, request: Request, verdict: Verdict | None = None) -> Response:
+        asked = _asked(request.query_params)
+        before = _number(request.query_params.get("before"))
+        selection = _selection(asked)
+        self._looks.note(request, Event.AUDIT_READ, tuple(asked.items()), before, before=before, **asked)
+        with self._database.read() as session:
+            rows = audit_list.newest_first(session, selection, before, _PAGE_LENGTH + 1)
+            last = audit_list.last_row(session)
+        shown = rows[:_PAGE_LENGTH]
+        return self._renderer.page(
+            request,
+            "audit.html",
+            rows=shown,
+            last=last,
+            asked={name: asked.get(name, "") for name in _FIELDS},
+            query=urlencode(asked),
+            older=shown[-1].seq if len(rows) > _PAGE_LENGTH else None,
+            first_page=before is None,
+            events=[event.value[0] for event in Event],
+            forms=list(FORMATS),
+            verdict=verdict,
+            here="audit",
+        )
+
+    def exported(self, request: Request) -> Response:
+        """The selected rows as a file."""
+        form = request.query_params.get("format", "")
+        if form not in FORMATS:
+            raise HTTPException(400, f"There is no such format; known: {', '.join(FORMATS)}.")
+        asked = _asked(request.query_params)
+        selection = _selection(asked)
+        now = self._renderer.clock()
+        self._looks.note(request, Event.AUDIT_EXPORTED, now, form, format=form, **asked)
+        with self._database.read() as session:
+            last = audit_list.last_row(session)
+        media_type, ending = _MEDIA_TYPES[form]
+        return StreamingResponse(
+            audit_list.export(self._database, selection, form, self._origin, last.seq if last else 0),
+            media_type=media_type,
+            headers={"Content-Disposition": f'attachment; filename="audit-{now:%Y%m%dT%H%M%SZ}.{ending}"'},
+        )
+
+
+def _asked(parameters: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of the filter that say something."""
+    found = {name: parameters.get(name, "").strip()[:_LONGEST_FIELD] for name in _FIELDS}
+    return {name: value for name, value in found.items() if value}
+
+
+def _selection(asked: Mapping[str, str]) -> Selection:
+    since, until = (_midnight(asked.get(name)) for name in ("since", "until"))
+    return Selection(
+        since,
+        None if until is None else until + timedelta(days=1),
+        asked.get("study"),
+        asked.get("actor"),
+        asked.get("event"),
+    )
+
+
+def _midnight(text: str | None) -> datetime | None:
+    """The beginning of a day where the node stands."""
+    if text is None:
+        return None
+    try:
+        return datetime.combine(date.fromisoformat(text), time()).astimezone()
+    except (ValueError, OverflowError):
+        raise HTTPException(400, f"{text} is no day: write 2026-03-02.") from None
+
+
+def _number(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit()) or len(text) > 18:
+        raise HTTPException(400, "The number in this address is no number of a row.")
+    return int(text)
