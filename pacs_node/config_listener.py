@@ -87,6 +87,12 @@ class ListenerSettings(Section):
     network_timeout_seconds: Seconds = Field(
         60.0, description="An idle association is aborted after this time."
     )
+    association_minutes: float = Field(
+        30.0,
+        gt=0,
+        le=1440,
+        description="For a whole association; it is aborted then, and keeps what it brought.",
+    )
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> ListenerSettings:

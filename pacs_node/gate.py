@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 _CHUNK = 1 << 16
 _SWEEP_S = 0.1
 _FAREWELL_S = 2.0
+# pynetdicom takes a rejection that comes sooner than its own threads are ready for an abort
+_ANSWER_S = 0.05
 _ACCEPT_AT_ONCE = 64
 _READS_AT_ONCE = 32
 
@@ -105,6 +107,7 @@ class _Stage(Enum):
     HANDSHAKE = auto()
     REQUEST = auto()
     REFUSED = auto()
+    ANSWER = auto()
     FAREWELL = auto()
 
 
@@ -279,13 +282,14 @@ class Gate:
 
     def _read(self, item: _Pending) -> bool:
         """Read some bytes, at most to the end of the request; whether there is more to do."""
-        wanted = _CHUNK if item.stage is _Stage.FAREWELL else min(_CHUNK, item.length - item.received)
+        over = item.stage in {_Stage.ANSWER, _Stage.FAREWELL}
+        wanted = _CHUNK if over else min(_CHUNK, item.length - item.received)
         data = item.connection.recv(wanted)
         if not data:
             self._drop(item)
             return False
         item.received += len(data)
-        if item.stage is _Stage.FAREWELL:
+        if over:
             if item.received > 2 * gate_pdu.MAX_REQUEST_BYTES:
                 self._drop(item)
             return item in self._pending
@@ -298,7 +302,7 @@ class Gate:
         if item.received < item.length:
             return True
         if item.refusal is not None:
-            self._reject(item, item.refusal)
+            item.stage, item.deadline = _Stage.ANSWER, time.monotonic() + _ANSWER_S
             return True
         self._let_in(item)
         return False
@@ -339,6 +343,12 @@ class Gate:
         item.connection.send(answer)
 
     def _expire(self, item: _Pending) -> None:
+        if item.stage is _Stage.ANSWER and item.refusal is not None:
+            try:
+                self._reject(item, item.refusal)
+            except OSError:
+                self._drop(item)
+            return
         if item.stage in {_Stage.HANDSHAKE, _Stage.REQUEST}:
             what = "TLS handshake" if item.stage is _Stage.HANDSHAKE else "association request"
             seconds = item.deadline - item.accepted

@@ -65,6 +65,8 @@ class Terms:
         Between two operations.
     grace_seconds
         Before the slowest permitted rate counts, and for an answer to be taken.
+    association_seconds
+        For the whole association: it is aborted afterwards, also within an object.
     """
 
     contexts: Mapping[str, Sequence[str]]
@@ -73,6 +75,7 @@ class Terms:
     max_pdu_bytes: int
     idle_seconds: float
     grace_seconds: float
+    association_seconds: float = 1800.0
     #: abstract syntaxes of which N-ACTION and N-EVENT-REPORT are served, in either role
     notices: frozenset[str] = frozenset()
 
@@ -180,6 +183,7 @@ class Acceptor(Generic[SinkT]):
         self._header = bytearray(gate_pdu.HEADER_BYTES)
         self._body = bytearray(terms.max_pdu_bytes)
         self._stopping = False
+        self._began = time.monotonic()
         self._events = 0
         self._awaits_event: int | None = None
         self.breach: str | None = None
@@ -281,6 +285,7 @@ class Acceptor(Generic[SinkT]):
 
     def _serve(self) -> bool:
         """Read one message and answer it; False where the peer asked to release the association."""
+        self._check_age()
         body = self._read_pdu(time.monotonic() + self._terms.idle_seconds)
         if body is None:
             return False
@@ -332,7 +337,13 @@ class Acceptor(Generic[SinkT]):
         message.command = gate_message.read_command(message.command_bytes)
         return not message.command.has_data_set
 
+    def _check_age(self) -> None:
+        seconds = self._terms.association_seconds
+        if time.monotonic() - self._began > seconds:
+            raise PduError(f"an association of more than {seconds / 60:g} min")
+
     def _more(self, message: _Message) -> memoryview:
+        self._check_age()
         deadline = message.deadline + message.received / MIN_BYTES_PER_SECOND
         try:
             body = self._read_pdu(min(deadline, time.monotonic() + self._terms.grace_seconds))

@@ -98,7 +98,7 @@ def test_a_raw_peer_is_served(port: int, database: Database) -> None:
         assert peer.echo() == 0
         assert peer.store(DATA, CTImageStorage, CT.SOPInstanceUID, parts=[1, 2000, 5000]) == 0
         peer.release()
-    assert stored(database) == 1
+    eventually(lambda: stored(database) == 1)
 
 
 def test_a_request_may_come_in_pieces(port: int) -> None:
@@ -179,6 +179,17 @@ def test_a_stranger_gets_its_answer_behind_a_long_request(port: int) -> None:
         assert peer.read() == (REJECT, b"\0\x01\x01\x03")
 
 
+def test_an_answer_gives_a_library_time_to_be_ready_for_it(port: int) -> None:
+    """PS3.8 9.2: and then the peer closes, or the time for the request is over."""
+    with RawPeer(port) as peer:
+        start = time.monotonic()
+        peer.send(association_request("STRANGER"))
+        assert peer.read() == (REJECT, b"\0\x01\x01\x03")
+        assert 0.05 < time.monotonic() - start < 0.5
+        assert peer.read() == (0, b"")
+        assert 0.4 < time.monotonic() - start < 4
+
+
 @pytest.mark.parametrize(
     "request_",
     [
@@ -249,6 +260,40 @@ def test_an_endless_data_set_that_drips_is_ended(port: int, database: Database, 
         assert time.monotonic() - start < 10
     eventually(lambda: "a message that stops or comes too slowly" in reasons(database))
     eventually(lambda: leftovers(spool) == [])
+
+
+def test_an_association_has_an_end_whatever_it_sends(
+    database: Database, spool: Spool, clock: TestClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither echoes for ever nor an object without an end hold a place for ever."""
+    settings = ListenerSettings(port=find_free_port(), association_minutes=0.01)
+    listener = Listener(settings, CALLERS, database, spool, clock)
+    port = listener.start()
+    with RawPeer(port).associate() as echoing, RawPeer(port).associate() as endless:
+        endless.send(pdu(P_DATA, value(STORE, CT_CONTEXT, command=True)))
+        start = time.monotonic()
+        answers = 0
+        while ended(echoing, endless) is None and time.monotonic() - start < 10:
+            answers += 1
+        assert answers > 3
+        assert 0.5 < time.monotonic() - start < 5
+        assert endless.read()[0] in {ABORT, 0}
+    listener.stop()
+    assert "an association of more than 0.01 min" in reasons(database)
+    assert leftovers(spool) == []
+
+
+def ended(echoing: RawPeer, endless: RawPeer) -> int | None:
+    """Go on with both; what the first one reads when it is not answered any more."""
+    time.sleep(0.02)
+    try:
+        endless.send(pdu(P_DATA, value(bytes(1000), CT_CONTEXT, last=False)))
+        echo = pdu(P_DATA, value(command(0x30, sop_class=Verification), ECHO_CONTEXT, command=True))
+        echoing.send(echo)
+    except OSError:
+        return 0
+    kind, _ = echoing.read()
+    return None if kind == P_DATA else kind
 
 
 def test_an_idle_association_is_aborted(database: Database, spool: Spool, clock: TestClock) -> None:
