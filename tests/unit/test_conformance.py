@@ -27,6 +27,7 @@ from pynetdicom.pdu_primitives import (
 from sqlalchemy import text
 
 from conformance.statement import STATEMENT, read_claims, render
+from dicom_sr import part10
 from dicom_sr.capture import build_captures, capture_result
 from dicom_sr.keyimages import render_key_images
 from dicom_sr.part10 import save
@@ -35,7 +36,7 @@ from dicom_sr.report import ReportClass, build_not_analysed_report, build_report
 from dicom_sr.seg import SegEncoding, build_seg
 from dicom_sr.summary import result_json
 from inference.types import Malignancy, Observation, SemanticFeature
-from pacs_node import __version__, tls
+from pacs_node import __version__, spool, tls
 from pacs_node.association import Peer, Timeouts, Tls
 from pacs_node.config import Caller, ListenerSettings
 from pacs_node.db import Database, sqlite_url
@@ -158,7 +159,8 @@ def test_verification_is_accepted_as_claimed(port: int) -> None:
 
 def test_no_other_sop_class_is_accepted(port: int) -> None:
     known = {*of_type("SOP Class"), *of_type("Meta SOP Class"), *of_type("Service Class"), "1.2.3.4.5"}
-    others = sorted(known - {*STORED, ACCEPTOR["verification"]["sop_class"]})
+    served = {ACCEPTOR["verification"]["sop_class"], ACCEPTOR["commitment"]["sop_class"]}
+    others = sorted(known - {*STORED, *served})
     assert len(others) > 100
     answers = negotiate(port, [(uid, [ExplicitVRLittleEndian]) for uid in others])
     assert {context.result for context in answers} == {NOT_SUPPORTED}
@@ -200,7 +202,7 @@ def test_the_acceptance_says_what_is_claimed_and_nothing_more(port: int) -> None
     version = said.pop(ImplementationVersionNameNotification).implementation_version_name
     assert version == ACCEPTOR["implementation_version_name"].format(version=__version__)
     named = {
-        SCP_SCU_RoleSelectionNegotiation: ACCEPTOR["scp_scu_role_selection"],
+        SCP_SCU_RoleSelectionNegotiation: CTImageStorage in ACCEPTOR["scp_scu_role_selection"],
         AsynchronousOperationsWindowNegotiation: ACCEPTOR["outstanding_operations"] != 1,
         UserIdentityNegotiation: ACCEPTOR["user_identity"],
     }
@@ -414,7 +416,7 @@ def test_associations_are_proposed_as_claimed(
         uid = said.pop(ImplementationClassUIDNotification).implementation_class_uid
         assert uid == INITIATOR["implementation_class_uid"]
         version = said.pop(ImplementationVersionNameNotification).implementation_version_name
-        assert version == INITIATOR["implementation_version_name"]
+        assert version == INITIATOR["implementation_version_name"].format(version=__version__)
         assert said == {}, "no role selection, no asynchronous operations, no user identity"
     keys = {"QueryRetrieveLevel", *INITIATOR["query"]["keys"]}
     assert {frozenset(element.keyword for element in asked) for asked in queries} == {frozenset(keys)}
@@ -490,7 +492,10 @@ def test_objects_are_as_claimed(claim: dict[str, Any], objects: dict[str, tuple[
     assert dataset.SOPClassUID == claim["sop_class"]
     assert dataset.file_meta.TransferSyntaxUID == files["transfer_syntax"]
     assert dataset.file_meta.ImplementationClassUID == files["implementation_class_uid"]
-    assert dataset.file_meta.ImplementationVersionName == files["implementation_version_name"]
+    version = dataset.SoftwareVersions
+    assert dataset.file_meta.ImplementationVersionName == files["implementation_version_name"].format(
+        version=version
+    )
     assert dataset.SpecificCharacterSet == files["character_set"]
     assert [element for element in dataset.iterall() if element.tag.is_private] == []
     for name, claimed in claim["attributes"].items():
@@ -529,3 +534,17 @@ def test_coding_schemes_are_as_claimed(objects: dict[str, tuple[Path, Dataset]])
 def test_names_in_the_claims_are_uids() -> None:
     assert all(UID(uid).is_valid for uid in (*STORED, *SYNTAXES))
     assert len(set(STORED)) == len(STORED)
+
+
+def test_beyond_ascii_the_character_set_is_as_claimed(objects: dict[str, tuple[Path, Dataset]]) -> None:
+    assert CLAIMS["files"]["character_set_beyond_ascii"] == "source"
+    source = Dataset(objects["SR not analysed"][1])
+    source.SpecificCharacterSet, source.PatientName = "ISO_IR 100", "Müller^Jörg"
+    report = build_not_analysed_report([source], "TOO_THICK", "The slices are 8 mm thick.", make_context())
+    assert report.SpecificCharacterSet == source.SpecificCharacterSet
+
+
+def test_the_node_has_one_implementation_class() -> None:
+    assert spool.IMPLEMENTATION_CLASS_UID == part10.IMPLEMENTATION_CLASS_UID
+    assert part10.implementation_version_name(__version__) == spool.IMPLEMENTATION_VERSION_NAME
+    assert len(part10.implementation_version_name("12.34.56.post7")) == 16
