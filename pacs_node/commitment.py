@@ -9,7 +9,9 @@ from enum import IntEnum
 from io import BytesIO
 from typing import NamedTuple
 
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
+from pydicom.config import IGNORE
+from pydicom.datadict import tag_for_keyword
 from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset
 from pydicom.filewriter import write_dataset
@@ -65,7 +67,7 @@ class Request:
     def dataset(self) -> Dataset:
         """As it is sent."""
         ds = Dataset()
-        ds.TransactionUID = self.transaction_uid
+        ds.add(_uid_element("TransactionUID", self.transaction_uid))
         ds.ReferencedSOPSequence = [_item(reference) for reference in self.objects]
         return ds
 
@@ -94,7 +96,7 @@ class Report:
     def dataset(self) -> Dataset:
         """As it is sent; a sequence without items is left out."""
         ds = Dataset()
-        ds.TransactionUID = self.transaction_uid
+        ds.add(_uid_element("TransactionUID", self.transaction_uid))
         if self.committed:
             ds.ReferencedSOPSequence = [_item(reference) for reference in self.committed]
         if self.failed:
@@ -108,8 +110,23 @@ class Report:
 
 def _item(reference: Reference) -> Dataset:
     item = Dataset()
-    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = reference
+    item.add(_uid_element("ReferencedSOPClassUID", reference.sop_class_uid))
+    item.add(_uid_element("ReferencedSOPInstanceUID", reference.sop_instance_uid))
     return item
+
+
+def _uid_element(keyword: str, uid: str) -> DataElement:
+    """Without pydicom's check, which writes a peer's odd UID to the log; ours is `_check_uid`."""
+    return DataElement(tag_for_keyword(keyword) or 0, "UI", uid, validation_mode=IGNORE)
+
+
+def _uid_of(ds: Dataset, keyword: str) -> str:
+    """The same for reading: not decoded by pydicom; empty where it is missing."""
+    if keyword not in ds:
+        return ""
+    value = ds.get_item(keyword).value
+    text = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value or "")
+    return text.rstrip("\0 ")
 
 
 def encoded(dataset: Dataset, transfer_syntax_uid: str) -> bytes:
@@ -131,7 +148,7 @@ def read_request(data: bytes | bytearray, transfer_syntax_uid: str) -> Request:
     ds = _read(data, transfer_syntax_uid)
     try:
         objects = tuple(dict.fromkeys(_references(ds, "ReferencedSOPSequence")))
-        transaction_uid = str(ds.get("TransactionUID") or "")
+        transaction_uid = _uid_of(ds, "TransactionUID")
     except MalformedNoticeError:
         raise
     except MALFORMED_FILE as error:
@@ -165,7 +182,7 @@ def report_of(ds: Dataset) -> Report:
             for reference, reason in zip(references, reasons, strict=True)
         }
         kept = dict.fromkeys(_references(ds, "ReferencedSOPSequence"))
-        transaction_uid = str(ds.get("TransactionUID") or "")
+        transaction_uid = _uid_of(ds, "TransactionUID")
     except MalformedNoticeError:
         raise
     except MALFORMED_FILE as error:
@@ -192,9 +209,7 @@ def _references(ds: Dataset, keyword: str) -> Iterator[Reference]:
     if len(items) > MAX_OBJECTS:
         raise MalformedNoticeError(f"{len(items)} objects; at most {MAX_OBJECTS} are taken")
     for item in items:
-        uids = Reference(
-            str(item.get("ReferencedSOPClassUID") or ""), str(item.get("ReferencedSOPInstanceUID") or "")
-        )
+        uids = Reference(_uid_of(item, "ReferencedSOPClassUID"), _uid_of(item, "ReferencedSOPInstanceUID"))
         for uid in uids:
             _check_uid(uid, "Referenced SOP UID")
         yield uids

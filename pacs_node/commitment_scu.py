@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import queue
-import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import cast
 
-from pynetdicom.association import Association
+from pynetdicom import evt
 from pynetdicom.dimse_primitives import N_EVENT_REPORT
 from pynetdicom.presentation import build_context
 from sqlalchemy import delete, select, update
@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 _ACTOR = "delivery"
 _LIMIT_S = 60.0
+_INVALID_ARGUMENT = 0x0115
 _SAME_ASSOCIATION_S = 2.0
 """How long the association that asked is held for a report; most peers open one of their own."""
 
@@ -110,8 +111,12 @@ class CommittingDestination:
                 if ask:
                     to_ask.append(Reference(item.sop_class_uid, item.sop_instance_uid))
         if to_ask:
-            reported = self._ask(tuple(to_ask))
-            found |= {uid: kept for uid, kept in reported.items() if found[uid] is None}
+            self._ask(tuple(to_ask))
+            with self._database.read() as session:
+                # some destinations report at once, over the association that asked or over their own
+                for _, uid in to_ask:
+                    if found[uid] is None:
+                        found[uid], _ = self._known(session, uid, now)
         return found
 
     def _known(self, session: Session, uid: str, now: datetime) -> tuple[bool | None, bool]:
@@ -130,8 +135,7 @@ class CommittingDestination:
             return None, False
         return bool(item.committed), not item.committed
 
-    def _ask(self, objects: tuple[Reference, ...]) -> Mapping[str, bool | None]:
-        """Ask; what was reported at once, or nothing."""
+    def _ask(self, objects: tuple[Reference, ...]) -> None:
         request = Request(f"2.25.{uuid.uuid4().int}", objects)
         now = self._clock()
         with self._database.write() as session:
@@ -150,13 +154,9 @@ class CommittingDestination:
         with self._database.write() as session:
             if report is not None:
                 take_report(session, report, calling_ae=self._inner.peer.called_ae, at=self._clock())
-                return {item.sop_instance_uid: True for item in report.committed} | {
-                    item.sop_instance_uid: False for item, _ in report.failed
-                }
             if trouble is not None:
                 logger.warning("%s: storage commitment: %s", self.name, trouble)
                 session.execute(delete(CommitmentItem).where(CommitmentItem.commitment_id == row_id))
-        return {}
 
 
 def ask(peer: Peer, request: Request) -> tuple[str | None, Report | None]:
@@ -167,7 +167,17 @@ def ask(peer: Peer, request: Request) -> tuple[str | None, Report | None]:
     tuple
         Why it was not accepted, None if it was; and the report, where it came on the same association.
     """
-    with Link(peer, [build_context(PUSH_MODEL, list(TRANSFER_SYNTAXES))], _LIMIT_S) as link:
+    reports: queue.Queue[Report] = queue.Queue()
+
+    def take(event: evt.Event) -> tuple[int, None]:
+        status, report = _read(event)
+        if report is not None and report.transaction_uid == request.transaction_uid:
+            reports.put(report)
+        return status, None
+
+    contexts = [build_context(PUSH_MODEL, list(TRANSFER_SYNTAXES))]
+    handlers = [(evt.EVT_N_EVENT_REPORT, take)]
+    with Link(peer, contexts, _LIMIT_S, handlers=handlers) as link:
         if link.failure is not None or link.association is None:
             return (link.failure or link.broken()).detail, None
         try:
@@ -181,40 +191,21 @@ def ask(peer: Peer, request: Request) -> tuple[str | None, Report | None]:
             return link.broken().detail, None
         if status != 0:
             return f"the peer answered the request with status {status:04X}H", None
-        return None, _await_report(link.association, request.transaction_uid)
-
-
-def _await_report(association: Association, transaction_uid: str) -> Report | None:
-    """Hold the association a moment; the link's own thread takes no message, so they all come here."""
-    deadline = time.monotonic() + _SAME_ASSOCIATION_S
-    while association.is_established and (rest := deadline - time.monotonic()) > 0:
         try:
-            context_id, message = association.dimse.msg_queue.get(timeout=min(rest, 0.1))
+            return None, reports.get(timeout=_SAME_ASSOCIATION_S)
         except queue.Empty:
-            continue
-        if not isinstance(message, N_EVENT_REPORT) or context_id is None:
-            return None
-        context = next(cx for cx in association.accepted_contexts if cx.context_id == context_id)
-        try:
-            data = b"" if message.EventInformation is None else message.EventInformation.getvalue()
-            report = read_report(data, str(context.transfer_syntax[0]))
-        except MalformedNoticeError as error:
-            logger.warning("a commitment report that can't be used: %s", error)
-            return None
-        _acknowledge(association, context_id, message)
-        if report.transaction_uid == transaction_uid:
-            return report
-    return None
+            return None, None
 
 
-def _acknowledge(association: Association, context_id: int, message: N_EVENT_REPORT) -> None:
-    answer = N_EVENT_REPORT()
-    answer.MessageIDBeingRespondedTo = message.MessageID
-    answer.AffectedSOPClassUID = message.AffectedSOPClassUID
-    answer.AffectedSOPInstanceUID = message.AffectedSOPInstanceUID
-    answer.EventTypeID = message.EventTypeID
-    answer.Status = 0x0000
-    association.dimse.send_msg(answer, context_id)
+def _read(event: evt.Event) -> tuple[int, Report | None]:
+    """Read a report that came on the association that asked; the status to answer it with."""
+    information = cast(N_EVENT_REPORT, event.request).EventInformation
+    try:
+        data = b"" if information is None else information.getvalue()
+        return 0x0000, read_report(data, str(event.context.transfer_syntax))
+    except MalformedNoticeError as error:
+        logger.warning("a commitment report that can't be used: %s", error)
+        return _INVALID_ARGUMENT, None
 
 
 def take_report(session: Session, report: Report, *, calling_ae: str, at: datetime) -> bool:
