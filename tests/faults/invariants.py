@@ -42,6 +42,8 @@ class Seen:
         before its row does.
     leftover_s
         The same for files of attempts that came to nothing; None doesn't judge them.
+    unproved
+        Destinations with ``verify = "none"``: what was sent there may have been removed.
     now, lease_slack
         A lease that ran out longer ago than this is a violation; None doesn't judge them.
     """
@@ -52,6 +54,7 @@ class Seen:
     temporary_s: float = 60.0
     orphan_s: float = 60.0
     leftover_s: float | None = None
+    unproved: frozenset[str] = frozenset()
     now: datetime | None = None
     lease_slack: timedelta = timedelta(seconds=60)
 
@@ -69,6 +72,7 @@ def violations(database: Database, directory: Path, seen: Seen | None = None) ->
         found += _results(session, directory)
         found += _one_result(session)
         found += _outbox(session, seen)
+        found += _kept(session, seen)
         found += _leases(session, seen)
         found += _orphans(session, files, seen)
     return found
@@ -176,6 +180,18 @@ def _outbox(session: Session, seen: Seen) -> Iterator[str]:
         for uid, (_, state) in promised[name].items():
             if state in {DeliveryState.SENT, DeliveryState.COMMITTED} and uid not in objects:
                 yield f"{uid} counts as {state} and {name} doesn't have it"
+
+
+def _kept(session: Session, seen: Seen) -> Iterator[str]:
+    """What is not yet delivered, or not analysed, is still there."""
+    for row in session.execute(select(Delivery)).scalars():
+        by_choice = row.destination in seen.unproved and row.state is DeliveryState.SENT
+        if row.state is not DeliveryState.COMMITTED and not by_choice and row.artifact.path is None:
+            yield f"delivery {row.id} is {row.state} and its object was removed"
+    waiting = select(Job).where(Job.state.in_([JobState.QUEUED, JobState.RUNNING]))
+    for job in session.execute(waiting).scalars():
+        if job.kind == jobs.ANALYSIS and any(row.path is None for row in job.series.instances):
+            yield f"job {job.id} is {job.state} and an image was removed"
 
 
 def _leases(session: Session, seen: Seen) -> Iterator[str]:
