@@ -2,8 +2,8 @@
 
 dicom-validator reads the DocBook of PS3.3 from NEMA's server. The package holds the tables of the same text
 as JSON, as of April 2020; here they become the JSON that dicom-validator makes of the DocBook itself, with
-its own parser of conditions. Two things are lost. The package has flattened the content tree of a report without
-the conditions of its includes, so that this one module is not checked (dsrdump, dciodvfy and PixelMed do it).
+its own parser of conditions. Two things are lost. The package has flattened the content tree of a report
+without the conditions of its includes: this one module is not checked (dsrdump, dciodvfy, PixelMed do it).
 And what came after April 2020, such as label maps, is unknown.
 """
 

@@ -63,7 +63,7 @@ class Checker:
 
     def check_list(self) -> str:
         """The study list names the study with CT, SEG and SR, and so does the study's browser of series."""
-        row = self.viewer.open_list(self.study.patient_name)
+        row = self.viewer.open_list(self.study.listed_as())
         self.keep("study-list", self.viewer.page.picture())
         absent = [
             modality for modality in ("CT", "SEG", "SR") if modality not in row.replace("\\", " ").split()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
@@ -43,11 +43,11 @@ class Viewer:
         self.page = page
         self._address = address
 
-    def open_list(self, patient_name: str) -> str:
-        """Open the study list; the text of the patient's row."""
+    def open_list(self, words: Sequence[str]) -> str:
+        """Open the study list; the text of the row that has all the words."""
         self.page.open(self._address)
-        family = patient_name.partition("^")[0]
-        row = f"[...document.querySelectorAll('tr')].find(r => r.innerText.includes({json.dumps(family)}))"
+        rows = "[...document.querySelectorAll('tbody tr')]"
+        row = f"{rows}.find(r => {json.dumps(list(words))}.every(w => r.innerText.includes(w)))"
         self.page.until(f"!!{row}", "the patient in the study list")
         # the tour of a first visit lies over the images
         self.page.run("localStorage.setItem('shownTours', '[\"basicViewerTour\"]')")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.ndimage import binary_dilation
 
 from conformance.viewer.study import Mask, Slice, Study
 
@@ -19,7 +20,10 @@ Picture = NDArray[np.uint8]
 ALIKE = 0.98
 """Least correlation of the picture with the slice that it should show."""
 COVERS = 0.9
-"""Least Dice of overlay and mask."""
+"""Least Dice of overlay and mask; of a small nodule the edge alone may cost more, see `EDGE_PX`."""
+EDGE_PX = 2
+"""Overlay and mask agree where no pixel of either lies further than this from the other: the viewer draws an
+outline around each mask."""
 IN_DRAWN = 0.7
 """Least share of the overlay that lies in the drawn nodule. The node's outline is a measurement, not the
 drawing: of a part-solid nodule it may hold the core alone."""
@@ -172,8 +176,9 @@ def faults_of_overlay(view: View, study: Study, name: str) -> list[str]:
     if not overlay.any():
         return ["no overlay"]
     faults = []
-    covered = dice(overlay, fit.draw_mask(study.mask(image.sop_uid)) & ~view.covered)
-    if covered < COVERS:
+    masks = fit.draw_mask(study.mask(image.sop_uid)) & ~view.covered
+    covered = dice(overlay, masks)
+    if covered < COVERS and not _agree(overlay, masks):
         faults.append(f"the overlay lies elsewhere: Dice {covered:.2f} with the masks of the slice")
     if image.sop_uid in nodule.drawn:
         drawn = fit.draw_mask(nodule.drawn[image.sop_uid])
@@ -182,6 +187,12 @@ def faults_of_overlay(view: View, study: Study, name: str) -> list[str]:
         if share < IN_DRAWN:
             faults.append(f"the overlay isn't where {name} was drawn: {share:.0%} of it lies there")
     return faults
+
+
+def _agree(one: Mask, other: Mask) -> bool:
+    return all(
+        not (a & ~binary_dilation(b, iterations=EDGE_PX)).any() for a, b in ((one, other), (other, one))
+    )
 
 
 def faults_of_marker(view: View, study: Study, name: str) -> list[str]:

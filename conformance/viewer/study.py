@@ -96,6 +96,7 @@ class Study:
 
     uid: str
     patient_name: str
+    patient_id: str
     slices: tuple[Slice, ...]
     row_direction: NDArray[np.float64]
     column_direction: NDArray[np.float64]
@@ -105,6 +106,10 @@ class Study:
     def index(self, sop_uid: str) -> int:
         """Place of an image in `slices`."""
         return next(n for n, image in enumerate(self.slices) if image.sop_uid == sop_uid)
+
+    def listed_as(self) -> list[str]:
+        """What a study list writes of it: the family name and the identifier, where it has them."""
+        return [word for word in (self.patient_name.partition("^")[0], self.patient_id) if word]
 
     def mask(self, sop_uid: str) -> Mask:
         """All nodules on an image."""
@@ -147,7 +152,8 @@ def read_study(ct: Sequence[Path], seg: Path, sr: Path) -> Study:
     slices = sorted(map(_slice, images), key=lambda image: float(image.position @ normal))
     return Study(
         uid=str(first.StudyInstanceUID),
-        patient_name=str(first.PatientName),
+        patient_name=str(first.get("PatientName") or ""),
+        patient_id=str(first.get("PatientID") or ""),
         slices=tuple(slices),
         row_direction=directions[:3],
         column_direction=directions[3:],

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.ndimage import binary_dilation
 
 from conformance.viewer import broken
 from conformance.viewer import build as ohif
@@ -25,10 +26,12 @@ from conformance.viewer.picture import (
     faults_of_overlay,
 )
 from conformance.viewer.site import site
+from conformance.viewer.source import analysed_images
 from conformance.viewer.study import Nodule, Slice, Study
+from dicom_sr.part10 import save
 from dicom_sr.report import build_report
 from dicom_sr.seg import build_seg
-from tests.ct_factory import make_ct_series
+from tests.ct_factory import make_ct_series, write_series
 from tests.finding_factory import make_context, make_findings, make_result, make_volume, without_pixels
 
 ROWS, COLUMNS = 40, 50
@@ -49,7 +52,8 @@ def make_study() -> Study:
     mask = np.zeros((ROWS, COLUMNS), dtype=np.bool_)
     mask[8:18, 30:44] = True
     nodule = Nodule("N1", {"1.2": mask}, key_image="1.2", point=(37.0, 13.0), long_axis_mm=9.0)
-    return Study("2.25.1", "A^B", slices, np.array([1.0, 0, 0]), np.array([0, 1.0, 0]), (0.8, 0.6), (nodule,))
+    along = np.array([1.0, 0, 0]), np.array([0, 1.0, 0])
+    return Study("2.25.1", "A^B", "ID-1", slices, *along, (0.8, 0.6), (nodule,))
 
 
 STUDY = make_study()
@@ -119,6 +123,38 @@ def test_wrong_markers_are_noticed() -> None:
 def test_an_overlay_elsewhere_is_noticed(mask: NDArray[np.bool_]) -> None:
     (fault,) = faults_of_overlay(draw(mask=mask), STUDY, "N1")
     assert fault.startswith("the overlay lies elsewhere")
+
+
+def test_an_outline_around_a_small_mask_is_no_fault_but_another_place_is() -> None:
+    small = np.zeros_like(MASK)
+    small[10:12, 33:35] = True
+    study = replace(STUDY, nodules=(replace(STUDY.nodules[0], masks={"1.2": small}),))
+    shown = binary_dilation(Fit.of(STUDY, SIZE).draw_mask(small), iterations=2)
+    view = draw(mask=NOTHING)
+    outlined, away = view.picture.copy(), view.picture.copy()
+    outlined[shown] = (250, 120, 90)
+    away[np.roll(shown, 3, axis=1)] = (250, 120, 90)
+    assert faults_of_overlay(replace(view, picture=outlined), study, "N1") == []
+    (fault,) = faults_of_overlay(replace(view, picture=away), study, "N1")
+    assert fault.startswith("the overlay lies elsewhere")
+
+
+def test_a_study_is_listed_by_what_names_the_patient() -> None:
+    assert STUDY.listed_as() == ["A", "ID-1"]
+    assert replace(STUDY, patient_name="").listed_as() == ["ID-1"]
+
+
+def test_only_the_images_of_the_analysed_series_are_taken(tmp_path: Path) -> None:
+    headers = make_ct_series(16)
+    volume = make_volume(headers)
+    write_series(headers, tmp_path / "ct" / "one" / "dicom")
+    write_series(make_ct_series(2, seed="other"), tmp_path / "ct" / "other")
+    (tmp_path / "ct" / "LICENSE").write_text("CC BY 3.0")
+    seg = build_seg(volume, make_findings(volume, 1), without_pixels(headers), make_context())
+    save(seg, tmp_path / "seg.dcm")
+    found = analysed_images(tmp_path / "ct", tmp_path / "seg.dcm")
+    assert {path.parent.parent.name for path in found} == {"one"}
+    assert len(found) == 16
 
 
 def test_no_overlay_and_the_wrong_slice_are_noticed() -> None:
