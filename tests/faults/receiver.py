@@ -61,7 +61,9 @@ def _receive(given: Given) -> None:
     database = Database(sqlite_url(given.directory))
     listener = Listener(given.settings, CALLERS, database, Spool(given.directory, given.reserve_bytes))
     listener.start()
-    signal.pause()
+    listener.failed.wait()
+    listener.stop()
+    raise SystemExit(1)
 
 
 def _answer_first(self, message, request, sink) -> None:  # type: ignore[no-untyped-def]  # of a generic class
@@ -251,11 +253,13 @@ def _await_tracer(pid: int, tracer: subprocess.Popen[bytes]) -> None:
         time.sleep(0.002)
 
 
-def store(port: int, ledger: Ledger, instances: list[tuple[str, str, bytes]]) -> list[int]:
+def store(
+    port: int, ledger: Ledger, instances: list[tuple[str, str, bytes]], *, timeout: float = 30
+) -> list[int]:
     """Send (SOP class, SOP instance, data set) over one association until it breaks; return the statuses."""
     statuses: list[int] = []
     try:
-        with RawPeer(port, timeout=30) as peer:
+        with RawPeer(port, timeout=timeout) as peer:
             peer.associate()
             for sop_class, uid, data in instances:
                 status = peer.store(data, sop_class, uid)
@@ -263,6 +267,7 @@ def store(port: int, ledger: Ledger, instances: list[tuple[str, str, bytes]]) ->
                 if status == 0:
                     ledger.note(uid, data)
             peer.release()
-    except (OSError, AssertionError):
+    except (OSError, AssertionError, ValueError):
+        # the line ended, perhaps within an answer
         return statuses
     return statuses
