@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
@@ -13,7 +14,7 @@ from typing import Any
 
 import anyio
 import httpx
-from sqlalchemy import select, update
+from sqlalchemy import event, select, update
 from starlette.applications import Starlette
 
 from pacs_node import accounts
@@ -108,6 +109,12 @@ class Browser:
     address: str = "127.0.0.1"
     cookies: dict[str, str] = field(default_factory=dict)
     _app: Starlette | None = None
+    _clicked_at: datetime | None = None
+
+    def __post_init__(self) -> None:
+        # durability is proved elsewhere; here it would only take time
+        event.listen(self.database.engine, "connect", lambda c, _: c.execute("PRAGMA synchronous=OFF"))
+        self.database.dispose()
 
     @property
     def app(self) -> Starlette:
@@ -151,12 +158,13 @@ class Browser:
         method: str = "GET",
         host: str | None = HOST,
         form: dict[str, str] | None = None,
-        **headers: str,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> httpx.Response:
         """Ask for a page; a session that time has ended begins anew where a role is given."""
         if self.role is not None and not path.startswith("/health/"):
             self._stay_logged_in()
-        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        sent = dict(headers or {})
         if host is not None:
             sent["Host"] = host
         if self.cookies:
@@ -167,7 +175,7 @@ class Browser:
                 app=self.app, raise_app_exceptions=False, client=(self.address, 1234)
             )
             async with httpx.AsyncClient(transport=transport, base_url=f"http://{HOST}") as client:
-                return await client.request(method, path, headers=sent, data=form)
+                return await client.request(method, path, headers=sent, data=form, content=content)
 
         answer = anyio.run(ask)
         for name, value in answer.cookies.items():
@@ -175,14 +183,12 @@ class Browser:
         return answer
 
     def _stay_logged_in(self) -> None:
-        token = self.cookies.get(self._session_cookie, "")
-        with self.database.write() as session:
-            known = WebSession.token_hash == hashlib.sha256(token.encode()).hexdigest()
-            row = session.execute(select(WebSession).where(known)).scalar_one_or_none()
-            if row is not None:
-                row.created_at = row.last_seen_at = self.now
-        if row is None:
+        if self._session_cookie not in self.cookies:
             self.log_in()
+        elif self._clicked_at != self.now:
+            with self.database.write() as session:
+                session.execute(update(WebSession).values(created_at=self.now, last_seen_at=self.now))
+        self._clicked_at = self.now
 
     def post(self, path: str, **form: str) -> httpx.Response:
         """Send a form of a page of ours."""
