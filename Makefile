@@ -4,7 +4,7 @@
 .DELETE_ON_ERROR:
 # The project is built with what the lock installed just before.
 .NOTPARALLEL:
-.PHONY: help demo install install-dev test faults check test-peers lock docs hooks statement conformance conformance-viewer
+.PHONY: help demo install install-dev test faults fuzz check test-peers lock docs hooks statement conformance conformance-viewer
 
 # The locks install wheels only, and not every package has one for a newer Python yet.
 ifndef PYTHON
@@ -44,6 +44,9 @@ test: install-dev  ## Install, then ruff, mypy and the whole test suite
 
 faults: install-dev  ## Run the long forms of the attacks and faults in docs/reliability.md
 	PACS_NODE_FAULTS=long PACS_NODE_REQUIRE_PEERS=1 $(BIN)/python -m pytest tests/faults --log-cli-level=INFO $(ARGS)
+
+fuzz: install-dev  ## Fuzz what reads the bytes of strangers, an hour or ARGS='--seconds 60 --decoders 1000'
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 check: install-dev  ## Only ruff and mypy
 	$(BIN)/ruff check .

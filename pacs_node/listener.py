@@ -6,6 +6,7 @@ Loads no torch and decodes no pixel. What becomes of an object stands in `pacs_n
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import socket
 import threading
@@ -22,6 +23,7 @@ from pacs_node import db, tls
 from pacs_node.clock import Clock, utc_now
 from pacs_node.commitment import PUSH_MODEL, TRANSFER_SYNTAXES
 from pacs_node.config import Caller, DicomDestination, ListenerSettings, Settings
+from pacs_node.damage import DiskFailedError, ended_badly, is_disk_failure, remove_damaged
 from pacs_node.errors import NodeError
 from pacs_node.gate import Admitted, Gate, Limits, Refusal, Visitor
 from pacs_node.gate_association import Acceptor, Ending, Terms
@@ -38,6 +40,7 @@ logger = logging.getLogger(__name__)
 _VERIFICATION = UID("1.2.840.10008.1.1")
 _BACKLOG = 512
 _STOP_S = 15.0
+_LOOK_S = 0.5
 
 
 class Listener:
@@ -74,7 +77,9 @@ class Listener:
         self._called_back = frozenset(called_back)
         self._terms = _terms(settings)
         self._refusals = RefusalRecord(database, clock)
-        self._recorder = Recorder(database, spool, clock)
+        self._recorder = Recorder(database, spool, clock, on_trouble=self._look_at)
+        self.failed = threading.Event()
+        """Set when the disk has lost something: what runs the listener must end it and start it anew."""
         self._associations: dict[Acceptor[Incoming], threading.Thread] = {}
         self._lock = threading.Lock()
         self._gate: Gate | None = None
@@ -134,6 +139,11 @@ class Listener:
         self._recorder.stop()
         self._refusals.stop()
 
+    def _look_at(self, trouble: Exception) -> None:
+        if is_disk_failure(trouble) and not self.failed.is_set():
+            logger.critical("the disk failed: the listener takes nothing more and ends")
+            self.failed.set()
+
     def flush(self) -> None:
         """Wait until the rows of all that was acknowledged are written; raises as `Recorder.flush`."""
         self._recorder.flush()
@@ -142,6 +152,9 @@ class Listener:
         """Write the rows of what a killed listener had acknowledged but not recorded."""
         try:
             count = self._recorder.recover(files)
+            since = ended_badly(self._database)
+            if since is not None:
+                remove_damaged(self._database, self._spool, since, self._clock)
         except (OSError, SQLAlchemyError, NodeError):
             logger.exception("files without a row could not be recorded; the next start tries again")
             return
@@ -265,6 +278,15 @@ def run(settings: Settings, stop: threading.Event) -> None:
         settings.listener, settings.callers, database, open_spool(settings), called_back=destinations
     )
     listener.start()
-    stop.wait()
+    while not stop.wait(_LOOK_S) and not listener.failed.is_set():
+        pass
+    failed = listener.failed.is_set()
+    if failed:
+        # whatever hangs on that disk must not keep this process
+        last_resort = threading.Timer(_STOP_S, os._exit, [1])
+        last_resort.daemon = True
+        last_resort.start()
     listener.stop()
     database.dispose()
+    if failed:
+        raise DiskFailedError("the disk has failed")

@@ -77,6 +77,7 @@ class Receiving:
             if db.is_full(error):
                 return self._refuse(request, OUT_OF_RESOURCES, "no room for the database to grow")
             # whatever is on disk now has no row: the sender must keep the instance
+            self._recorder.report(error)
             logger.exception("instance could not be stored")
             return self._refuse(request, PROCESSING_FAILURE, type(error).__name__)
         return Answer(SUCCESS)

@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 
 from pacs_node import db, reception
 from pacs_node.clock import Clock, utc_now
+from pacs_node.damage import DiskFailedError, is_disk_failure
 from pacs_node.errors import NodeError, UnreadableInstanceError
 from pacs_node.reception import Arrival, Reception
 from pacs_node.spool import FoundFile, Spool
@@ -79,7 +80,7 @@ class Recorder:
     clock
         Source of the times of what is found at the start.
     on_trouble
-        Called in the recorder's thread with each error of the database.
+        Called with each error of the disk or the database; see `report`.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Recorder:
         self.spool = spool
         self.clock = clock
         self._on_trouble = on_trouble
+        self._broken = False
         self._changed = threading.Condition()
         self._waiting: list[_Waiting] = []
         self._added = self._written = self._failures = 0
@@ -179,8 +181,22 @@ class Recorder:
                 raise self._trouble
             raise RowsMissingError("the database is too slow")
 
+    def report(self, error: Exception) -> None:
+        """Pass a trouble with the disk or the database on; after one that loses data nothing is taken."""
+        self._broken = self._broken or is_disk_failure(error)
+        if self._on_trouble is not None:
+            self._on_trouble(error)
+
     def check(self) -> None:
-        """Wait where too many rows are missing; raises as `flush` where they can't be written."""
+        """Wait where too many rows are missing; raises as `flush` where they can't be written.
+
+        Raises
+        ------
+        DiskFailedError
+            The disk has failed before: nothing is taken any more.
+        """
+        if self._broken:
+            raise DiskFailedError("the disk has failed")
         if self._trouble is not None or len(self._waiting) > _MOST_WAITING:
             self.flush()
 
@@ -216,8 +232,7 @@ class Recorder:
                 self._trouble = error
                 self._failures += 1
                 self._changed.notify_all()
-            if self._on_trouble is not None:
-                self._on_trouble(error)
+            self.report(error)
             return False
         with self._changed:
             self._trouble = None

@@ -70,8 +70,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
             " archive_dimse archive_web completeness"
         ),
         (
-            "lifecycle backlog breaker retention gate_record commitment_scp commitment_scu audit_message"
-            " audit_chain accounts"
+            "damage lifecycle backlog breaker retention gate_record commitment_scp commitment_scu"
+            " audit_message audit_chain accounts"
         ),
         "audit_xml sessions",
         "audit_fhir",
@@ -118,7 +118,7 @@ ONLY: dict[str, str] = {
     "pacs_node.gate pacs_node.gate_association pacs_node.notices pacs_node.reception pacs_node.recorder "
     "pacs_node.spool",
     "pacs_node.listener": "inference.decode pacs_node pacs_node.clock pacs_node.commitment "
-    "pacs_node.config pacs_node.notices pacs_node.receiving pacs_node.recorder "
+    "pacs_node.damage pacs_node.config pacs_node.notices pacs_node.receiving pacs_node.recorder "
     "pacs_node.db pacs_node.errors pacs_node.gate pacs_node.gate_* pacs_node.spool "
     "pacs_node.storage pacs_node.tls",
     "pacs_node.case": "inference.* dicom_sr.* pacs_node pacs_node.reader pacs_node.request "

@@ -1,0 +1,164 @@
+"""A disk that failed: nothing is acknowledged any more, and what it kept is held against its SHA-256."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import threading
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
+
+from pacs_node import audit, listener
+from pacs_node.config import ListenerSettings, Settings
+from pacs_node.damage import DiskFailedError, ended_badly, is_disk_failure, remove_damaged
+from pacs_node.db import AuditEvent, Database
+from pacs_node.listener import Listener
+from pacs_node.reception import Reception
+from pacs_node.spool import Spool
+from tests.conftest import find_free_port
+from tests.ct_factory import make_ct_series
+from tests.small_node import START, SmallNode, TestClock
+from tests.unit.test_listener import CALLERS, eventually, instances, store
+
+
+def settings_() -> ListenerSettings:
+    return ListenerSettings(port=find_free_port())
+
+
+def sqlite_error(name: str) -> OperationalError:
+    cause = sqlite3.OperationalError("disk I/O error")
+    cause.sqlite_errorname = name
+    return OperationalError("COMMIT", {}, cause)
+
+
+@pytest.mark.parametrize(
+    ("error", "failed"),
+    [
+        (OSError(errno.EIO, "I/O error"), True),
+        (OSError(errno.ENOSPC, "full"), False),
+        (OSError(errno.EDQUOT, "quota"), False),
+        (FileNotFoundError(errno.ENOENT, "gone"), False),
+        (sqlite_error("SQLITE_IOERR_FSYNC"), True),
+        (sqlite_error("SQLITE_FULL"), False),
+        (sqlite_error("SQLITE_BUSY"), False),
+        (ValueError("x"), False),
+    ],
+)
+def test_only_an_error_that_loses_data_is_a_failure(error: Exception, failed: bool) -> None:
+    assert is_disk_failure(error) is failed
+
+
+def begun(database: Database, *events: audit.Event) -> None:
+    with database.write() as session:
+        for number, event in enumerate(events):
+            audit.record(session, event, at=START + timedelta(minutes=number), actor="listener")
+
+
+def test_an_end_that_was_none_is_seen(database: Database) -> None:
+    started, stopped = audit.Event.NODE_STARTED, audit.Event.NODE_STOPPED
+    assert ended_badly(database) is None
+    begun(database, started)
+    assert ended_badly(database) is None
+    begun(database, stopped, started)
+    assert ended_badly(database) is None
+    begun(database, started)
+    assert ended_badly(database) == START + timedelta(minutes=1)
+
+
+def test_damaged_images_are_given_up_and_come_again(node: SmallNode) -> None:
+    slices = make_ct_series(3, matrix=8)
+    node.receive(*slices)
+    first, second, third = instances(node.database)
+    for row, damage in ((first, b"\0"), (second, None)):
+        assert row.path is not None
+        path = node.spool.absolute(row.path)
+        if damage is None:
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[:-1] + damage + b"x")
+    assert remove_damaged(node.database, node.spool, START, node.clock) == 2
+    assert [row.path for row in instances(node.database)] == [None, None, third.path]
+    with node.database.read() as session:
+        events = (
+            session.execute(select(AuditEvent).where(AuditEvent.event == "images removed")).scalars().all()
+        )
+    assert [event.objects["sop_instance_uid"] for event in events] == [
+        first.sop_instance_uid,
+        second.sop_instance_uid,
+    ]
+    assert remove_damaged(node.database, node.spool, START, node.clock) == 0
+    assert node.receive(*slices) == [Reception.DUPLICATE] * 3
+    assert all(row.path is not None for row in instances(node.database))
+
+
+def test_what_came_long_before_is_not_read_again(node: SmallNode) -> None:
+    node.receive(*make_ct_series(1, matrix=8))
+    node.clock.forward(hours=1)
+    node.receive(*make_ct_series(1, matrix=8, seed="later"))
+    old, _ = instances(node.database)
+    assert old.path is not None
+    node.spool.absolute(old.path).write_bytes(b"")
+    assert remove_damaged(node.database, node.spool, START, node.clock) == 0
+
+
+def test_after_a_failed_sync_nothing_is_acknowledged(
+    database: Database, spool: Spool, clock: TestClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked again, a system that has lost data says that all is well."""
+    running = Listener(settings_(), CALLERS, database, spool, clock)
+    port = running.start()
+    first, second, third = make_ct_series(3, matrix=8)
+    assert store(port, first) == [0]
+    running.flush()
+    real = os.fsync
+
+    def fail(_descriptor: int) -> None:
+        raise OSError(errno.EIO, "I/O error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    assert store(port, second) == [0x0110]
+    monkeypatch.setattr(os, "fsync", real)
+    assert running.failed.is_set()
+    assert store(port, second, third) == [0x0110, 0x0110]
+    running.stop()
+    assert [row.sop_instance_uid for row in instances(database)] == [first.SOPInstanceUID]
+    assert len(list(spool.stored())) == 1
+
+
+def test_the_process_ends_with_its_listener(
+    database: Database, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The supervisor starts it again."""
+    settings = Settings.model_validate(
+        {"storage": {"directory": str(spool.directory)}, "listener": {"port": settings_().port}}
+    )
+    real = Listener.start
+
+    def fails(self: Listener) -> int:
+        port = real(self)
+        self.failed.set()
+        return port
+
+    monkeypatch.setattr(Listener, "start", fails)
+    with pytest.raises(DiskFailedError):
+        listener.run(settings, threading.Event())
+
+
+def test_the_next_start_verifies(database: Database, spool: Spool, clock: TestClock) -> None:
+    running = Listener(settings_(), CALLERS, database, spool, clock)
+    begun(database, audit.Event.NODE_STARTED)
+    assert store(running.start(), *make_ct_series(2, matrix=8)) == [0, 0]
+    running.flush()
+    running.stop()
+    (one, _other) = instances(database)
+    assert one.path is not None
+    spool.absolute(one.path).write_bytes(b"damaged")
+    begun(database, audit.Event.NODE_STARTED)
+    again = Listener(settings_(), CALLERS, database, spool, clock)
+    again.start()
+    eventually(lambda: sum(row.path is None for row in instances(database)) == 1)
+    again.stop()
