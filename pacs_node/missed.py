@@ -201,16 +201,16 @@ class MissedStudies:
                 MissedStudy.archive == self._archive.name, MissedStudy.study_uid == study.study_uid
             )
             row = session.execute(known).scalar_one_or_none()
+            fresh = row is None
             if row is None:
-                new += 1
-                row = MissedStudy(
-                    archive=self._archive.name, study_uid=study.study_uid, noticed_at=now, arrived_at=None
-                )
-                session.add(row)
-                self._alarm(session, study, now)
+                row = MissedStudy(archive=self._archive.name, study_uid=study.study_uid, noticed_at=now)
             row.accession_number, row.study_date = study.accession_number, study.study_date
             row.description, row.modalities = study.description, "\\".join(study.modalities)
             row.n_instances, row.seen_at = study.n_instances, now
+            session.add(row)
+            if fresh:
+                new += 1
+                self._alarm(session, study, now)
         return new
 
     def _alarm(self, session: Session, study: FoundStudy, now: datetime) -> None:

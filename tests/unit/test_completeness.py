@@ -29,7 +29,7 @@ from pacs_node.completeness import (
     lacks_images,
     sentence_of_lack,
 )
-from pacs_node.config import ArchiveSettings
+from pacs_node.config import ArchiveSettings, CompletenessSettings
 from pacs_node.db import AuditEvent, Job, Series
 from pacs_node.destinations import OutcomeKind
 from pacs_node.reconcile import NOT_SAID, Reconciler
@@ -116,8 +116,6 @@ def test_only_series_that_could_be_analysed_are_asked_about() -> None:
 
 
 def test_nobody_is_asked_without_a_destination_or_a_wish() -> None:
-    from pacs_node.config import CompletenessSettings  # noqa: PLC0415
-
     own = CompletenessSettings()
     assert Limits.of(own, ArchiveSettings()) == Limits.of(own, None) == ALONE
     assert Limits.of(own, ArchiveSettings(destination="pacs", count_images=False)) == ALONE
