@@ -351,7 +351,7 @@ def _with_absolute_paths(settings: Settings, base: Path) -> Settings:
         for item in settings.destinations
     )
     listener = with_files(settings.listener, "tls_certificate_file", "tls_key_file", "tls_client_ca_file")
-    web = with_files(settings.web, "tls_certificate_file", "tls_key_file")
+    web = with_files(settings.web, "tls_certificate_file", "tls_key_file", "metrics_token_file")
     pipeline = with_files(settings.pipeline, "wording", "models")
     audit = with_files(settings.audit, "syslog_ca_file", "syslog_certificate_file", "syslog_key_file")
     heads = str((Path(storage.directory) / audit.heads_file).absolute())

@@ -39,6 +39,11 @@ class WebSettings(Section):
         description="Address of the reverse proxy that speaks HTTPS to browsers and passes X-Forwarded-For "
         "on: only it may connect. Its way to the page is not encrypted unless TLS is set up here too.",
     )
+    metrics_token_file: str = Field(
+        "",
+        description="File with the bearer token that GET /metrics (Prometheus) wants; empty: it answers to "
+        "this machine only, and behind a proxy to nobody.",
+    )
     idle_minutes: float = Field(
         15.0, gt=0, le=1440, description="A session without a click ends after this time."
     )

@@ -41,6 +41,7 @@ def _rules(pages: Pages, people: AccountPages, actions: Actions, record: AuditPa
     return (
         Rule("GET", "/health/live", None, pages.live),
         Rule("GET", "/health/ready", None, pages.ready),
+        Rule("GET", "/metrics", None, pages.metrics),
         Rule("GET", "/login", None, people.login),
         Rule("POST", "/login", None, people.log_in),
         Rule("POST", "/logout", _P.SELF, people.log_out),

@@ -75,15 +75,18 @@ class AuditPages:
             except HeadsUnreadableError as error:
                 raise HTTPException(409, f"The noted heads can't be read: {error}") from None
             verdict = audit_chain.verify(session, heads)
-        at = self._renderer.clock()
-        self._looks.note(request, Event.AUDIT_CHECKED, at, rows=verdict.rows, first_bad=verdict.first_bad)
+        self._looks.note(
+            request, Event.AUDIT_CHECKED, every=True, rows=verdict.rows, first_bad=verdict.first_bad
+        )
         return self._page(request, verdict)
 
     def _page(self, request: Request, verdict: Verdict | None = None) -> Response:
         asked = _asked(request.query_params)
         before = _number(request.query_params.get("before"))
         selection = _selection(asked)
-        self._looks.note(request, Event.AUDIT_READ, tuple(asked.items()), before, before=before, **asked)
+        self._looks.note(
+            request, Event.AUDIT_READ, tuple(asked.items()), before, before=before, chosen=asked or None
+        )
         with self._database.read() as session:
             rows = audit_list.newest_first(session, selection, before, _PAGE_LENGTH + 1)
             last = audit_list.last_row(session)
@@ -111,7 +114,7 @@ class AuditPages:
         asked = _asked(request.query_params)
         selection = _selection(asked)
         now = self._renderer.clock()
-        self._looks.note(request, Event.AUDIT_EXPORTED, now, form, format=form, **asked)
+        self._looks.note(request, Event.AUDIT_EXPORTED, every=True, format=form, chosen=asked or None)
         with self._database.read() as session:
             last = audit_list.last_row(session)
         media_type, ending = _MEDIA_TYPES[form]

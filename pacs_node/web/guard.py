@@ -220,7 +220,13 @@ class Looks:
         self._lock = Lock()
 
     def note(
-        self, request: Request, event: Event, *what: object, study_uid: str | None = None, **objects: Any
+        self,
+        request: Request,
+        event: Event,
+        *what: object,
+        study_uid: str | None = None,
+        every: bool = False,
+        **objects: Any,
     ) -> None:
         """Record a look.
 
@@ -228,12 +234,14 @@ class Looks:
         ----------
         *what
             Tells this view from others of the same event.
+        every
+            Record it whenever it is asked for.
         """
         who, now = known_visitor(request), self._clock()
         key = (who.session_id, event, study_uid, *what)
         with self._lock:
             seen = self._seen.get(key)
-        if seen is not None and timedelta(0) <= now - seen < _SAME_VIEW:
+        if not every and seen is not None and timedelta(0) <= now - seen < _SAME_VIEW:
             return
         with self._database.write() as session:
             audit.record(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from hmac import compare_digest
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from dicom_sr.context import NOT_REVIEWED
 from pacs_node.audit import Event
 from pacs_node.config import Settings
+from pacs_node.config_listener import is_loopback
 from pacs_node.db import Artifact, Database, Study
+from pacs_node.metrics import NodeCollector, exposition
 from pacs_node.overview import alarms, disk_space, overview
 from pacs_node.queries import LARGEST_ID, StudyLine, StudyWord, study_list, study_tone
 from pacs_node.study_detail import JobLine, study_detail
 from pacs_node.web.actions import LONGEST_REASON
-from pacs_node.web.guard import Looks
+from pacs_node.web.guard import Looks, address_of
 from pacs_node.web.protection import HEADERS, REPORT_POLICY
 from pacs_node.web.render import Renderer
 from pacs_node.web.results import ResultSummary, read_result
@@ -63,6 +66,10 @@ class Pages:
         self._directory = Path(settings.storage.directory)
         self._renderer = renderer
         self._looks = looks
+        names = tuple(item.name for item in settings.destinations)
+        self._collector = NodeCollector(
+            database, lambda: disk_space(self._directory, self._reserve), names, renderer.clock
+        )
 
     def overview(self, request: Request) -> Response:
         """What the node is doing and what needs a person; names no patient, so it is no look at one."""
@@ -206,6 +213,24 @@ class Pages:
         return JSONResponse(
             {"status": "ready" if ready else "not ready", "checks": checks}, 200 if ready else 503
         )
+
+    def metrics(self, request: Request) -> Response:
+        """The node in numbers, for Prometheus: no patient, no study."""
+        if not self._may_scrape(request):
+            raise HTTPException(401, "Metrics are for a bearer token, or for this machine.")
+        return Response(exposition(self._collector), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    def _may_scrape(self, request: Request) -> bool:
+        web = self._settings.web
+        if not web.metrics_token_file:
+            return not web.proxy_address and is_loopback(address_of(request))
+        kind, _, given = request.headers.get("authorization", "").partition(" ")
+        try:
+            token = Path(web.metrics_token_file).read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError):
+            logger.exception("the token of the metrics can't be read")
+            return False
+        return bool(token) and kind.lower() == "bearer" and compare_digest(given.encode(), token.encode())
 
     def refused(self, request: Request, error: Exception) -> Response:
         """The page for a wrong address or request."""

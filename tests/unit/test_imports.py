@@ -117,7 +117,7 @@ ONLY: dict[str, str] = {
     "pacs_node.receiving": "pacs_node pacs_node.audit pacs_node.db pacs_node.errors "
     "pacs_node.gate pacs_node.gate_association pacs_node.notices pacs_node.reception pacs_node.recorder "
     "pacs_node.spool",
-    "pacs_node.listener": "inference.decode pacs_node pacs_node.clock pacs_node.commitment "
+    "pacs_node.listener": "inference.decode pacs_node pacs_node.backlog pacs_node.clock pacs_node.commitment "
     "pacs_node.damage pacs_node.config pacs_node.notices pacs_node.receiving pacs_node.recorder "
     "pacs_node.db pacs_node.errors pacs_node.gate pacs_node.gate_* pacs_node.spool "
     "pacs_node.storage pacs_node.tls",
@@ -134,8 +134,8 @@ ONLY: dict[str, str] = {
     "pacs_node.destinations pacs_node.dicomweb pacs_node.dimse pacs_node.errors pacs_node.jobs "
     "pacs_node.lifecycle pacs_node.outbox pacs_node.states pacs_node.storage pacs_node.tls pacs_node",
     "pacs_node.web*": "pacs_node pacs_node.web* pacs_node.accounts pacs_node.audit pacs_node.audit_* "
-    "pacs_node.clock pacs_node.config pacs_node.db pacs_node.db_accounts pacs_node.delivery pacs_node.errors "
-    "pacs_node.jobs pacs_node.logs pacs_node.overview pacs_node.present pacs_node.queries pacs_node.sessions "
+    "pacs_node.clock pacs_node.config pacs_node.config_listener pacs_node.db pacs_node.db_accounts "
+    "pacs_node.delivery pacs_node.errors pacs_node.jobs pacs_node.logs pacs_node.metrics pacs_node.overview pacs_node.present pacs_node.queries pacs_node.sessions "
     "pacs_node.states pacs_node.storage pacs_node.study_detail pacs_node.timeline pacs_node.tls "
     "dicom_sr.context",
 }

@@ -24,7 +24,7 @@ from tests.certificates import make_certificate
 from tests.node_story import Story, analysed
 from tests.web_browser import CHEAP, PASSWORD, RESULT, Browser, make_settings, parse, study_path
 
-OPEN = {"GET /health/live", "GET /health/ready", "GET /login", "POST /login"}
+OPEN = {"GET /health/live", "GET /health/ready", "GET /metrics", "GET /login", "POST /login"}
 EVERYBODY = {"POST /logout", "GET /password", "POST /password"}
 LOOKING = {"GET /", "GET /studies", "GET /studies/{study_uid}", "GET /artifacts/{artifact_id:int}"}
 ACTING = {f"POST /studies/{{study_uid}}/{action}" for action in ("requeue", "hold", "send")}
@@ -388,6 +388,35 @@ def test_the_browser_behind_the_proxy_is_recorded(database: Database, tmp_path: 
 def test_the_page_is_not_opened_by_mistake(tmp_path: Path, web: dict[str, Any], expected: str) -> None:
     with pytest.raises(ConfigurationError, match=expected):
         make_settings(tmp_path, web=web)
+
+
+@pytest.mark.parametrize(
+    ("address", "token", "given", "status"),
+    [
+        ("127.0.0.1", None, None, 200),
+        ("::1", None, None, 200),
+        ("10.0.0.9", None, None, 401),
+        ("10.0.0.9", None, "Bearer ", 401),
+        ("10.0.0.9", "geheim", "Bearer geheim", 200),
+        ("10.0.0.9", "geheim", "Bearer gehei", 401),
+        ("10.0.0.9", "geheim", "Basic geheim", 401),
+        ("127.0.0.1", "geheim", None, 401),
+        ("127.0.0.1", "", "Bearer ", 401),
+    ],
+)
+def test_metrics_are_for_this_machine_or_a_token(
+    database: Database, tmp_path: Path, address: str, token: str | None, given: str | None, status: int
+) -> None:
+    web = {}
+    if token is not None:
+        (tmp_path / "token").write_text(f"{token}\n")
+        web = {"metrics_token_file": "token"}
+    story = analysed(Story(database, tmp_path))
+    browser = Browser(database, make_settings(tmp_path, web=web), role=None, address=address)
+    answer = browser.get("/metrics", headers={} if given is None else {"Authorization": given})
+    assert answer.status_code == status
+    assert ("pacs_node_instances_total 3.0" in answer.text) is (status == 200)
+    assert story.study_uid not in answer.text
 
 
 def test_permissions_are_used(browser: Browser) -> None:

@@ -135,6 +135,7 @@ def test_every_page_says_what_it_is_for_and_is_well_formed(browser: Browser, sto
     ):
         response = browser.get(path)
         document = parse(response)
+        assert response.status_code < 500, path
         assert "Research use only, not for primary diagnosis." in document.text, path
         assert len(document.all("h1")) == 1, path
         assert document.all("html") == [{"lang": "en"}]
