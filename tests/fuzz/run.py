@@ -1,0 +1,86 @@
+"""``python -m tests.fuzz``: each target for some time, then damaged pixel data in the reader's child.
+
+With atheris (``pip install -e '.[fuzz]'``) the targets are fuzzed with coverage, without it by mutation only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import logging
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+from tests.fuzz.decoders import run_decoders
+from tests.fuzz.mutate import mutations
+from tests.fuzz.targets import TARGETS, seeds
+
+logger = logging.getLogger("tests.fuzz")
+
+
+def main() -> None:
+    """Run what the arguments ask for."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=900, help="for each target")
+    parser.add_argument("--decoders", type=int, default=20_000, help="damaged images")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the mutations")
+    parser.add_argument("--target", action="append", choices=sorted(TARGETS))
+    chosen = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    warnings.simplefilter("ignore")
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    guided = importlib.util.find_spec("atheris") is not None
+    logger.info("seed %d, %s", chosen.seed, "atheris" if guided else "mutation only (no atheris)")
+    failed = False
+    for name in chosen.target or TARGETS:
+        # a process each: a crash is an end that can be seen
+        target = _guided if guided else _mutated
+        process = multiprocessing.get_context("spawn").Process(
+            target=target, args=(name, chosen.seconds, chosen.seed)
+        )
+        process.start()
+        process.join()
+        failed |= process.exitcode != 0
+        logger.info("%s: exit status %s", name, process.exitcode)
+    ends = run_decoders(chosen.decoders, chosen.seed)
+    logger.info("decoders: %s", ends)
+    sys.exit(failed)
+
+
+def _quietly() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    warnings.simplefilter("ignore")
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+
+
+def _mutated(name: str, seconds: float, seed: int) -> None:
+    _quietly()
+    end, count = time.monotonic() + seconds, 0
+    for data in mutations(seeds(name), seed):
+        try:
+            TARGETS[name](data)
+        except Exception:
+            Path(f"fuzz-{name}.bin").write_bytes(data)
+            raise
+        count += 1
+        if time.monotonic() > end:
+            break
+    logger.info("%s: %d inputs", name, count)
+
+
+def _guided(name: str, seconds: float, seed: int) -> None:
+    _quietly()
+    atheris = importlib.import_module("atheris")
+    folder = Path(tempfile.mkdtemp(prefix=f"fuzz-{name}-"))
+    for number, data in enumerate(seeds(name)):
+        (folder / f"seed-{number}").write_bytes(data)
+    atheris.instrument_all()
+    options = [f"-max_total_time={seconds:.0f}", f"-seed={seed % 2**31}", "-timeout=30", "-rss_limit_mb=2048"]
+    atheris.Setup([sys.argv[0], *options, "-print_final_stats=1", os.fspath(folder)], TARGETS[name])
+    atheris.Fuzz()
