@@ -20,6 +20,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from inference.decode import DECODABLE_TRANSFER_SYNTAXES
 from pacs_node import db, tls
+from pacs_node.backlog import Backlog
 from pacs_node.clock import Clock, utc_now
 from pacs_node.commitment import PUSH_MODEL, TRANSFER_SYNTAXES
 from pacs_node.config import Caller, DicomDestination, ListenerSettings, Settings
@@ -57,6 +58,8 @@ class Listener:
     called_back
         AE titles that take storage commitment reports where a destination of theirs listens; of the others
         those do of which the callers say so.
+    backlog
+        Says whether there is room for more; None: there always is.
     """
 
     def __init__(
@@ -68,7 +71,9 @@ class Listener:
         clock: Clock = utc_now,
         *,
         called_back: Collection[str] = (),
+        backlog: Backlog | None = None,
     ) -> None:
+        self._backlog = backlog
         self._settings = settings
         self._callers = tuple(callers)
         self._database = database
@@ -114,6 +119,8 @@ class Listener:
         before = list(self._spool.stored())
         self._recorder.start()
         self._refusals.start()
+        if self._backlog is not None:
+            self._backlog.start()
         self._gate.start()
         self._sweeper = threading.Thread(target=self._recover, args=(before,), name="sweep", daemon=True)
         self._sweeper.start()
@@ -138,6 +145,8 @@ class Listener:
             self._sweeper.join()
         self._recorder.stop()
         self._refusals.stop()
+        if self._backlog is not None:
+            self._backlog.stop()
 
     def _look_at(self, trouble: Exception) -> None:
         if is_disk_failure(trouble) and not self.failed.is_set():
@@ -166,6 +175,8 @@ class Listener:
         refusal = judge(visitor, self._callers, self._settings.ae_title)
         if refusal is None and len(self._associations) >= self._settings.max_associations:
             return Refusal(Rejection.LIMIT_EXCEEDED, "too many associations at once")
+        if refusal is None and self._backlog is not None and self._backlog.reason is not None:
+            return Refusal(Rejection.LIMIT_EXCEEDED, "too much waits for analysis")
         return refusal
 
     def _admit(self, admitted: Admitted) -> None:
@@ -275,7 +286,12 @@ def run(settings: Settings, stop: threading.Event) -> None:
     database = open_database(settings)
     destinations = [item.ae_title for item in settings.destinations if isinstance(item, DicomDestination)]
     listener = Listener(
-        settings.listener, settings.callers, database, open_spool(settings), called_back=destinations
+        settings.listener,
+        settings.callers,
+        database,
+        open_spool(settings),
+        called_back=destinations,
+        backlog=Backlog(database, settings.backlog),
     )
     listener.start()
     while not stop.wait(_LOOK_S) and not listener.failed.is_set():

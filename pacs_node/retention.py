@@ -1,7 +1,7 @@
 """Removes old images and results. Nothing that is undelivered, unverified or in work is touched.
 
-The rows stay and lose their path: they say what there was. Files that no row names, of attempts that came to
-nothing and of a node that was killed here, go too.
+The rows stay and lose their path: they say what there was. Results that no row names, of attempts that came
+to nothing and of a node that was killed here, go too; received objects don't: they may be acknowledged.
 """
 
 from __future__ import annotations
@@ -128,37 +128,26 @@ class Retention:
         return or_(Delivery.state == DeliveryState.COMMITTED, by_choice)
 
     def _sweep(self) -> int:
-        """Remove files that no row names; return how many."""
+        """Remove results that no row names; return how many."""
         removed = 0
         try:
             for path in self._leftovers():
-                removed += self._remove_leftover(path)
+                self._spool.remove(path)
+                removed += 1
         except (OSError, SQLAlchemyError):
             logger.exception("files without a row could not be removed")
         return removed
 
     def _leftovers(self) -> list[str]:
         # the list first: what gets its row meanwhile is named when the rows are read
-        files = list(_old_files(self._spool.directory))
+        files = list(_old_results(self._spool.directory))
         with self._database.read() as session:
-            named: set[str | None] = set()
-            for table in (Instance, Conflict, Artifact):
-                named.update(session.scalars(select(table.path)))
+            named = set(session.scalars(select(Artifact.path)))
             held = session.execute(
                 select(Job.id, Job.lease_token).where(Job.lease_token.is_not(None))
             ).tuples()
             in_work = tuple(attempt_folder(job_id, str(token)) + "/" for job_id, token in held)
         return [path for path in files if path not in named and not path.startswith(in_work)]
-
-    def _remove_leftover(self, path: str) -> bool:
-        # with the write lock: the same bytes may be arriving, and a row is only made of a file that is there
-        with self._database.write() as session:
-            for table in (Instance, Conflict, Artifact):
-                if session.execute(select(table.id).where(table.path == path).limit(1)).first() is not None:
-                    return False
-            self._spool.remove(path)
-        logger.info("removed a file without a row", extra={"path": path})
-        return True
 
     def _purge(self, study_id: int, *, images: bool) -> int:
         with self._database.write() as session:
@@ -195,16 +184,15 @@ def attempt_folder(job_id: int, lease_token: str) -> str:
     return f"results/{job_id:08d}/{lease_token.rpartition(':')[2][:12]}"
 
 
-def _old_files(directory: Path) -> Iterator[str]:
-    """Relative paths of received objects and results; the youngest may be on their way to a row."""
+def _old_results(directory: Path) -> Iterator[str]:
+    """Relative paths of results that aren't quite new."""
     limit = time.time() - _YOUNG_SECONDS
-    for place in ("instances", "results"):
-        for path in (directory / place).rglob("*"):
-            try:
-                if path.is_file() and path.stat().st_mtime < limit:
-                    yield str(path.relative_to(directory))
-            except FileNotFoundError:
-                continue
+    for path in (directory / "results").rglob("*"):
+        try:
+            if path.is_file() and path.stat().st_mtime < limit:
+                yield str(path.relative_to(directory))
+        except FileNotFoundError:
+            continue
 
 
 def _rows(session: Session, study_id: int, *, images: bool) -> Sequence[Instance | Conflict | Artifact]:

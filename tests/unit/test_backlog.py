@@ -9,9 +9,13 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
 from pacs_node.backlog import Backlog, Waiting, waiting
-from pacs_node.config_listener import BacklogSettings
-from pacs_node.db import AuditEvent, Instance
-from tests.small_node import START, SmallNode
+from pacs_node.config_listener import BacklogSettings, Caller, ListenerSettings
+from pacs_node.db import AuditEvent, Database, Instance
+from pacs_node.listener import Listener
+from pacs_node.spool import Spool
+from tests.conftest import find_free_port
+from tests.raw_peer import REJECT, RawPeer, association_request
+from tests.small_node import START, SmallNode, TestClock
 
 MIB = 1 << 20
 NONE = BacklogSettings(max_jobs=0, max_mb=0, max_hours=0)
@@ -95,3 +99,35 @@ def test_a_database_that_is_busy_changes_nothing(node: SmallNode, monkeypatch: p
         assert after(backlog) is None
     assert after(backlog) is not None
     assert events(node) == ["intake paused"]
+
+
+def test_the_listener_rejects_as_transient_and_takes_again(database: Database, spool: Spool) -> None:
+    """PS3.8 table 9-21: result 2, source 3, reason 2: the sender may try again."""
+    node = SmallNode(database, spool, TestClock())
+    backlog = Backlog(database, limits(max_jobs=1), node.clock)
+    settings = ListenerSettings.model_validate({"port": find_free_port()})
+    caller = Caller(ae_title="PACS", address="127.0.0.1")
+    listener = Listener(settings, [caller], database, spool, node.clock, backlog=backlog)
+    port = listener.start()
+    try:
+        assert rejection(port) is None
+        node.queue()
+        backlog.measure()
+        assert rejection(port) == (2, 3, 2)
+        node.finish(*node.claim())
+        backlog.measure()
+        assert rejection(port) is None
+    finally:
+        listener.stop()
+    assert events(node) == ["intake paused", "intake resumed"]
+
+
+def rejection(port: int) -> tuple[int, int, int] | None:
+    """What an association request of the known caller is answered, None where it is accepted."""
+    with RawPeer(port, timeout=30) as peer:
+        peer.send(association_request())
+        kind, body = peer.read()
+        if kind == REJECT:
+            return body[1], body[2], body[3]
+        peer.release()
+    return None

@@ -135,7 +135,8 @@ ONLY: dict[str, str] = {
     "pacs_node.lifecycle pacs_node.outbox pacs_node.states pacs_node.storage pacs_node.tls pacs_node",
     "pacs_node.web*": "pacs_node pacs_node.web* pacs_node.accounts pacs_node.audit pacs_node.audit_* "
     "pacs_node.clock pacs_node.config pacs_node.config_listener pacs_node.db pacs_node.db_accounts "
-    "pacs_node.delivery pacs_node.errors pacs_node.jobs pacs_node.logs pacs_node.metrics pacs_node.overview pacs_node.present pacs_node.queries pacs_node.sessions "
+    "pacs_node.delivery pacs_node.errors pacs_node.jobs pacs_node.logs pacs_node.metrics pacs_node.overview "
+    "pacs_node.present pacs_node.queries pacs_node.sessions "
     "pacs_node.states pacs_node.storage pacs_node.study_detail pacs_node.timeline pacs_node.tls "
     "dicom_sr.context",
 }

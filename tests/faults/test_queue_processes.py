@@ -1,0 +1,168 @@
+"""Many processes at one queue: nobody is told "busy", no job has two owners, who stood still is too late."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+from sqlalchemy import insert, select
+
+from pacs_node import audit_chain, jobs, leases
+from pacs_node.clock import utc_now
+from pacs_node.db import AuditEvent, Database, Job, Series, sqlite_url
+from pacs_node.errors import StaleStateError
+from pacs_node.leases import LeaseWatch
+from pacs_node.spool import Spool
+from pacs_node.states import JobState
+from tests.faults.receiver import LONG, make_storage
+from tests.small_node import SmallNode, TestClock
+
+logger = logging.getLogger(__name__)
+
+#: on a disk each commit waits for its syncs; PACS_NODE_QUEUE_DIR names a folder of another one
+MEMORY = os.environ.get("PACS_NODE_QUEUE_DIR") or ("/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
+PROCESSES = 8
+CLAIMS = 500 if LONG else 8
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture
+def node() -> Iterator[SmallNode]:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as place:
+        directory = make_storage(Path(place) / "storage")
+        database = Database(sqlite_url(directory))
+        yield SmallNode(database, Spool(directory, 1), TestClock())
+        database.dispose()
+
+
+def _add_jobs(database: Database, count: int) -> None:
+    now = utc_now()
+    with database.write() as session:
+        series = session.scalars(select(Series.id)).first()
+        rows = [
+            {
+                "series_id": series,
+                "kind": jobs.ANALYSIS,
+                "input_digest": f"{number}",
+                "pipeline_version": "x",
+                "state": JobState.QUEUED,
+                "attempts": 0,
+                "created_at": now,
+                "not_before": now,
+            }
+            for number in range(count)
+        ]
+        session.execute(insert(Job), rows)
+
+
+def _claim_many(url: str) -> list[tuple[int, float]]:
+    """Claim until there is nothing left; job and seconds of each."""
+    database = Database(url)
+    claimed: list[tuple[int, float]] = []
+    while True:
+        start = time.perf_counter()
+        with database.write() as session:
+            found = jobs.claim(session, at=utc_now(), actor="test")
+        if found is None:
+            database.dispose()
+            return claimed
+        claimed.append((found[0].id, time.perf_counter() - start))
+
+
+def _report(name: str, took: Sequence[float]) -> float:
+    p99 = statistics.quantiles(took, n=100)[98] * 1000
+    middle = statistics.median(took) * 1000
+    logger.info("%s: %d claims, median %.1f ms, p99 %.1f ms", name, len(took), middle, p99)
+    return p99
+
+
+def test_eight_processes_claim_each_job_once_and_none_is_busy(node: SmallNode) -> None:
+    """A deferred transaction would fail with "database is locked" for most of them."""
+    node.queue()
+    _add_jobs(node.database, PROCESSES * CLAIMS - 1)
+    url = str(node.database.engine.url)
+    node.database.engine.dispose()
+    with ProcessPoolExecutor(PROCESSES, mp_context=FORK) as pool:
+        answers = list(pool.map(_claim_many, [url] * PROCESSES))
+    claimed = [job for answer in answers for job, _ in answer]
+    assert sorted(claimed) == list(range(1, PROCESSES * CLAIMS + 1))
+    _report("SQLite", [seconds for answer in answers for _, seconds in answer])
+    with node.database.read() as session:
+        assert audit_chain.first_bad_row(session) is None
+        events = session.scalars(select(AuditEvent).where(AuditEvent.event == "job")).all()
+        assert len(events) == PROCESSES * CLAIMS
+
+
+def _hold(url: str, token: str, talk: Connection) -> None:
+    """Keep a lease alive, stand still when told to, then try to end the job."""
+    database = Database(url)
+    with leases.heartbeat(database, Job, [1], token, utc_now) as lost:
+        talk.send(os.getpid())
+        talk.recv()
+        was_told = lost.wait(10)
+    try:
+        with database.write() as session:
+            jobs.finish(
+                session,
+                session.get_one(Job, 1),
+                token,
+                at=utc_now(),
+                actor="stale",
+                state=JobState.SUCCEEDED,
+                outcome=jobs.ANALYSED,
+                artifacts=[],
+                destinations=[],
+            )
+    except StaleStateError:
+        talk.send(("refused", was_told))
+    else:
+        talk.send(("wrote", was_told))
+
+
+def test_a_worker_that_stood_still_is_told_and_can_write_nothing(
+    node: SmallNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGSTOP for longer than the lease, then SIGCONT; the long form takes the real times."""
+    if not LONG:
+        monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.05)
+        monkeypatch.setattr(leases, "LEASE", leases.LEASE / 30)
+    node.queue()
+    _, token = node.claim()
+    node.database.engine.dispose()
+    ours, its = FORK.Pipe()
+    worker = FORK.Process(target=_hold, args=(str(node.database.engine.url), token, its))
+    worker.start()
+    pid = ours.recv()
+    watch = LeaseWatch(Job)
+    lease = leases.LEASE.total_seconds()
+
+    def reclaim_for(seconds: float) -> int:
+        count, until = 0, time.monotonic() + seconds
+        while time.monotonic() < until and not count:
+            with node.database.write() as session:
+                count = jobs.reclaim(session, watch, at=utc_now(), actor="schedule")
+            time.sleep(lease / 20)
+        return count
+
+    try:
+        assert reclaim_for(1.5 * lease) == 0
+        os.kill(pid, signal.SIGSTOP)
+        assert reclaim_for(2 * lease) == 1
+        _, held = node.claim()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    ours.send("go on")
+    assert ours.recv() == ("refused", True)
+    worker.join()
+    (job,) = node.all_jobs()
+    assert (job.state, job.lease_token) == (JobState.RUNNING, held)
