@@ -15,6 +15,8 @@ from pacs_node.db import AuditEvent, Series, Study
 from pacs_node.jobs import NOT_ANALYSED, REFUSAL
 from pacs_node.states import DeliveryState, JobState, SeriesState
 
+#: who looked is told by the audit record: a story of the study would drown in it
+_LOOKS = (Event.STUDY_VIEWED.value[0], Event.RESULT_VIEWED.value[0], Event.ACCESS_DENIED.value[0])
 _CLOSED_BY = {
     "promised": "its sender asked whether all are safe here",
     "counted": "the archive has no more",
@@ -52,7 +54,11 @@ class TimelineLine:
 def timeline(session: Session, study_uid: str) -> tuple[TimelineLine, ...]:
     """Every step of a study in the order in which it happened; empty if nothing is known."""
     events = (
-        session.execute(select(AuditEvent).where(AuditEvent.study_uid == study_uid).order_by(AuditEvent.seq))
+        session.execute(
+            select(AuditEvent)
+            .where(AuditEvent.study_uid == study_uid, AuditEvent.event.not_in(_LOOKS))
+            .order_by(AuditEvent.seq)
+        )
         .scalars()
         .all()
     )
@@ -233,6 +239,12 @@ class _Teller:
         """Retention removed files."""
         self._add(event, event.event, f"{_count(objects, 'files', 'file')} by {event.actor}")
 
+    def acted(self, event: AuditEvent, objects: dict[str, Any]) -> None:
+        """An operator requeued, held or sent it."""
+        who = event.actor.removeprefix("user:")
+        destination = f" to {objects['destination']}" if "destination" in objects else ""
+        self._add(event, "operator", f"{who}: {objects.get('action')}{destination}, {_reason(objects)}")
+
     def other(self, event: AuditEvent, objects: dict[str, Any]) -> None:
         """An event that this version doesn't know: its facts as they are."""
         facts = ", ".join(f"{key} {value}" for key, value in sorted(objects.items()))
@@ -250,6 +262,7 @@ _TELLERS: dict[str, Callable[[_Teller, AuditEvent, dict[str, Any]], None]] = {
     Event.STUDY_MISSED.value[0]: _Teller.missed,
     Event.IMAGES_REMOVED.value[0]: _Teller.removed,
     Event.RESULTS_REMOVED.value[0]: _Teller.removed,
+    Event.OPERATOR_ACTED.value[0]: _Teller.acted,
 }
 
 
