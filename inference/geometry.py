@@ -24,10 +24,12 @@ from pydicom import Dataset
 from inference.errors import ReasonCode, UnsuitableSeriesError
 from inference.headers import (
     MALFORMED_VALUE,
+    count_patients,
     frame_item,
     is_multiframe,
     number,
     numbers,
+    patient,
     sequence,
     text,
 )
@@ -51,11 +53,6 @@ MIN_SLICES = 50
 MIN_EXTENT_MM = 150.0
 FEW_SLICES = 10
 """Below this the spacing can't be judged, so the count is the reason given."""
-
-_ONE_OF = {
-    "PatientID": "patients",
-    "StudyInstanceUID": "studies",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,12 +289,14 @@ def _same_header(one: Dataset, other: Dataset) -> bool:
 
 
 def _check_one_patient(images: Sequence[Dataset]) -> None:
-    for keyword, plural in _ONE_OF.items():
-        found = {text(image, keyword) for image in images}
-        if len(found) > 1:
+    found = {
+        "patients": count_patients({patient(image) for image in images}),
+        "studies": len({text(image, "StudyInstanceUID") for image in images}),
+    }
+    for plural, count in found.items():
+        if count > 1:
             raise UnsuitableSeriesError(
-                ReasonCode.MIXED_PATIENT,
-                f"The images of the series belong to {len(found)} different {plural}.",
+                ReasonCode.MIXED_PATIENT, f"The images of the series belong to {count} different {plural}."
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from pydicom import Dataset
@@ -18,6 +19,9 @@ MALFORMED_VALUE = (
     ValueError,
 )
 """What pydicom and float() raise for an element value that isn't what its VR promises."""
+
+
+_ISSUED_BY = "\x1e"
 
 
 def is_multiframe(header: Dataset) -> bool:
@@ -78,6 +82,21 @@ def text(ds: Dataset, keyword: str) -> str:
         return "" if value is None else str(value).strip("\0 ")
     except MALFORMED_VALUE:
         return ""
+
+
+def patient(ds: Dataset) -> str:
+    """Patient ID and its issuer (PS3.3 C.7.1.1) as one name; see `count_patients`."""
+    issuer = text(ds, "IssuerOfPatientID")
+    return f"{text(ds, 'PatientID')}{_ISSUED_BY}{issuer}" if issuer else text(ds, "PatientID")
+
+
+def count_patients(named: Iterable[str]) -> int:
+    """How many patients the names of `patient` mean: an ID without an issuer is the same one as with any."""
+    issuers: dict[str, set[str]] = {}
+    for name in named:
+        identifier, _, issuer = name.partition(_ISSUED_BY)
+        issuers.setdefault(identifier, set()).update({issuer} - {""})
+    return sum(max(1, len(known)) for known in issuers.values())
 
 
 def sequence(ds: Dataset, keyword: str) -> list[Dataset]:

@@ -23,7 +23,16 @@ from pydicom.uid import (
 from inference.decode import DECODABLE_TRANSFER_SYNTAXES, transfer_syntax
 from inference.errors import ReasonCode, UnsuitableSeriesError
 from inference.geometry import Grid, distinct_images, judge_geometry
-from inference.headers import MALFORMED_VALUE, frame_item, is_multiframe, number, sequence, text
+from inference.headers import (
+    MALFORMED_VALUE,
+    count_patients,
+    frame_item,
+    is_multiframe,
+    number,
+    patient,
+    sequence,
+    text,
+)
 
 CT_STORAGE = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 THIN_MM = 2.5
@@ -153,9 +162,7 @@ def judge_study(
         judge_series(headers, series_uid=uid, allowed_image_types=allowed_image_types)
         for uid, headers in series.items()
     ]
-    patients = {
-        v.series_uid: {text(h, "PatientID") for h in series[v.series_uid]} for v in verdicts if v.suitable
-    }
+    patients = {uid: {patient(header) for header in headers} for uid, headers in series.items()}
     return rank_series(verdicts, patients)
 
 
@@ -167,14 +174,17 @@ def rank_series(
     Parameters
     ----------
     patients
-        Series Instance UID -> Patient IDs in its images, of the suitable ones at least.
+        Series Instance UID -> patients that its images name (`inference.headers.patient`). A suitable series
+        must name the same one as all the others, whatever they are; one that names none says nothing.
     """
     unsuitable = sorted((v for v in verdicts if not v.suitable), key=lambda v: v.series_uid)
     good = sorted((v for v in verdicts if v.suitable), key=lambda v: v.series_uid)
     good.sort(key=lambda v: v.score, reverse=True)
-    named = {patient for verdict in good for patient in patients[verdict.series_uid]}
-    if len(named) > 1:
-        sentence = f"The CT series of this study belong to {len(named)} different patients."
+    named = {name for verdict in good for name in patients[verdict.series_uid]}
+    named |= {name for verdict in unsuitable for name in patients.get(verdict.series_uid, ()) if name}
+    count = count_patients(named)
+    if count > 1:
+        sentence = f"The series of this study belong to {count} different patients."
         mixed = [
             SeriesVerdict(
                 v.series_uid, suitable=False, code=ReasonCode.MIXED_PATIENT, sentence=sentence, facts=v.facts

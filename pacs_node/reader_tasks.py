@@ -15,7 +15,7 @@ from typing import Any
 from inference.compare import same_content
 from inference.errors import UnsuitableSeriesError
 from inference.geometry import has_no_gaps
-from inference.headers import text
+from inference.headers import patient, text
 from inference.load import decode_slices, plan_series, read_header
 from inference.select import SeriesVerdict, judge_series
 
@@ -43,7 +43,7 @@ def judge(paths: Sequence[Path], progress: Progress, *, series_uid: str) -> dict
         verdict = SeriesVerdict(series_uid, suitable=False, code=error.code, sentence=error.sentence)
     return {
         "verdict": asdict(verdict),
-        "patients": sorted({text(header, "PatientID") for header in headers})[:_MOST_NAMES],
+        "patients": sorted({patient(header) for header in headers})[:_MOST_NAMES],
         "manufacturers": sorted({text(header, "Manufacturer") for header in headers})[:_MOST_NAMES],
     }
 
