@@ -1,4 +1,4 @@
-"""Tables and transactions. SQLite here; every write transaction is ``BEGIN IMMEDIATE``.
+"""Tables and transactions; how they begin: `pacs_node.connections`.
 
 Times are UTC. A transaction either reads (`Database.read`) or writes (`Database.write`); a write
 takes the lock at its start, so it never fails half-way because another process was faster.
@@ -6,7 +6,6 @@ takes the lock at its start, so it never fails half-way because another process 
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -18,26 +17,22 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import (
     JSON,
-    Connection,
     DateTime,
     Dialect,
-    Engine,
     Enum,
     ForeignKey,
     Index,
     String,
     UniqueConstraint,
-    create_engine,
-    event,
     text,
 )
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
 
+from pacs_node.connections import WRITE, make_engine
+from pacs_node.connections import is_full as is_full  # noqa: PLC0414 - asked for here too
+from pacs_node.connections import journal_mode as journal_mode  # noqa: PLC0414
 from pacs_node.states import DeliveryState, JobState, SeriesState
-
-BUSY_TIMEOUT_SECONDS = 10
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -391,36 +386,18 @@ class AuditEvent(Base):
     hash: Mapped[str] = mapped_column(unique=True)
 
 
-def journal_mode(sqlite_version: tuple[int, int, int]) -> str:
-    """Return the safe journal mode for a SQLite version.
-
-    WAL is faster, but 3.7.0 to 3.51.2 can corrupt it when writers and checkpoints of several
-    processes meet (sqlite.org/wal.html, "WAL-reset bug"; fixed in 3.44.6, 3.50.7 and 3.51.3).
-    """
-    fixed = sqlite_version >= (3, 51, 3) or (
-        sqlite_version[:2] in {(3, 44), (3, 50)} and sqlite_version[2] >= {44: 6, 50: 7}[sqlite_version[1]]
-    )
-    return "WAL" if fixed else "DELETE"
-
-
-def is_full(error: Exception) -> bool:
-    """Whether a write failed because the disk is full: SQLite rolls it back and nothing is lost."""
-    cause = error.orig if isinstance(error, DBAPIError) else None
-    return isinstance(cause, sqlite3.Error) and cause.sqlite_errorname == "SQLITE_FULL"
-
-
 class Database:
     """Engine and transactions.
 
     Parameters
     ----------
     url
-        SQLAlchemy URL of a SQLite file.
+        SQLAlchemy URL of a SQLite file, or of a PostgreSQL database.
     """
 
     def __init__(self, url: str) -> None:
-        self.engine = _make_engine(url)
-        self._writer = self.engine.execution_options(pacs_node_write=True)
+        self.engine = make_engine(url)
+        self._writer = self.engine.execution_options(**{WRITE: True})
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -442,8 +419,10 @@ class Database:
         command.upgrade(config, "head")
 
     def check(self) -> str:
-        """Return ``ok`` or what SQLite's quick check found."""
+        """Return ``ok`` or what SQLite's quick check found; PostgreSQL checks its pages itself."""
         with self.read() as session:
+            if self.engine.dialect.name != "sqlite":
+                return "ok"
             return str(session.execute(text("PRAGMA quick_check")).scalar_one())
 
     def dispose(self) -> None:
@@ -454,27 +433,3 @@ class Database:
 def sqlite_url(directory: Path) -> str:
     """URL of the node's own database file."""
     return f"sqlite:///{directory / 'node.db'}"
-
-
-def _make_engine(url: str) -> Engine:
-    if not url.startswith("sqlite:"):
-        raise ValueError("this version supports sqlite: URLs only")
-    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_SECONDS})
-    mode = journal_mode(sqlite3.sqlite_version_info[:3])
-
-    @event.listens_for(engine, "connect")
-    def _configure(connection: sqlite3.Connection, _record: object) -> None:
-        # the driver must not open transactions of its own: we say BEGIN
-        connection.isolation_level = None
-        connection.execute(f"PRAGMA journal_mode={mode}")
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA foreign_keys=ON")
-        # without it INSERT OR REPLACE removes a row and no trigger sees it
-        connection.execute("PRAGMA recursive_triggers=ON")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        write = connection.get_execution_options().get("pacs_node_write", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-
-    return engine

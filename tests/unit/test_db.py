@@ -172,7 +172,7 @@ def test_foreign_keys_are_enforced(database: Database) -> None:
 
 
 def test_a_write_holds_the_lock_from_its_start(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pacs_node.db.BUSY_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr("pacs_node.connections.BUSY_TIMEOUT_SECONDS", 0.05)
     other = Database(str(database.engine.url))
     with database.write() as first:
         first.execute(text("SELECT 1"))

@@ -63,6 +63,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "tls gate_message archive reader reader_process",
         "config_listener",
         "config_archive config_audit config_web",
+        "connections",
         "config db spool association dicomweb engines gate gate_association",
         "db_accounts",
         (
@@ -102,7 +103,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
 ONLY: dict[str, str] = {
     "inference.phantom*": "inference.phantom* inference.types inference.uids inference.errors",
     "pacs_node.states": "",
-    "pacs_node.db": "pacs_node.states",
+    "pacs_node.connections": "",
+    "pacs_node.db": "pacs_node.connections pacs_node.states",
     "pacs_node.audit": "pacs_node.db",
     "pacs_node.accounts": "pacs_node pacs_node.audit pacs_node.db_accounts pacs_node.errors",
     "pacs_node.sessions": "pacs_node pacs_node.accounts pacs_node.audit pacs_node.db pacs_node.db_accounts",

@@ -248,6 +248,16 @@ def upgrade() -> None:
         batch_op.create_index("delivery_queue", ["destination", "state", "next_attempt_at"], unique=False)
         batch_op.create_index(batch_op.f("ix_delivery_artifact_id"), ["artifact_id"], unique=False)
 
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute(
+            "CREATE FUNCTION audit_event_append_only() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN RAISE EXCEPTION 'audit_event is append-only' USING ERRCODE = '23000'; END $$"
+        )
+        op.execute(
+            "CREATE TRIGGER audit_event_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_event "
+            "EXECUTE FUNCTION audit_event_append_only()"
+        )
+        return
     for what in ("UPDATE", "DELETE"):
         op.execute(
             f"CREATE TRIGGER audit_event_no_{what.lower()} BEFORE {what} ON audit_event "
