@@ -48,6 +48,10 @@ faults: install-dev  ## Run the long forms of the attacks and faults in docs/rel
 fuzz: install-dev  ## Fuzz what reads the bytes of strangers, an hour or ARGS='--seconds 60 --decoders 1000'
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
+SOAK_SECONDS := 1800
+soak: install-dev  ## Half an hour of kills, stops, cuts and a full disk on a whole node (SOAK_SECONDS=600 for less)
+	PACS_NODE_SOAK_SECONDS=$(SOAK_SECONDS) PACS_NODE_REQUIRE_PEERS=1 $(BIN)/python -m pytest tests/faults/test_soak.py $(ARGS)
+
 check: install-dev  ## Only ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
