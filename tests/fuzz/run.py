@@ -17,11 +17,12 @@ import time
 import warnings
 from pathlib import Path
 
-from tests.fuzz.decoders import run_decoders
 from tests.fuzz.mutate import mutations
-from tests.fuzz.targets import TARGETS, seeds
 
 logger = logging.getLogger("tests.fuzz")
+
+NAMES = ("identity", "request", "association", "file")
+_GUIDED_BY = ["pydicom", "pacs_node", "inference.decode", "inference.headers", "inference.load"]
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=900, help="for each target")
     parser.add_argument("--decoders", type=int, default=20_000, help="damaged images")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the mutations")
-    parser.add_argument("--target", action="append", choices=sorted(TARGETS))
+    parser.add_argument("--target", action="append", choices=NAMES)
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     warnings.simplefilter("ignore")
@@ -38,7 +39,7 @@ def main() -> None:
     guided = importlib.util.find_spec("atheris") is not None
     logger.info("seed %d, %s", chosen.seed, "atheris" if guided else "mutation only (no atheris)")
     failed = False
-    for name in chosen.target or TARGETS:
+    for name in chosen.target or NAMES:
         # a process each: a crash is an end that can be seen
         target = _guided if guided else _mutated
         process = multiprocessing.get_context("spawn").Process(
@@ -48,7 +49,7 @@ def main() -> None:
         process.join()
         failed |= process.exitcode != 0
         logger.info("%s: exit status %s", name, process.exitcode)
-    ends = run_decoders(chosen.decoders, chosen.seed)
+    ends = importlib.import_module("tests.fuzz.decoders").run_decoders(chosen.decoders, chosen.seed)
     logger.info("decoders: %s", ends)
     sys.exit(failed)
 
@@ -61,10 +62,11 @@ def _quietly() -> None:
 
 def _mutated(name: str, seconds: float, seed: int) -> None:
     _quietly()
+    targets = importlib.import_module("tests.fuzz.targets")
     end, count = time.monotonic() + seconds, 0
-    for data in mutations(seeds(name), seed):
+    for data in mutations(targets.seeds(name), seed):
         try:
-            TARGETS[name](data)
+            targets.TARGETS[name](data)
         except Exception:
             Path(f"fuzz-{name}.bin").write_bytes(data)
             raise
@@ -77,10 +79,12 @@ def _mutated(name: str, seconds: float, seed: int) -> None:
 def _guided(name: str, seconds: float, seed: int) -> None:
     _quietly()
     atheris = importlib.import_module("atheris")
+    # only what is imported here is watched: so nothing of it may have been imported before
+    with atheris.instrument_imports(include=_GUIDED_BY):
+        targets = importlib.import_module("tests.fuzz.targets")
     folder = Path(tempfile.mkdtemp(prefix=f"fuzz-{name}-"))
-    for number, data in enumerate(seeds(name)):
+    for number, data in enumerate(targets.seeds(name)):
         (folder / f"seed-{number}").write_bytes(data)
-    atheris.instrument_all()
     options = [f"-max_total_time={seconds:.0f}", f"-seed={seed % 2**31}", "-timeout=30", "-rss_limit_mb=2048"]
-    atheris.Setup([sys.argv[0], *options, "-print_final_stats=1", os.fspath(folder)], TARGETS[name])
+    atheris.Setup([sys.argv[0], *options, "-print_final_stats=1", os.fspath(folder)], targets.TARGETS[name])
     atheris.Fuzz()

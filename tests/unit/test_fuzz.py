@@ -11,14 +11,16 @@ from pacs_node.reader import ConfinedReader
 from tests.fuzz import targets
 from tests.fuzz.decoders import run_decoders
 from tests.fuzz.mutate import mutations
+from tests.fuzz.run import NAMES
 from tests.fuzz.targets import TARGETS, seeds
 
 RUNS = {"identity": 400, "request": 400, "association": 150, "file": 150}
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:pydicom", "ignore::RuntimeWarning:numpy")
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", NAMES)
 def test_mutated_inputs_end_in_nothing_but_the_errors_named(name: str) -> None:
+    assert set(NAMES) == set(TARGETS)
     given = seeds(name)
     for data in given:
         TARGETS[name](data)
