@@ -4,7 +4,7 @@
 .DELETE_ON_ERROR:
 # The project is built with what the lock installed just before.
 .NOTPARALLEL:
-.PHONY: help demo install install-dev test faults fuzz check test-peers lock docs hooks statement conformance conformance-viewer
+.PHONY: help demo install install-dev test faults fuzz soak check test-peers lock docs hooks statement conformance conformance-viewer
 
 # The locks install wheels only, and not every package has one for a newer Python yet.
 ifndef PYTHON
