@@ -1,0 +1,176 @@
+"""Rows that follow their files: written together, once each, by whoever may, and never forgotten."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import event, func, select
+from sqlalchemy.exc import OperationalError
+
+from pacs_node import reception, recorder
+from pacs_node.db import Association, AuditEvent, Conflict, Database, Instance, Series
+from pacs_node.reception import Arrival, Identity, Reception
+from pacs_node.recorder import Origin, Recorder, RowsMissingError
+from pacs_node.spool import Spool, StoredFile
+from tests.small_node import START, TestClock
+
+
+@pytest.fixture
+def rows(database: Database, spool: Spool, clock: TestClock) -> Iterator[Recorder]:
+    """A recorder that runs."""
+    running = Recorder(database, spool, clock)
+    running.start()
+    yield running
+    running.stop()
+
+
+def origin() -> Origin:
+    return Origin("PACS", "127.0.0.1", START)
+
+
+def arrival(number: int, *, series: str = "1.2", content: str = "") -> Arrival:
+    digest = content or f"{number:064x}"
+    identity = Identity("1.2.840.10008.5.1.4.1.1.2", f"1.2.3.{number}", f"9.{series}", series)
+    stored = StoredFile(f"instances/00/{digest}.dcm", digest, 10)
+    return Arrival(identity, stored, "1.2.840.10008.1.2.1", "PACS", START)
+
+
+def add(rows: Recorder, source: Origin, item: Arrival) -> None:
+    with rows.claim(item.identity.sop_instance_uid, item.stored.sha256):
+        rows.add(source, item)
+
+
+def total(database: Database, table: type[Instance | Conflict | Series | Association]) -> int:
+    with database.read() as session:
+        return session.execute(select(func.count(table.id))).scalar_one()
+
+
+def test_many_rows_share_a_transaction(rows: Recorder, database: Database) -> None:
+    commits: list[Any] = []
+    event.listen(database.engine, "commit", commits.append)
+    sources = [origin() for _ in range(3)]
+    for number in range(90):
+        add(rows, sources[number % 3], arrival(number))
+    for source in sources:
+        rows.end(source, "released")
+    rows.flush()
+    assert total(database, Instance) == 90
+    assert total(database, Series) == 1
+    assert total(database, Association) == 3
+    assert 1 <= len(commits) < 30
+    with database.read() as session:
+        assert set(session.scalars(select(Association.ending))) == {"released"}
+        assert set(session.scalars(select(Series.n_instances))) == {90}
+
+
+def test_an_association_that_brought_nothing_has_no_row(rows: Recorder, database: Database) -> None:
+    rows.end(origin(), "aborted")
+    rows.flush()
+    assert total(database, Association) == 0
+
+
+def test_a_claim_waits_for_the_row_of_whoever_had_it(rows: Recorder, database: Database) -> None:
+    add(rows, origin(), arrival(1))
+    with rows.claim("1.2.3.1", "other"):
+        assert total(database, Instance) == 1
+
+
+def test_a_claim_that_came_to_nothing_is_free_again(rows: Recorder) -> None:
+    with pytest.raises(OSError, match="disk"), rows.claim("1.2", "a"):
+        raise OSError("disk")
+    with rows.claim("1.2", "b"):
+        pass
+
+
+def test_a_claim_is_given_up_in_the_end(rows: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "_WAIT_S", 0.05)
+    with rows.claim("1.2", "a"), pytest.raises(RowsMissingError), rows.claim("1.2", "b"):
+        pass
+
+
+def test_rows_that_could_not_be_written_are_written_later(
+    database: Database, spool: Spool, clock: TestClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, failing = reception.record_arrivals, threading.Event()
+    failing.set()
+
+    def sometimes(*args: Any) -> Any:
+        outcome = real(*args)
+        if failing.is_set():
+            raise OperationalError("INSERT", {}, Exception("disk I/O error"))
+        return outcome
+
+    monkeypatch.setattr(reception, "record_arrivals", sometimes)
+    told: list[Exception] = []
+    rows = Recorder(database, spool, clock, told.append)
+    rows.start()
+    source = origin()
+    add(rows, source, arrival(1))
+    with pytest.raises(OperationalError):
+        rows.flush()
+    with pytest.raises(OperationalError):
+        rows.check()
+    assert told
+    assert (total(database, Instance), source.row) == (0, None)
+    failing.clear()
+    rows.check()
+    add(rows, source, arrival(2))
+    rows.stop()
+    assert total(database, Instance) == 2
+    assert total(database, Association) == 1
+
+
+def test_who_brings_too_much_waits(
+    rows: Recorder, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "_MOST_WAITING", 3)
+    source = origin()
+    for number in range(40):
+        rows.check()
+        add(rows, source, arrival(number))
+        assert number + 1 - total(database, Instance) <= 5
+
+
+def test_many_at_once_are_what_they_would_be_one_by_one(database: Database) -> None:
+    """Duplicates, conflicts and UIDs of another series among new ones, in any order."""
+    chance = random.Random(3)
+    expected: dict[str, tuple[str, str]] = {}
+    arrivals: list[Arrival] = []
+    outcomes: list[Reception] = []
+    for _ in range(40):
+        series, content = chance.choice(["1.2", "1.2", "1.5"]), f"{chance.randrange(2):064x}"
+        arrivals.append(arrival(chance.randrange(8), series=series, content=content))
+        first = expected.get(uid := arrivals[-1].identity.sop_instance_uid)
+        outcomes.append(_outcome(first, (series, content)))
+        expected[uid] = first or (series, content)
+    with database.write() as session:
+        row = origin().row_in(session)
+        found = [
+            outcome
+            for start in range(0, 40, 13)
+            for outcome in reception.record_arrivals(
+                session, arrivals[start : start + 13], [row] * len(arrivals[start : start + 13])
+            )
+        ]
+    assert found == outcomes
+    assert {Reception.NEW, Reception.DUPLICATE, Reception.CONFLICT, Reception.ELSEWHERE} <= set(found)
+    with database.read() as session:
+        rows = session.execute(select(Instance)).scalars().all()
+        assert {r.sop_instance_uid: (r.series.series_uid, r.sha256) for r in rows} == expected
+        for row_of_series in session.execute(select(Series)).scalars():
+            assert row_of_series.n_instances == len(row_of_series.instances)
+        events = list(session.scalars(select(AuditEvent.event)))
+        assert events.count("series arrived") == total(database, Series)
+        assert events.count("instance conflict") == total(database, Conflict)
+
+
+def _outcome(first: tuple[str, str] | None, item: tuple[str, str]) -> Reception:
+    if first is None:
+        return Reception.NEW
+    if item[1] == first[1]:
+        return Reception.DUPLICATE
+    return Reception.CONFLICT if item[0] == first[0] else Reception.ELSEWHERE
