@@ -11,9 +11,11 @@ import time
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from threading import Event
 
 from pacs_node import audit, leases, logs, preflight
+from pacs_node.ballast import Ballast
 from pacs_node.clock import utc_now
 from pacs_node.config import Settings
 from pacs_node.engines import exit_with_parent
@@ -115,12 +117,16 @@ class Supervisor:
         return [name for name in PARTS if wanted.get(name, True)]
 
     def _run(self, stop: Event) -> None:
+        # first of all: without room nothing below can be written
+        ballast = Ballast(Path(self._settings.storage.directory))
+        ballast.look()
         database = open_database(self._settings)
         with database.write() as session:
             leases.give_up_leases_of_serve(session)
         database.dispose()
         self._parts = [_Part(name, self._start(name), time.monotonic()) for name in self._names()]
         while not stop.is_set():
+            ballast.look()
             wait([part.process.sentinel for part in self._parts if part.restart_at is None], timeout=0.5)
             for part in self._parts:
                 self._look_after(part)

@@ -5,10 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
+from pacs_node import audit
+from pacs_node.ballast import Ballast
+from pacs_node.clock import utc_now
+from pacs_node.db import Database, is_full, sqlite_url
 from tests.ct_factory import make_ct_series
 from tests.faults.receiver import LONG, Given, Ledger, injecting, make_storage, receiver, settings, store
 from tests.small_node import encoded
@@ -60,18 +66,58 @@ def test_a_disk_without_any_room_at_all(small_disk: Path) -> None:
     """Others filled it beyond the reserve: the listener starts, refuses honestly, and recovers."""
     storage = make_storage(small_disk / "storage")
     filler, ledger = small_disk / "filler", Ledger()
-    with filler.open("wb", buffering=0) as file:
-        try:
-            while file.write(bytes(1 << 16)):
-                pass
-        except OSError:
-            pass
+    fill(filler)
     with receiver(Given(storage, settings(), reserve_bytes=1)) as running:
         assert store(running.port, ledger, instances(3, "none")) == [0xA700] * 3
         assert running.leftovers() == []
         filler.unlink()
         assert store(running.port, ledger, instances(3, "none")) == [0] * 3
     assert ledger.violations(storage) == []
+
+
+def fill(filler: Path) -> None:
+    """Take the last byte."""
+    with filler.open("ab", buffering=0) as file:
+        with suppress(OSError):
+            while file.write(bytes(1 << 16)):
+                pass
+        with suppress(OSError):
+            while file.write(b"x" * 64):
+                pass
+
+
+def note(database: Database) -> None:
+    """What a delivery, a job and every other step writes."""
+    with database.write() as session:
+        audit.record(session, audit.Event.NODE_STARTED, at=utc_now(), actor="test", text="x" * 20_000)
+
+
+def test_the_ballast_lets_the_rest_of_the_node_go_on(small_disk: Path) -> None:
+    """At 0 bytes free: rows can't be written, with the ballast given up they can, also from a new start."""
+    storage = make_storage(small_disk / "storage")
+    ballast, filler = Ballast(storage, 4 << 20), small_disk / "filler"
+    ballast.look()
+    assert (storage / "ballast").stat().st_size == 4 << 20
+    fill(filler)
+    database = Database(sqlite_url(storage))
+    with pytest.raises(OperationalError) as caught:
+        note(database)
+    assert is_full(caught.value)
+    ballast.look()
+    for _ in range(20):
+        note(database)
+    database.dispose()
+    again = Database(sqlite_url(storage))
+    again.upgrade()
+    note(again)
+    with receiver(Given(storage, settings(), reserve_bytes=8 << 20)) as running:
+        assert store(running.port, Ledger(), instances(1, "none")) == [0xA700]
+    # with room all is as before, by itself
+    filler.unlink()
+    ballast.look()
+    assert (storage / "ballast").exists()
+    assert again.check() == "ok"
+    again.dispose()
 
 
 @pytest.mark.peer("strace")

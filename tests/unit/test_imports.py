@@ -58,7 +58,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         (
             "errors clock states logs destinations peer present tcia request models_cli validators"
             " validators.* gate_pdu dataset_head commitment"
-            " confinement reader_tasks"
+            " confinement reader_tasks ballast"
         ),
         "tls gate_message archive reader reader_process",
         "config_listener",
