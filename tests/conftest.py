@@ -20,6 +20,7 @@ ORTHANC_DICOMWEB_PATHS = (
     Path("/usr/local/share/orthanc/plugins/libOrthancDicomWeb.so"),
 )
 PIXELMED_PATHS = (Path("/usr/share/java/pixelmed.jar"),)
+POSTGRESQL_PROGRAMS = ("initdb", "pg_ctl")
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -34,6 +35,10 @@ def find_peer(name: str) -> Path | None:
         return Path(found) if found else _first_existing(ORTHANC_PATHS)
     if name == "orthanc-dicomweb":
         return _first_existing(ORTHANC_DICOMWEB_PATHS)
+    if name in POSTGRESQL_PROGRAMS:
+        # Debian keeps them off PATH, one folder for each version
+        kept = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+        return kept[-1] if kept else find_program(name)
     if name == "pixelmed":
         return _first_existing(PIXELMED_PATHS) if shutil.which("java") else None
     return find_program(name)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -48,6 +48,7 @@ from pacs_node.states import DeliveryState, JobState, SeriesState
 from pacs_node.worker import _RetryLaterError
 from tests.faults.invariants import Seen, violations
 from tests.faults.receiver import LONG
+from tests.postgresql import Server, postgresql
 from tests.small_node import SmallNode, TestClock, chest, encoded
 from tests.unit.test_worker import fail, make_worker, run, unsuitable
 
@@ -108,9 +109,7 @@ class Node(RuleBasedStateMachine):
             self.patch.setattr(geometry, name, value)
         self.patch.setattr("pacs_node.worker.run_case", self.run_case)
         self.directory = Path(tempfile.mkdtemp(dir=MEMORY))
-        (self.directory / "node.db").write_bytes(empty_database())
-        self.database = Database(sqlite_url(self.directory))
-        event.listen(self.database.engine, "connect", _without_sync)
+        self.database = self.open_database()
         self.clock = TestClock()
         self.node = SmallNode(self.database, Spool(self.directory, 1), self.clock)
         self.peer = FakeDestination()
@@ -123,6 +122,12 @@ class Node(RuleBasedStateMachine):
         self.closed = False
         self.begun: list[tuple[int, str, CaseRequest]] = []
         self.a_series_arrives_and_is_closed(0, 1, 0)
+
+    def open_database(self) -> Database:
+        (self.directory / "node.db").write_bytes(empty_database())
+        database = Database(sqlite_url(self.directory))
+        event.listen(database.engine, "connect", _without_sync)
+        return database
 
     def run_case(self, request: CaseRequest) -> CaseOutcome:
         if self.meanwhile is not None:
@@ -390,6 +395,15 @@ def _without_sync(connection: sqlite3.Connection, _record: Any) -> None:
     connection.execute("PRAGMA synchronous=OFF")
 
 
+class PostgresqlNode(Node):
+    """The same node with its rows in PostgreSQL."""
+
+    server: ClassVar[Server]
+
+    def open_database(self) -> Database:
+        return Database(self.server.database())
+
+
 def _settings(examples: int, steps: int, phases: Sequence[Phase] = tuple(Phase)) -> settings:
     return settings(
         max_examples=examples,
@@ -410,6 +424,16 @@ def _settings(examples: int, steps: int, phases: Sequence[Phase] = tuple(Phase))
 def test_any_history(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL)
     run_state_machine_as_test(Node, settings=_settings(HISTORIES, 40 if LONG else 25))
+
+
+@pytest.mark.peer("initdb", "pg_ctl")
+def test_any_history_on_postgresql(caplog: pytest.LogCaptureFixture) -> None:
+    """The same promises, from the same machine."""
+    caplog.set_level(logging.CRITICAL)
+    with postgresql(MEMORY) as server:
+        PostgresqlNode.server = server
+        examples = HISTORIES if LONG else 1
+        run_state_machine_as_test(PostgresqlNode, settings=_settings(examples, 40 if LONG else 20))
 
 
 def _without_fencing(patch: pytest.MonkeyPatch) -> None:
