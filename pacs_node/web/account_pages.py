@@ -10,12 +10,23 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from pacs_node import accounts, sessions
-from pacs_node.accounts import AccountError, BusyError, Passwords
+from pacs_node.accounts import AccountError, BusyError, Passwords, Permission
 from pacs_node.db import Database
 from pacs_node.db_accounts import Account, Role
 from pacs_node.sessions import LoginRefusedError, csrf_of, log_in
 from pacs_node.web.guard import Cookies, address_of, form_of, known_visitor
 from pacs_node.web.render import Renderer
+
+_WORDS = {
+    Permission.LOOK: "look at studies and results",
+    Permission.ACT: "requeue, hold and send studies",
+    Permission.AUDIT: "read, check and export the audit record",
+    Permission.MANAGE: "keep accounts",
+}
+
+
+def _words(role: Role) -> str:
+    return "; ".join(words for permission, words in _WORDS.items() if permission in accounts.ALLOWED[role])
 
 
 class AccountPages:
@@ -130,7 +141,7 @@ class AccountPages:
             status=400 if problem else 200,
             accounts=rows,
             roles=[role.value for role in Role],
-            allowed={role.value: ", ".join(sorted(accounts.ALLOWED[role])) for role in Role},
+            allowed={role.value: _words(role) for role in Role},
             problem=problem,
             shown=shown,
             hours=round(accounts.ONE_TIME.total_seconds() / 3600),

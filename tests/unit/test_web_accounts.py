@@ -8,9 +8,12 @@ import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sqlalchemy import select
 
 from pacs_node import accounts, preflight
@@ -158,6 +161,25 @@ def test_odd_forms_are_refused(browser: Browser, content: bytes, kind: str, stat
     assert answer.status_code == status
 
 
+FIELDS = ("name", "password", "next", "current", "new", "again", "role", "reason", "destination", "csrf")
+POSTS = sorted(name.removeprefix("POST ") for name in OPEN.union(*MATRIX.values()) if name.startswith("POST"))
+
+
+@given(
+    st.lists(st.sampled_from(POSTS), min_size=8, max_size=8),
+    st.dictionaries(st.sampled_from(FIELDS), st.text(max_size=60)),
+    st.text(max_size=30),
+)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_form_makes_a_page_fail(
+    browser: Browser, paths: list[str], form: dict[str, str], word: str
+) -> None:
+    for path in paths:
+        filled = path.replace("{study_uid}", quote(word, safe="")).replace("{change}", quote(word, safe=""))
+        browser.log_in()
+        assert browser.post(filled, **form).status_code < 500, path
+
+
 # login
 
 
@@ -247,8 +269,8 @@ def test_idle_session_ends_in_the_login(alice: Browser) -> None:
 
 @pytest.mark.parametrize("https", [False, True])
 def test_cookies_go_nowhere_else(database: Database, tmp_path: Path, https: bool) -> None:
-    settings = make_settings(tmp_path, web={"proxy_address": "127.0.0.1"} if https else {})
-    browser = Browser(database, settings, role=None)
+    configured = make_settings(tmp_path, web={"proxy_address": "127.0.0.1"} if https else {})
+    browser = Browser(database, configured, role=None)
     answer = browser.get("/login", headers={"x-forwarded-for": "10.0.0.9"})
     name, *attributes = answer.headers["Set-Cookie"].split("; ")
     assert name.startswith("__Host-login=" if https else "login=")
@@ -360,18 +382,18 @@ def test_what_can_not_be_recorded_is_not_shown(
 def test_only_the_proxy_connects(
     database: Database, tmp_path: Path, address: str, forwarded: str | None, path: str, status: int
 ) -> None:
-    settings = make_settings(
+    configured = make_settings(
         tmp_path, web={"host": "0.0.0.0", "proxy_address": "10.0.0.5", "names": ["node.example"]}
     )
-    browser = Browser(database, settings, role=None, address=address)
+    browser = Browser(database, configured, role=None, address=address)
     headers = {} if forwarded is None else {"x-forwarded-for": forwarded}
     assert browser.get(path, host="node.example", headers=headers).status_code == status
     assert browser.get(path, host="evil.example", headers=headers).status_code in {403, 421}
 
 
 def test_the_browser_behind_the_proxy_is_recorded(database: Database, tmp_path: Path) -> None:
-    settings = make_settings(tmp_path, web={"proxy_address": "127.0.0.1"})
-    browser = Browser(database, settings)
+    configured = make_settings(tmp_path, web={"proxy_address": "127.0.0.1"})
+    browser = Browser(database, configured)
     browser.get("/studies", headers={"x-forwarded-for": "1.1.1.1, 192.0.2.7"})
     assert recorded(database)[-1].objects["address"] == "192.0.2.7"
 
@@ -426,7 +448,7 @@ def test_permissions_are_used(browser: Browser) -> None:
 def test_the_page_speaks_tls_only(tmp_path: Path, free_port: int) -> None:
     made = make_certificate(tmp_path, "node")
     web = {"port": free_port, "tls_certificate_file": str(made.certificate), "tls_key_file": str(made.key)}
-    settings = make_settings(tmp_path, web=web)
+    configured = make_settings(tmp_path, web=web)
     stop, seen = threading.Event(), list[httpx.Response]()
 
     def visit() -> None:
@@ -444,7 +466,7 @@ def test_the_page_speaks_tls_only(tmp_path: Path, free_port: int) -> None:
 
     visitor = threading.Thread(target=visit)
     visitor.start()
-    web_app.run(settings, stop)
+    web_app.run(configured, stop)
     visitor.join()
     assert seen[0].status_code == 200
     assert seen[0].headers["Set-Cookie"].startswith("__Host-login=")
@@ -453,8 +475,8 @@ def test_the_page_speaks_tls_only(tmp_path: Path, free_port: int) -> None:
 def test_a_wrong_certificate_is_said_at_start(tmp_path: Path, free_port: int) -> None:
     (tmp_path / "key.pem").write_text("no key")
     files = {"tls_certificate_file": str(tmp_path / "none.pem"), "tls_key_file": str(tmp_path / "key.pem")}
-    settings = make_settings(tmp_path, web={"port": free_port} | files)
+    configured = make_settings(tmp_path, web={"port": free_port} | files)
     with pytest.raises(ConfigurationError, match=r"web: .*none\.pem.*no such file"):
-        preflight.check(settings, ["web"])
+        preflight.check(configured, ["web"])
     with pytest.raises(ConfigurationError, match=r"none\.pem"):
-        web_app.run(settings, threading.Event())
+        web_app.run(configured, threading.Event())
