@@ -8,6 +8,7 @@ shows nothing (OHIF/Viewers#3390); with both it merges them by Tracking UID.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import isfinite
 from typing import Any
 
 import highdicom as hd
@@ -256,22 +257,27 @@ def _descriptors(images: Sequence[Dataset]) -> list[Any]:
     out: list[Any] = []
     modality = _shared(images, "Modality")
     named = {code.value: code for code in standard.cid29.concepts.values()} if modality else {}
-    if modality in named:
+    if isinstance(modality, str) and modality in named:
         out.append(CodeContentItem(standard.DCM.Modality, named[modality], Relation.HAS_ACQ_CONTEXT))
     if frame := _shared(images, "FrameOfReferenceUID"):
         concept = standard.DCM.FrameOfReferenceUID
         out.append(hd.sr.UIDRefContentItem(concept, frame, Relation.HAS_ACQ_CONTEXT))
     for keyword, position, concept, unit in _LIBRARY_NUMBERS:
-        value = _shared(images, keyword)
-        if value is None:
-            continue
-        number = value[position] if keyword == "PixelSpacing" else value
-        out.append(_number(concept, number, unit))
+        values = _numbers(_shared(images, keyword))
+        if len(values) == (2 if keyword == "PixelSpacing" else 1):
+            number = round(values[position], 6)
+            out.append(NumContentItem(concept, number, unit, relationship_type=Relation.HAS_ACQ_CONTEXT))
     return out
 
 
-def _number(concept: Code, value: Any, unit: Code) -> Any:
-    return NumContentItem(concept, round(float(value), 6), unit, relationship_type=Relation.HAS_ACQ_CONTEXT)
+def _numbers(value: Any) -> list[float]:
+    """Finite numbers of an element value; none where it isn't made of such."""
+    listed = [value] if isinstance(value, str | int | float) else list(value or ())
+    try:
+        numbers = [float(one) for one in listed]
+    except (ValueError, TypeError):
+        return []
+    return numbers if all(map(isfinite, numbers)) else []
 
 
 def _shared(images: Sequence[Dataset], keyword: str) -> Any:

@@ -236,8 +236,8 @@ def _stand_ins(volume: Volume, headers: Sequence[Dataset], chosen: Sequence[int]
         image.SOPInstanceUID = _stand_in_uid(frame)
         image.ImagePositionPatient = plane(header, frame.frame_number)[0]
         for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
-            if header.get(keyword):
-                image[keyword] = header[keyword]
+            if (element := copied(header, keyword)) is not None:
+                image[keyword] = element
         out.append(image)
     return out
 

@@ -121,9 +121,24 @@ def readable(source: Dataset, keyword: str) -> DataElement | None:
 def copied(source: Dataset, keyword: str) -> DataElement | None:
     """A copy of the element, None where it is absent, empty or unsound."""
     element = readable(source, keyword)
-    if element is None or not (keyword in IDENTITY or _is_sound(element)):
+    if element is None:
         return None
-    return deepcopy(element)
+    element = deepcopy(element)
+    # written with another VR than the dictionary's, as some systems do
+    if dictionary_VR(keyword) != element.VR and (element := _with_its_vr(element)) is None:
+        return None
+    return element if keyword in IDENTITY or _is_sound(element) else None
+
+
+def _with_its_vr(element: DataElement) -> DataElement | None:
+    """The element with the VR of the dictionary, None where its value can't have that."""
+    vr = dictionary_VR(element.tag)
+    if "SQ" in (vr, element.VR) or element.VR in _BINARY:
+        return None
+    try:
+        return DataElement(element.tag, vr, element.value, validation_mode=config.IGNORE)
+    except (ValueError, TypeError, ArithmeticError):
+        return None
 
 
 def patient_and_study(source: Dataset) -> Dataset:

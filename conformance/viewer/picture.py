@@ -22,8 +22,8 @@ ALIKE = 0.98
 COVERS = 0.9
 """Least Dice of overlay and mask; of a small nodule the edge alone may cost more, see `EDGE_PX`."""
 EDGE_PX = 2
-"""Overlay and mask agree where no pixel of either lies further than this from the other: the viewer draws an
-outline around each mask."""
+"""Overlay and mask agree where no pixel of either lies further than this from the other, along rows and
+columns: the viewer draws an outline around each mask and rounds its corners."""
 IN_DRAWN = 0.7
 """Least share of the overlay that lies in the drawn nodule. The node's outline is a measurement, not the
 drawing: of a part-solid nodule it may hold the core alone."""
@@ -190,9 +190,11 @@ def faults_of_overlay(view: View, study: Study, name: str) -> list[str]:
 
 
 def _agree(one: Mask, other: Mask) -> bool:
-    return all(
-        not (a & ~binary_dilation(b, iterations=EDGE_PX)).any() for a, b in ((one, other), (other, one))
-    )
+    def beyond(mask: Mask, reach: Mask) -> bool:
+        around = binary_dilation(reach, structure=np.ones((3, 3), dtype=np.bool_), iterations=EDGE_PX)
+        return bool((mask & ~around).any())
+
+    return not beyond(one, other) and not beyond(other, one)
 
 
 def faults_of_marker(view: View, study: Study, name: str) -> list[str]:

@@ -68,6 +68,8 @@ def _read_by_pydicom(path: Path) -> list[str]:
 def _errors(element: DataElement) -> Iterator[str]:
     values = element.value if isinstance(element.value, MultiValue | list) else [element.value]
     for value in values:
+        if value is None:  # an empty number
+            continue
         try:
             as_text = element.VR in {"DS", "IS", "PN"}
             validate_value(element.VR, str(value) if as_text else value, config.RAISE)

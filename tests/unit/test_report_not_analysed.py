@@ -108,4 +108,4 @@ def test_a_broken_copied_value_does_not_cost_the_report(tmp_path: Path) -> None:
     report = build_not_analysed_report([header], "GAP", "Why.", CONTEXT)
     assert "OtherPatientIDsSequence" not in report
     save(report, tmp_path / "sr.dcm")
-    assert "PatientWeight" in dcmread(tmp_path / "sr.dcm")
+    assert "PatientWeight" not in dcmread(tmp_path / "sr.dcm")

@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pydicom import Dataset, config
+from pydicom import DataElement, Dataset, config
 from pydicom.sequence import Sequence as DicomSequence
 
 from dicom_sr.charset import character_set
+from dicom_sr.report import build_not_analysed_report
 from dicom_sr.source import COPIED, REQUIRED, copied, patient_and_study, readable
 from inference.load import read_header
 from tests.ct_factory import make_ct_series, write_series
+from tests.finding_factory import make_context
 from tests.odd_series import odd_series
+from tests.report_reading import walk
 
 
 def source(**values: object) -> Dataset:
@@ -56,6 +59,37 @@ def test_what_breaks_its_vr_or_multiplicity_is_left_out(keyword: str, good: obje
     assert element.value == source(**{keyword: good})[keyword].value
     assert copied(source(**{keyword: bad}), keyword) is None
     assert readable(source(**{keyword: bad}), keyword) is not None
+
+
+def test_an_element_gets_the_vr_of_the_dictionary() -> None:
+    given = source()
+    for keyword, value in (("PatientWeight", "72.5"), ("StudyDate", "20200131"), ("PatientSize", "tall")):
+        given[keyword] = DataElement(keyword, "LO", value)
+    given["PatientID"] = DataElement("PatientID", "SH", "ID-1")
+    given["StudyDescription"] = DataElement("StudyDescription", "OB", b"x")
+    out = patient_and_study(given)
+    assert [(out[k].VR, str(out[k].value)) for k in ("PatientWeight", "StudyDate", "PatientID")] == [
+        ("DS", "72.5"),
+        ("DA", "20200131"),
+        ("LO", "ID-1"),
+    ]
+    assert "PatientSize" not in out
+    assert "StudyDescription" not in out
+
+
+@pytest.mark.parametrize("value", ["thick", ["1", "2"], ["", "a"], "NaN"])
+def test_a_number_that_is_none_does_not_cost_the_report(value: object) -> None:
+    header = Dataset(make_ct_series(1)[0])
+    with config.disable_value_validation():
+        header["SliceThickness"] = DataElement("SliceThickness", "LO", value)
+    report = build_not_analysed_report([header], "GAP", "Why.", make_context())
+    concepts = [
+        item.ConceptNameCodeSequence[0].CodeMeaning
+        for item in walk(report)
+        if "ConceptNameCodeSequence" in item
+    ]
+    assert "Vertical Pixel Spacing" in concepts
+    assert "Slice Thickness" not in concepts
 
 
 @pytest.mark.parametrize("value", ["X" * 70, "P1\\P2", "a\tb"])
