@@ -11,7 +11,7 @@ import pytest
 from pydicom.uid import CTImageStorage
 
 from tests.faults.receiver import LONG, Given, make_storage, receiver, settings
-from tests.hostile import element, plain, series, slice_with
+from tests.hostile import element, series, slice_with
 from tests.raw_peer import CT_CONTEXT, P_DATA, RawPeer, command, pdu, value
 
 logger = logging.getLogger(__name__)
