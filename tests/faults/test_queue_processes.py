@@ -8,6 +8,7 @@ import os
 import signal
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -15,9 +16,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import func, insert, select
+from sqlalchemy.exc import DBAPIError
 
-from pacs_node import audit_chain, jobs, leases
+from pacs_node import audit, audit_chain, jobs, leases
 from pacs_node.clock import utc_now
 from pacs_node.db import AuditEvent, Database, Job, Series, sqlite_url
 from pacs_node.errors import StaleStateError
@@ -25,6 +27,7 @@ from pacs_node.leases import LeaseWatch
 from pacs_node.spool import Spool
 from pacs_node.states import JobState
 from tests.faults.receiver import LONG, make_storage
+from tests.postgresql import Server, postgresql
 from tests.small_node import SmallNode, TestClock
 
 logger = logging.getLogger(__name__)
@@ -88,15 +91,72 @@ def _report(name: str, took: Sequence[float]) -> float:
 
 def test_eight_processes_claim_each_job_once_and_none_is_busy(node: SmallNode) -> None:
     """A deferred transaction would fail with "database is locked" for most of them."""
+    _claim_all(node, "SQLite")
+
+
+@pytest.mark.peer("initdb", "pg_ctl")
+def test_postgresql_gives_each_job_once_and_loses_nothing_when_it_is_killed() -> None:
+    with postgresql(MEMORY) as server, tempfile.TemporaryDirectory(dir=MEMORY) as place:
+        database = Database(server.database())
+        _claim_all(SmallNode(database, Spool(Path(place), 1), TestClock()), "PostgreSQL")
+        _kill_under_load(server, database)
+        database.dispose()
+
+
+def _kill_under_load(server: Server, database: Database) -> None:
+    """``pg_ctl stop -m immediate`` while rows are written: what was committed is there, and work goes on."""
+    before = _events(database)
+    stop, done, failures = threading.Event(), list[int](), list[float]()
+
+    def write() -> None:
+        while not stop.is_set():
+            try:
+                with database.write() as session:
+                    audit.record(session, audit.Event.NODE_STARTED, at=utc_now(), actor="test", pid=len(done))
+                done.append(len(done))
+            except DBAPIError:
+                failures.append(time.monotonic())
+                stop.wait(0.02)
+
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+
+    def wait_for(count: int) -> None:
+        deadline = time.monotonic() + 60
+        while len(done) < count and time.monotonic() < deadline:
+            stop.wait(0.01)
+        assert len(done) >= count
+
+    wait_for(20)
+    server.stop("immediate")
+    killed, kept = time.monotonic(), len(done)
+    server.start()
+    wait_for(kept + 20)
+    logger.info("PostgreSQL killed: written again after %.1f s", time.monotonic() - killed)
+    stop.set()
+    writer.join()
+    assert failures, "the writer must have noticed"
+    # one more at most: committed, but the answer was lost
+    assert 0 <= _events(database) - before - len(done) <= 1
+    with database.read() as session:
+        assert audit_chain.first_bad_row(session) is None
+
+
+def _events(database: Database) -> int:
+    with database.read() as session:
+        return session.scalar(select(func.count()).select_from(AuditEvent)) or 0
+
+
+def _claim_all(node: SmallNode, name: str) -> None:
     node.queue()
     _add_jobs(node.database, PROCESSES * CLAIMS - 1)
-    url = str(node.database.engine.url)
+    url = node.database.engine.url.render_as_string(hide_password=False)
     node.database.engine.dispose()
     with ProcessPoolExecutor(PROCESSES, mp_context=FORK) as pool:
         answers = list(pool.map(_claim_many, [url] * PROCESSES))
     claimed = [job for answer in answers for job, _ in answer]
     assert sorted(claimed) == list(range(1, PROCESSES * CLAIMS + 1))
-    _report("SQLite", [seconds for answer in answers for _, seconds in answer])
+    _report(name, [seconds for answer in answers for _, seconds in answer])
     with node.database.read() as session:
         assert audit_chain.first_bad_row(session) is None
         events = session.scalars(select(AuditEvent).where(AuditEvent.event == "job")).all()
