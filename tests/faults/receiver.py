@@ -103,6 +103,11 @@ class Receiver:
         lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith(name)).split()[1])
 
+    def cpu_seconds(self) -> float:
+        """Time of the processor so far."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
     def descriptors(self) -> int:
         """Open files."""
         return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
