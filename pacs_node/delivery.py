@@ -129,7 +129,7 @@ def make_destination(item: DicomDestination | DicomWebDestination, settings: Set
             item.ae_title,
             item.calling_ae_title or settings.listener.ae_title,
             timeouts=Timeouts(progress=seconds),
-            verify="c-find" if item.verify == "c-find" else "none",
+            verify="none" if item.verify == "none" else "c-find",
             tls=_tls(item, settings),
         )
     return DicomWebClient(

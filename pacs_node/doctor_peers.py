@@ -26,6 +26,7 @@ from dicom_sr.header import LABEL_MAP_STORAGE
 from dicom_sr.profiles import ORDER, Form
 from pacs_node import tls
 from pacs_node.association import Failure
+from pacs_node.commitment import PUSH_MODEL
 from pacs_node.config import DicomDestination, DicomWebDestination, Settings
 from pacs_node.delivery import make_destination
 from pacs_node.destinations import Destination, ObjectRef
@@ -35,6 +36,7 @@ from pacs_node.errors import ConfigurationError
 from pacs_node.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 _SYNTAXES = {"Explicit VR Little Endian": ExplicitVRLittleEndian, "Implicit VR": ImplicitVRLittleEndian}
+_FIND = UID("1.2.840.10008.5.1.4.1.2.2.1")
 TEST_PATIENT = "PACS-NODE-TEST"
 _NOTICE = "Test of pacs-node doctor. No patient, no finding: may be deleted. Not for primary diagnosis."
 
@@ -58,6 +60,7 @@ def check_destination(
     yield Finding(Level.GOOD, about, f"{answer.detail} ({took})")
     if isinstance(destination, DimseDestination):
         yield from _accepted(destination, item.forms, about)
+        yield from _services(destination, item, settings)
     else:
         sentence = "what it takes is only known when it is sent (STOW-RS negotiates nothing)"
         yield Finding(Level.GOOD, about, f"{sentence}; --send-test {item.name} tries")
@@ -106,6 +109,32 @@ def _accepted(destination: DimseDestination, forms: tuple[str, ...], about: str)
             yield Finding(Level.PROBLEM, about, f"doesn't take {uid.name}, which it is to get", todo)
         else:
             yield Finding(Level.GOOD, about, f"doesn't take {uid.name}, which it isn't to get")
+
+
+def _services(
+    destination: DimseDestination, item: DicomDestination | DicomWebDestination, settings: Settings
+) -> Iterator[Finding]:
+    """Ask for the services that the settings rely on, besides storage."""
+    about = f"destination {item.name}"
+    needed: dict[UID, str] = {}
+    if item.verify == "commitment":
+        needed[PUSH_MODEL] = 'storage commitment: let it accept that, or set verify = "c-find"'
+    if item.verify == "c-find":
+        needed[_FIND] = 'queries: let it accept them, or set verify = "none"'
+    if settings.archive.destination == item.name:
+        needed[_FIND] = "queries (archive.destination names it): let it accept them"
+    if not needed:
+        return
+    taken = destination.accepted([(str(uid), str(syntax)) for uid in needed for syntax in _SYNTAXES.values()])
+    if isinstance(taken, Failure):
+        yield Finding(Level.PROBLEM, about, taken.detail, "try again; look into the destination's log")
+        return
+    for uid, words in needed.items():
+        service, _, todo = words.partition(": ")
+        if any(str(uid) == accepted for accepted, _ in taken):
+            yield Finding(Level.GOOD, about, f"answers {service}")
+        else:
+            yield Finding(Level.PROBLEM, about, f"doesn't answer {service}", todo)
 
 
 def _peer_certificate(item: DicomDestination, settings: Settings, now: datetime) -> Iterator[Finding]:

@@ -31,6 +31,7 @@ from tests.certificates import make_certificate
 from tests.conftest import find_free_port
 
 NOW = datetime.now(UTC)
+FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 
 
 @pytest.fixture
@@ -265,7 +266,7 @@ def towards(port: int, **options: Any) -> dict[str, Any]:
 
 
 def test_what_a_destination_takes(storage: Path, archive: Callable[..., int]) -> None:
-    port = archive(SegmentationStorage, SecondaryCaptureImageStorage)
+    port = archive(SegmentationStorage, SecondaryCaptureImageStorage, FIND)
     having = settings(storage, destinations=[towards(port)])
     found = list(doctor_peers.check_destination(having.destinations[0], having, NOW))
     assert "answers" in found[0].sentence
@@ -274,6 +275,25 @@ def test_what_a_destination_takes(storage: Path, archive: Callable[..., int]) ->
     (missing,) = bad(iter(found))
     assert str(Comprehensive3DSRStorage) in missing.todo
     assert missing.level is Level.PROBLEM
+    assert "answers queries" in sentences
+
+
+@pytest.mark.parametrize(
+    ("options", "asked", "missing"),
+    [
+        ({"verify": "none"}, "", set()),
+        ({"verify": "none"}, "pacs", {"doesn't answer queries (archive.destination names it)"}),
+        ({"verify": "c-find"}, "", {"doesn't answer queries"}),
+        ({"verify": "commitment"}, "", {"doesn't answer storage commitment"}),
+    ],
+)
+def test_services_that_the_settings_rely_on(
+    storage: Path, archive: Callable[..., int], options: dict[str, str], asked: str, missing: set[str]
+) -> None:
+    port = archive(SegmentationStorage, Comprehensive3DSRStorage)
+    having = settings(storage, destinations=[towards(port, **options)], archive={"destination": asked})
+    found = bad(doctor_peers.check_destination(having.destinations[0], having, NOW))
+    assert {finding.sentence for finding in found} == missing
 
 
 def test_a_destination_that_is_not_there(storage: Path) -> None:
