@@ -10,25 +10,31 @@ import statistics
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
 from sqlalchemy import func, insert, select
 from sqlalchemy.exc import DBAPIError
 
+from inference import geometry
 from pacs_node import audit, audit_chain, jobs, leases
 from pacs_node.clock import utc_now
+from pacs_node.config import RetentionSettings
 from pacs_node.db import AuditEvent, Database, Job, Series, sqlite_url
 from pacs_node.errors import StaleStateError
 from pacs_node.leases import LeaseWatch
+from pacs_node.retention import Retention
 from pacs_node.spool import Spool
 from pacs_node.states import JobState
+from tests.faults.invariants import Seen, violations
 from tests.faults.receiver import LONG, make_storage
 from tests.postgresql import Server, postgresql
-from tests.small_node import SmallNode, TestClock
+from tests.small_node import SMALL_LIMITS, SmallNode, TestClock, chest
 
 logger = logging.getLogger(__name__)
 
@@ -226,3 +232,40 @@ def test_a_worker_that_stood_still_is_told_and_can_write_nothing(
     worker.join()
     (job,) = node.all_jobs()
     assert (job.state, job.lease_token) == (JobState.RUNNING, held)
+
+
+def _tick(directory: Path, barrier: Barrier) -> None:
+    """Everything that a scheduler does, at the same moment as the other one."""
+    database = Database(sqlite_url(directory))
+    clock = TestClock()
+    clock.forward(seconds=120)
+    node = SmallNode(database, Spool(directory, 1), clock)
+    days = RetentionSettings(images_days=1e-6)
+    for _ in range(3):
+        barrier.wait(30)
+        node.intake.tick()
+        Retention(database, node.spool, days, clock).purge()
+    database.dispose()
+
+
+def test_two_schedulers_do_everything_once(node: SmallNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SMALL_LIMITS.items():
+        monkeypatch.setattr(geometry, name, value)
+    for seed in "abc":
+        node.receive(*chest(seed=seed))
+    node.database.engine.dispose()
+    barrier = FORK.Barrier(2)
+    both = [FORK.Process(target=_tick, args=(node.spool.directory, barrier)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    assert len(node.all_jobs()) == 3
+    with node.database.read() as session:
+        events = Counter(
+            (row.study_uid, row.event, row.objects.get("state"))
+            for row in session.scalars(select(AuditEvent))
+        )
+    assert set(events.values()) == {1}
+    assert violations(node.database, node.spool.directory, Seen(orphan_s=0)) == []
