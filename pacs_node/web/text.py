@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
@@ -99,8 +100,9 @@ def _finalize(value: object) -> object:
     return value
 
 
+@cache
 def make_environment() -> Environment:
-    """Templates with escaping on, and an error for every misspelt name."""
+    """Templates with escaping on, and an error for every misspelt name; one for the process."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
