@@ -50,7 +50,7 @@ fuzz: install-dev  ## Fuzz what reads the bytes of strangers, an hour or ARGS='-
 
 SOAK_SECONDS := 1800
 soak: install-dev  ## Half an hour of kills, stops, cuts and a full disk on a whole node (SOAK_SECONDS=600 for less)
-	PACS_NODE_SOAK_SECONDS=$(SOAK_SECONDS) PACS_NODE_REQUIRE_PEERS=1 $(BIN)/python -m pytest tests/faults/test_soak.py $(ARGS)
+	PACS_NODE_SOAK_SECONDS=$(SOAK_SECONDS) PACS_NODE_REQUIRE_PEERS=1 $(BIN)/python -m pytest tests/faults/test_soak.py --log-cli-level=INFO $(ARGS)
 
 check: install-dev  ## Only ruff and mypy
 	$(BIN)/ruff check .
