@@ -61,12 +61,12 @@ ACTS = {
 
 def wrapped(task):
     def do(paths, progress, **options):
-        for path in paths:
-            if path.stem in ACTS:
-                answer = ACTS[path.stem](path)
-                return answer
+        bad = [number for number, path in enumerate(paths) if path.stem in ACTS]
+        if not bad:
+            return task(paths, progress, **options)
+        for _ in range(bad[0]):
             progress()
-        return task(paths, lambda: None, **options)
+        return ACTS[paths[bad[0]].stem](paths[bad[0]])
     return do
 
 TASKS.update({name: wrapped(task) for name, task in TASKS.items()})
@@ -87,7 +87,7 @@ def confined() -> Iterator[ConfinedReader]:
 
 @pytest.fixture(scope="module")
 def misbehaving() -> Iterator[ConfinedReader]:
-    reader = Misbehaving(header_seconds=1, decode_seconds=1)
+    reader = Misbehaving(header_seconds=2, decode_seconds=2)
     yield reader
     reader.close()
 
@@ -129,7 +129,7 @@ def test_both_readers_say_the_same(confined: ConfinedReader, files: list[Path], 
     [
         ("crash", r"Reading image 2 of 4 ended the process that did it \(SIGSEGV\)"),
         ("abort", r"\(SIGABRT\)"),
-        ("hang", r"Reading image 2 of 4 took more than 1 s"),
+        ("hang", r"Reading image 2 of 4 took more than 2 s"),
         ("memory", "takes more memory than there is for it"),
     ],
 )
