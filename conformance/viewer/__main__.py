@@ -188,6 +188,8 @@ def _wait() -> None:
 def main(ct: Path | None, profile: str | None, out: Path, patience: float, serve: int | None) -> None:
     """Look at the node's results in OHIF. Research use only, not for primary diagnosis."""
     logging.basicConfig(level=logging.WARNING)
+    # so that Orthanc and the browser end with this process
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     console = Console()
     with tempfile.TemporaryDirectory(prefix="viewer-", ignore_cleanup_errors=True) as name:
         scratch = Path(name)
