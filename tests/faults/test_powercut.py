@@ -25,7 +25,7 @@ from tests.small_node import encoded
 logger = logging.getLogger(__name__)
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-CUTS = 100 if LONG else 3
+CUTS = 100 if LONG else 2
 SIZE_MB = 96
 SENDERS = 2
 PER_ASSOCIATION = 12
@@ -72,7 +72,7 @@ def cut(running: Receiver, image: Path, ledger: Ledger) -> list[str]:
     return found
 
 
-def cuts(directory: Path, *, synced: bool) -> tuple[int, list[str]]:
+def cuts(directory: Path, count: int, *, synced: bool) -> tuple[int, list[str]]:
     """Cut some times; how many objects were acknowledged, and what was violated."""
     image = make_image(directory / "disk.img", SIZE_MB)
     ledger, found, chance = Ledger(), [], random.Random(5)
@@ -83,7 +83,7 @@ def cuts(directory: Path, *, synced: bool) -> tuple[int, list[str]]:
             senders = Senders(running.port, ledger)
             senders.start()
             try:
-                for _ in range(CUTS):
+                for _ in range(count):
                     before = len(ledger.acknowledged)
                     while len(ledger.acknowledged) < before + 5:
                         time.sleep(0.01)
@@ -91,17 +91,17 @@ def cuts(directory: Path, *, synced: bool) -> tuple[int, list[str]]:
                     found += cut(running, image, ledger)
             finally:
                 senders.stop()
-    logger.info("%d cuts, %d objects, %d violations", CUTS, len(ledger.acknowledged), len(found))
+    logger.info("%d cuts, %d objects, %d violations", count, len(ledger.acknowledged), len(found))
     return len(ledger.acknowledged), found
 
 
 def test_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
-    acknowledged, found = cuts(tmp_path, synced=True)
+    acknowledged, found = cuts(tmp_path, CUTS, synced=True)
     assert found == []
     assert acknowledged >= 5 * CUTS
 
 
 def test_without_syncs_it_would_be(tmp_path: Path) -> None:
     """The negative control: a spool that syncs neither files nor folders."""
-    _, found = cuts(tmp_path, synced=False)
+    _, found = cuts(tmp_path, 2, synced=False)
     assert any("was acknowledged" in item for item in found)
