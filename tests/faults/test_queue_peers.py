@@ -35,8 +35,8 @@ from tests.small_node import SmallNode, TestClock
 logger = logging.getLogger(__name__)
 
 NAMES = ("left", "right", "stopped")
-STUDIES = 20 if LONG else 3
-ROUNDS = 10 if LONG else 1
+STUDIES = 8 if LONG else 3
+ROUNDS = 5 if LONG else 1
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 FORK = multiprocessing.get_context("fork")
 
