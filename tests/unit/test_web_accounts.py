@@ -14,9 +14,10 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import select
+from sqlalchemy import event, select
+from sqlalchemy.exc import OperationalError
 
-from pacs_node import accounts, preflight
+from pacs_node import accounts, audit, preflight
 from pacs_node.accounts import ALLOWED, Permission
 from pacs_node.db import AuditEvent, Database
 from pacs_node.db_accounts import Role
@@ -24,7 +25,7 @@ from pacs_node.errors import ConfigurationError
 from pacs_node.sessions import csrf_of
 from pacs_node.web import app as web_app
 from tests.certificates import make_certificate
-from tests.node_story import Story, analysed
+from tests.node_story import START, Story, analysed
 from tests.web_browser import CHEAP, PASSWORD, RESULT, Browser, make_settings, parse, study_path
 
 OPEN = {"GET /health/live", "GET /health/ready", "GET /metrics", "GET /login", "POST /login"}
@@ -360,6 +361,29 @@ def test_what_can_not_be_recorded_is_not_shown(
     browser.get("/")
     with browser.database.write() as session:
         session.connection().exec_driver_sql("ALTER TABLE audit_event RENAME TO gone")
+    answer = browser.get(study_path(story))
+    assert (answer.status_code, "PID-1" in answer.text) == (503, False)
+
+
+def fill_up(database: Database) -> None:
+    """Write until the database takes no more."""
+    while True:
+        with database.write() as session:
+            audit.record(session, audit.Event.JOB_CHANGED, at=START, actor="")
+
+
+def test_with_a_full_disk_the_overview_is_left(browser: Browser, story: Story) -> None:
+    analysed(story, RESULT)
+    browser.now = story.now
+    browser.get("/")
+    engine = browser.database.engine
+    with browser.database.read() as session:
+        pages = session.connection().exec_driver_sql("PRAGMA page_count").scalar_one()
+    event.listen(engine, "connect", lambda c, _: c.execute(f"PRAGMA max_page_count={pages}"))
+    browser.database.dispose()
+    with pytest.raises(OperationalError, match="full"):
+        fill_up(browser.database)
+    assert browser.get("/").status_code == 200
     answer = browser.get(study_path(story))
     assert (answer.status_code, "PID-1" in answer.text) == (503, False)
 
