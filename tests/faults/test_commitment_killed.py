@@ -40,15 +40,14 @@ CALLS = {"fdatasync": (1, 2), "sendto": (2, 3)}
 def ask(running: Receiver, request: Request) -> int | None:
     """Ask, and hold the association for the report; the status, None where no answer came."""
     entity = AE(ae_title="PACS")
-    entity.acse_timeout = entity.dimse_timeout = 30
-    entity.network_timeout = 60
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 120
     entity.add_requested_context(PUSH_MODEL)
     handlers = [(evt.EVT_N_EVENT_REPORT, lambda _event: (0x0110, None))]
     association = entity.associate("127.0.0.1", running.port, ae_title="CTNODE", evt_handlers=handlers)  # type: ignore[arg-type]  # invariant list
     if not association.is_established:
         return None
     answer, _ = association.send_n_action(request.dataset(), 1, PUSH_MODEL, WELL_KNOWN)
-    running.process.join(0.3)
+    running.process.join(1.0)
     association.abort()
     status = answer.get("Status")
     return None if status is None else int(status)
@@ -81,10 +80,13 @@ def sweep(
         request = Request(f"2.25.{point}{sum(map(ord, call))}", objects)
         with receiver(Given(storage, settings(), cheats=cheats)) as running:
             with injecting(running.pid, f"{call}:signal=KILL:when={point}"):
-                if ask(running, request) == 0x0000:
-                    answered.add(request.transaction_uid)
+                status = ask(running, request)
+                running.process.join(1.0)
             alive = running.process.is_alive()
+        if status == 0x0000:
+            answered.add(request.transaction_uid)
         if alive:
+            assert status == 0x0000, "neither killed nor answered"
             break
     reports = {report.transaction_uid: report for report in reported(storage)}
     assert all(report.committed == objects for report in reports.values())
