@@ -12,10 +12,12 @@ from sqlalchemy import select
 
 from pacs_node.archive import ArchiveError, FoundStudy, StudyFilter
 from pacs_node.cli import main
-from pacs_node.config import ArchiveSettings
+from pacs_node.config import ArchiveSettings, parse_settings
 from pacs_node.db import AuditEvent, Errand
 from pacs_node.destinations import OutcomeKind
+from pacs_node.errors import ConfigurationError
 from pacs_node.missed import MissedStudies, missing_studies
+from pacs_node.schedule import archive_tasks
 from tests.small_node import START, SmallNode, chest
 
 AWAY = ArchiveError(OutcomeKind.TRANSIENT, "the connection was refused or timed out")
@@ -210,3 +212,28 @@ def test_command(nightly: Nightly, tmp_path: Path) -> None:
     assert "asked again 2026-03-03 03:00 UTC" in lines[2]
     refused = CliRunner().invoke(main, ["missed", "--ask", "--config", str(config)])
     assert (refused.exit_code, "nobody can be asked" in refused.output) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "asked"),
+    [
+        ({}, []),
+        ({"destination": "pacs"}, ["Reconciler", "MissedStudies"]),
+        ({"destination": "pacs", "count_images": False}, ["MissedStudies"]),
+        ({"destination": "pacs", "list_missed": False}, ["Reconciler"]),
+    ],
+)
+def test_the_scheduler_asks_what_the_settings_say(
+    node: SmallNode, chosen: dict[str, object], asked: list[str]
+) -> None:
+    pacs = {"name": "pacs", "kind": "dicom", "host": "127.0.0.1", "port": 104, "ae_title": "PACS"}
+    settings = parse_settings({"destinations": [pacs], "archive": chosen}, base=node.spool.directory)
+    tasks = list(archive_tasks(settings, node.database))
+    assert [type(getattr(task.tick, "__self__", None)).__name__ for task in tasks] == asked
+
+
+def test_an_archive_that_is_no_destination_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"archive\.destination = 'pacs': no destination of this name"
+    ):
+        parse_settings({"archive": {"destination": "pacs"}}, base=tmp_path)
