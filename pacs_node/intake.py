@@ -222,7 +222,7 @@ class Intake:
     def _candidate(self, session: Session, series: Series) -> _Candidate:
         refusal, paths = self._refused_before(session, series), self._paths(series)
         if refusal is None and not paths and series.state is SeriesState.COMPLETE:
-            sentence = "Images of this series were removed by retention before its last ones came."
+            sentence = "Images of this series were removed, by retention or as damaged."
             refusal = _refusal(series.series_uid, ReasonCode.GAP, sentence)
         return _Candidate(series.series_uid, paths, refusal)
 

@@ -67,6 +67,8 @@ def configure(level: int = logging.INFO) -> None:
     # a tick that is left out because the one before still runs is no event
     logging.getLogger("apscheduler").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    # thirty lines for each font in a PDF
+    logging.getLogger("fontTools").setLevel(logging.WARNING)
 
 
 def _log_uncaught(

@@ -114,7 +114,7 @@ ONLY: dict[str, str] = {
     "pacs_node.errors pacs_node.lifecycle pacs_node.spool pacs_node.states",
     "pacs_node.gate": "pacs_node pacs_node.gate_pdu pacs_node.tls",
     "pacs_node.gate_association": "inference.decode pacs_node pacs_node.gate_message pacs_node.gate_pdu",
-    "pacs_node.recorder": "pacs_node pacs_node.clock pacs_node.db pacs_node.errors pacs_node.reception "
+    "pacs_node.recorder": "pacs_node.damage pacs_node pacs_node.clock pacs_node.db pacs_node.errors pacs_node.reception "
     "pacs_node.spool",
     "pacs_node.receiving": "pacs_node pacs_node.audit pacs_node.db pacs_node.errors "
     "pacs_node.gate pacs_node.gate_association pacs_node.notices pacs_node.reception pacs_node.recorder "
@@ -132,7 +132,7 @@ ONLY: dict[str, str] = {
     "pacs_node.outbox": "pacs_node pacs_node.breaker pacs_node.clock pacs_node.config pacs_node.db "
     "pacs_node.destinations pacs_node.errors pacs_node.leases pacs_node.lifecycle pacs_node.states",
     "pacs_node.delivery": "dicom_sr.profiles "
-    "pacs_node.association pacs_node.commitment_scu pacs_node.config pacs_node.db "
+    "pacs_node.association pacs_node.breaker pacs_node.commitment_scu pacs_node.config pacs_node.db "
     "pacs_node.destinations pacs_node.dicomweb pacs_node.dimse pacs_node.errors pacs_node.jobs "
     "pacs_node.lifecycle pacs_node.outbox pacs_node.states pacs_node.storage pacs_node.tls pacs_node",
     "pacs_node.web*": "pacs_node pacs_node.web* pacs_node.accounts pacs_node.audit pacs_node.audit_* "
