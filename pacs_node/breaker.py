@@ -109,6 +109,13 @@ def note_answer(session: Session, destination: str, *, at: datetime, actor: str)
     row.failures, row.since, row.open_until, row.reason = 0, None, None, None
 
 
+def probe_now(session: Session, destination: str, at: datetime) -> None:
+    """Let the next probe be due at once, at an operator's word."""
+    row = session.get(Breaker, destination)
+    if row is not None and row.open_until is not None:
+        row.open_until = min(row.open_until, at)
+
+
 def note_silence(
     session: Session, destination: str, reason: str, waits: Waits, *, at: datetime, actor: str
 ) -> bool:

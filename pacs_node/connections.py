@@ -1,7 +1,7 @@
 """Connections to the database: how a transaction begins, and how one writer after the other gets its turn.
 
-SQLite: every write is ``BEGIN IMMEDIATE``. PostgreSQL: every write takes one advisory lock first, so it is the
-same there: writers come one after the other, the audit record stays one chain, no write fails half-way.
+SQLite: every write is ``BEGIN IMMEDIATE``. PostgreSQL: every write takes one advisory lock first, so it is
+the same there: writers come one after the other, the audit record stays one chain, no write fails half-way.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ def _sqlite(url: str) -> Engine:
     def _configure(connection: sqlite3.Connection, _record: object) -> None:
         # the driver must not open transactions of its own: we say BEGIN
         connection.isolation_level = None
-        connection.execute(f"PRAGMA journal_mode={mode}")
+        (answer,) = connection.execute(f"PRAGMA journal_mode={mode}").fetchone()
+        if str(answer).upper() != mode:
+            raise sqlite3.OperationalError(f"the journal mode is {answer} and can't be made {mode}")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
         # without it INSERT OR REPLACE removes a row and no trigger sees it

@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from pacs_node import jobs, lifecycle
+from pacs_node import breaker, jobs, lifecycle
 from pacs_node.db import Artifact, Delivery, Job, Series, Study
 from pacs_node.states import DeliveryState, JobState
 
@@ -102,5 +102,6 @@ def requeue(session: Session, letters: Sequence[DeadLetter], *, at: datetime, ac
                 verified_at=None,
                 status="requeued by an operator",
             )
+            breaker.probe_now(session, delivery.destination, at)
             count += 1
     return count

@@ -14,7 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from dicom_sr.profiles import Form, chosen
-from pacs_node import jobs, lifecycle, tls
+from pacs_node import breaker, jobs, lifecycle, tls
 from pacs_node.association import Timeouts, Tls
 from pacs_node.commitment_scu import CommittingDestination
 from pacs_node.config import DicomDestination, DicomWebDestination, Settings
@@ -89,6 +89,7 @@ def _latest_objects(session: Session, study_uid: str) -> list[Artifact]:
 
 
 def _resend(session: Session, artifact: Artifact, destination: str, *, at: datetime, actor: str) -> None:
+    breaker.probe_now(session, destination, at)
     known = select(Delivery).where(Delivery.artifact_id == artifact.id, Delivery.destination == destination)
     delivery = session.execute(known).scalar_one_or_none()
     if delivery is None:

@@ -7,12 +7,14 @@ from datetime import timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from pacs_node import breaker
 from pacs_node.breaker import FAILURES, Away, Position, Waits
 from pacs_node.config import DeliverySettings
-from pacs_node.db import AuditEvent, Breaker
+from pacs_node.db import AuditEvent, Breaker, Delivery, Study
+from pacs_node.dead_letters import dead_letters, requeue
+from pacs_node.delivery import resend_study
 from pacs_node.destinations import FakeDestination, Outcome, OutcomeKind
 from pacs_node.outbox import Outbox
 from pacs_node.states import DeliveryState
@@ -121,6 +123,24 @@ def test_it_outlives_the_process(full: SmallNode) -> None:
     healthy = FakeDestination()
     drain(outbox(full, healthy))
     assert healthy.attempts == []
+
+
+@pytest.mark.parametrize("verb", ["failed", "send"])
+def test_an_operator_need_not_wait_for_the_next_probe(full: SmallNode, verb: str) -> None:
+    peer = FakeDestination(answers=False)
+    box = outbox(full, peer)
+    drain(box)
+    with full.database.write() as session:
+        if verb == "send":
+            study = session.scalars(select(Study.study_uid)).first()
+            resend_study(session, str(study), [("fake", ("seg", "sr"))], at=full.clock(), actor="operator")
+        else:
+            session.execute(update(Delivery).where(Delivery.id == 1).values(state=DeliveryState.FAILED))
+            requeue(session, dead_letters(session), at=full.clock(), actor="operator")
+    peer.answers = True
+    drain(box)
+    assert peer.attempts != []
+    assert (row(full).failures, row(full).open_until) == (0, None)
 
 
 def test_what_is_too_old_ends_behind_an_open_breaker_with_its_cause(full: SmallNode) -> None:

@@ -181,9 +181,22 @@ def test_a_write_holds_the_lock_from_its_start(database: Database, monkeypatch: 
     other.dispose()
 
 
-def test_only_sqlite_is_spoken() -> None:
+def test_a_database_that_keeps_another_journal_is_refused(tmp_path: Path) -> None:
+    """Another program holds it in WAL: to go on would risk what the mode is there for."""
+    with sqlite3.connect(tmp_path / "node.db") as other:
+        other.execute("PRAGMA journal_mode=WAL")
+        other.execute("CREATE TABLE held (id)")
+        database = Database(sqlite_url(tmp_path))
+        if journal_mode(sqlite3.sqlite_version_info[:3]) == "DELETE":
+            with pytest.raises(OperationalError), database.read() as session:
+                session.execute(text("SELECT 1"))
+        database.dispose()
+    other.close()
+
+
+def test_only_two_kinds_of_database_are_spoken() -> None:
     with pytest.raises(ValueError, match="sqlite"):
-        Database("postgresql://localhost/node")
+        Database("mysql://localhost/node")
 
 
 def _count_up(url: str) -> int:
