@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pacs_node.validators.subjects import CT, LABELMAP, OTHER, PDF, SC, SEG, SR, Subject
+from pacs_node.validators.subjects import CT, OTHER, PDF, SC, SEG, SR, Subject
 from pacs_node.validators.tool import Tool, find_program, lines_of, needs_program, run_program
 
 PIXELMED_JAR = Path("/usr/share/java/pixelmed.jar")
@@ -111,7 +111,7 @@ def iod_validator(directory: Path | None = None) -> Tool:
         "dicom-validator",
         "modules and attributes by the tables of PS3.3",
         "pip: dicom-validator; an edition of the standard: conformance/README.md",
-        (SEG, LABELMAP, SR, SC, PDF, CT),
+        (SEG, SR, SC, PDF, CT),
         missing,
         check,
     )

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from pydicom import Dataset, dcmread
+from pydicom import DataElement, Dataset, dcmread
+from pydicom.config import IGNORE
 from rich.console import Console
 
 from conformance.objects import draw_case
@@ -298,3 +299,14 @@ def test_one_image_region_is_counted(drawn: dict[str, Path]) -> None:
     report.ContentSequence = [alone]
     assert CONDITIONS["one image region"](replace(subject, header=report))
     assert not CONDITIONS["refers to a label map"](subject)
+
+
+def test_pydicom_strict_takes_an_empty_number_for_no_value(tmp_path: Path) -> None:
+    report = dcmread(write_sr(tmp_path))
+    report.PatientWeight = None
+    report.save_as(tmp_path / "empty.dcm")
+    assert TOOLS["pydicom strict"].check(list(read_subjects([tmp_path / "empty.dcm"]))) == []
+    report["PatientWeight"] = DataElement("PatientWeight", "DS", "1.2345678901234567", validation_mode=IGNORE)
+    report.save_as(tmp_path / "long.dcm")
+    (message,) = TOOLS["pydicom strict"].check(list(read_subjects([tmp_path / "long.dcm"])))
+    assert "OverflowError" in message
