@@ -21,12 +21,14 @@ from inference.headers import count_patients, patient
 from inference.select import judge_study
 from inference.uids import derived_uid
 from pacs_node.config import Caller, ListenerSettings
-from pacs_node.db import Instance, Series, Study
+from pacs_node.db import Database, Instance, Series, Study
 from pacs_node.listener import Listener
+from pacs_node.spool import Spool
 from pacs_node.states import SeriesState
 from tests.conftest import find_free_port
 from tests.ct_factory import make_ct_series
 from tests.finding_factory import make_context, make_findings, make_result, make_volume, without_pixels
+from tests.postgresql import postgresql
 from tests.small_node import SmallNode, chest
 
 STUDY = derived_uid("study of one patient")
@@ -47,11 +49,11 @@ def _send(port: int, datasets: list[Dataset], statuses: list[int], start: thread
     association.release()
 
 
-def test_sixteen_associations_make_one_study(node: SmallNode) -> None:
+def sixteen_senders(database: Database, spool: Spool) -> tuple[list[int], list[int]]:
+    """Let them send two images each at once; the statuses, and the numbers of studies, series, instances."""
     slices = make_ct_series(2 * SENDERS, matrix=8)
-    settings_ = ListenerSettings(port=find_free_port())
     callers = (Caller(ae_title="PACS", address="127.0.0.1"),)
-    listener = Listener(settings_, callers, node.database, node.spool, node.clock)
+    listener = Listener(ListenerSettings(port=find_free_port()), callers, database, spool)
     port = listener.start()
     statuses: list[int] = []
     start = threading.Barrier(SENDERS)
@@ -65,14 +67,25 @@ def test_sixteen_associations_make_one_study(node: SmallNode) -> None:
         thread.join(timeout=120)
     listener.flush()
     listener.stop()
-    assert statuses == [0x0000] * len(slices)
-    with node.database.read() as session:
-        counts = [
-            session.execute(select(func.count()).select_from(t)).scalar_one()
-            for t in (Study, Series, Instance)
-        ]
-        assert counts == [1, 1, len(slices)]
+    with database.read() as session:
+        tables = (Study, Series, Instance)
+        counts = [session.execute(select(func.count()).select_from(table)).scalar_one() for table in tables]
         assert session.execute(select(Series.n_instances)).scalar_one() == len(slices)
+    return statuses, counts
+
+
+def test_sixteen_associations_make_one_study(node: SmallNode) -> None:
+    assert sixteen_senders(node.database, node.spool) == ([0x0000] * 2 * SENDERS, [1, 1, 2 * SENDERS])
+
+
+@pytest.mark.slow
+@pytest.mark.peer("initdb", "pg_ctl")
+def test_sixteen_associations_make_one_study_on_postgresql(spool: Spool) -> None:
+    with postgresql() as server:
+        database = Database(server.database())
+        made = sixteen_senders(database, spool)
+        database.dispose()
+    assert made == ([0x0000] * 2 * SENDERS, [1, 1, 2 * SENDERS])
 
 
 # --- mixed studies ---------------------------------------------------------------------------------------
