@@ -10,7 +10,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -18,7 +18,16 @@ from typing import Self
 
 import pytest
 from pydicom.uid import CTImageStorage
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
+from inference.phantom import write_phantom
+from pacs_node.config import DicomDestination
+from pacs_node.db import Delivery
+from pacs_node.dimse import send_files
+from pacs_node.peer import ReceivingPeer
+from pacs_node.states import DeliveryState
+from tests.acceptance.node import Node, small_phantom
 from tests.ct_factory import make_ct_series
 from tests.faults.receiver import (
     LONG,
@@ -31,7 +40,7 @@ from tests.faults.receiver import (
     settings,
     store,
 )
-from tests.raw_peer import CT_CONTEXT, P_DATA, RawPeer, association_request, command, pdu, value
+from tests.raw_peer import ACCEPT, CT_CONTEXT, P_DATA, RawPeer, association_request, command, pdu, value
 from tests.small_node import encoded
 
 logger = logging.getLogger(__name__)
@@ -173,6 +182,57 @@ def test_a_known_pacs_works_on(running: Receiver) -> None:
     # a second, except where the machine is so busy that it is slow without any attack
     assert max(times) < max(1.0, 5 * calm), (calm, times)
     assert running.peak_kib() - before < MAX_GROWTH_KIB
+
+
+@pytest.mark.skipif(not LONG, reason="make faults")
+def test_a_study_comes_to_its_end_meanwhile(tmp_path: Path) -> None:
+    """A whole node, attacked from before the first slice until the results are at the PACS."""
+    files = write_phantom(small_phantom(7), tmp_path / "ct")
+    (tmp_path / "node").mkdir()
+    with ReceivingPeer(tmp_path / "peer") as peer:
+        destination = DicomDestination(name="pacs", host="127.0.0.1", port=peer.port, ae_title="PEER")
+        node = Node(tmp_path / "node", [destination], profile="classical")
+        try:
+            node.start()
+            with Attack(node.port) as attack:
+                outcomes = send_files("127.0.0.1", node.port, "CTNODE", "STORESCU", files)
+                assert all(outcome.kind.stored for outcome in outcomes)
+                sent = time.monotonic()
+                times = echoes_until(node.port, lambda: bool(node.ask(_all_committed)))
+                took, connections = time.monotonic() - sent, attack.connections
+        finally:
+            node.kill()
+    assert len(peer.objects) == 2
+    logger.info(
+        "study at the PACS %.0f s after its last slice, slowest of %d echoes %.2f s, %d hostile connections",
+        took,
+        len(times),
+        max(times),
+        connections,
+    )
+    assert max(times) < 1.0
+
+
+def echoes_until(port: int, condition: Callable[[], bool]) -> list[float]:
+    """Echo as the sender of the study until something has happened; the seconds of each."""
+    times: list[float] = []
+    end = time.monotonic() + 400
+    while not condition():
+        assert time.monotonic() < end
+        start = time.monotonic()
+        with RawPeer(port, timeout=60) as peer:
+            peer.send(association_request("STORESCU"))
+            assert peer.read()[0] == ACCEPT
+            assert peer.echo() == 0
+            peer.release()
+        times.append(time.monotonic() - start)
+        time.sleep(0.1)
+    return times
+
+
+def _all_committed(session: Session) -> bool:
+    states = list(session.scalars(select(Delivery.state)))
+    return len(states) == 2 and set(states) == {DeliveryState.COMMITTED}
 
 
 def test_the_node_is_as_before_when_they_have_gone(running: Receiver) -> None:
