@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from pacs_node.accounts import HashCost, Passwords, Permission
+from pacs_node.accounts import HashCost, Passwords, Permission, all_accounts
 from pacs_node.clock import Clock, utc_now
 from pacs_node.config import Settings, WebSettings
 from pacs_node.db import Database
@@ -124,6 +124,9 @@ def run(settings: Settings, stop: Event) -> None:
     web = settings.web
     context = page_context(web.tls_certificate_file, web.tls_key_file) if web.tls_certificate_file else None
     database = open_database(settings)
+    with database.read() as session:
+        if not all_accounts(session):
+            logger.warning("nobody can log in yet: pacs-node users add NAME --role administrator")
     listening = _listen(web)
     server = uvicorn.Server(
         uvicorn.Config(

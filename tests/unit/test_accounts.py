@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
 
@@ -68,6 +68,7 @@ def test_the_same_password_has_many_hashes() -> None:
 
 
 @given(st.text(min_size=1, max_size=40), st.text(min_size=1, max_size=40))
+@settings(max_examples=30)
 def test_only_the_password_fits(one: str, other: str) -> None:
     hashed = PASSWORDS.hash(one)
     assert PASSWORDS.matches(hashed, one)
