@@ -175,12 +175,10 @@ class ConfinedReader:
             self._end()
 
     def _ask(self, name: str, paths: Sequence[Path], *, voxels: int | None = None, **options: str) -> Any:
-        decodes = name in {"decode", "compare"}
-        seconds = self._decode_seconds if decodes else self._header_seconds
         task = {"name": name, "paths": [str(path) for path in paths], "options": options}
         with self._lock, _memory_file(json.dumps(task).encode()) as request, _memory_file() as answer:
             socket.send_fds(self._ready(), [b"?"], [request, answer, request if voxels is None else voxels])
-            status, done = self._wait(seconds, len(paths))
+            status, done = self._wait(name, len(paths))
             if status:
                 raise _ended(status, done, len(paths))
             said = _read_answer(answer)
@@ -195,12 +193,13 @@ class ConfinedReader:
             )
         return said["ok"]
 
-    def _wait(self, seconds: float, files: int) -> tuple[int, int]:
+    def _wait(self, name: str, files: int) -> tuple[int, int]:
         """Wait for the child's end; its status, and how many files it was through with."""
         steps = -1
         while True:
+            seconds = self._seconds(name, steps, files)
             try:
-                message = self._hear(seconds if steps >= 0 else _START_SECONDS)
+                message = self._hear(seconds)
             except TimeoutError:
                 self._end()
                 if steps < 0:
@@ -214,6 +213,13 @@ class ConfinedReader:
             if message != b".":
                 return int(message), steps
             steps += 1
+
+    def _seconds(self, name: str, steps: int, files: int) -> float:
+        """For the next step: the child's start, then headers, then pixels."""
+        if steps < 0:
+            return _START_SECONDS
+        pixels = name == "compare" or (name == "decode" and steps >= files)
+        return self._decode_seconds if pixels else self._header_seconds
 
     def _hear(self, seconds: float) -> bytes:
         channel = self._ready()
