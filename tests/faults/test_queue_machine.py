@@ -33,7 +33,7 @@ from sqlalchemy import event, select
 
 from inference import geometry
 from inference.uids import derived_uid
-from pacs_node import jobs, lifecycle
+from pacs_node import jobs
 from pacs_node.config import DeliverySettings, RetentionSettings
 from pacs_node.db import Artifact, Database, Delivery, Job, Study, sqlite_url
 from pacs_node.delivery import resend_study
@@ -404,7 +404,7 @@ class PostgresqlNode(Node):
         return Database(self.server.database())
 
 
-def _settings(examples: int, steps: int, phases: Sequence[Phase] = tuple(Phase)) -> settings:
+def short_or_long(examples: int, steps: int, phases: Sequence[Phase] = tuple(Phase)) -> settings:
     return settings(
         max_examples=examples,
         stateful_step_count=steps,
@@ -423,7 +423,7 @@ def _settings(examples: int, steps: int, phases: Sequence[Phase] = tuple(Phase))
 
 def test_any_history(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL)
-    run_state_machine_as_test(Node, settings=_settings(HISTORIES, 40 if LONG else 25))
+    run_state_machine_as_test(Node, settings=short_or_long(HISTORIES, 40 if LONG else 25))
 
 
 @pytest.mark.peer("initdb", "pg_ctl")
@@ -433,92 +433,4 @@ def test_any_history_on_postgresql(caplog: pytest.LogCaptureFixture) -> None:
     with postgresql(MEMORY) as server:
         PostgresqlNode.server = server
         examples = HISTORIES if LONG else 1
-        run_state_machine_as_test(PostgresqlNode, settings=_settings(examples, 40 if LONG else 20))
-
-
-def _without_fencing(patch: pytest.MonkeyPatch) -> None:
-    real = lifecycle.move_job
-
-    def move(*args: Any, token: str | None = None, **values: Any) -> None:
-        real(*args, **values)
-
-    patch.setattr(lifecycle, "move_job", move)
-
-
-def _careless_retention(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Retention, "_is_delivered", lambda _self: Delivery.id > 0)
-
-
-def _credulous_outbox(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(OutcomeKind, "stored", property(lambda _self: True))
-
-
-def _a_stale_worker_ends(node: Node) -> None:
-    node.a_worker_begins()
-    node.leases_are_taken_back(0)
-    node.leases_are_taken_back(31)
-    node.a_worker_begins()
-    node.a_worker_ends("run")
-
-
-def _old_files_go_before_they_are_sent(node: Node) -> None:
-    node.the_peer_changes(False, False, [])
-    node.a_worker_works("run")
-    for _ in range(3):
-        node.old_files_are_removed()
-
-
-def _the_peer_is_away(node: Node) -> None:
-    node.the_peer_changes(False, False, [])
-    node.a_worker_works("run")
-    node.the_outbox_works(1, 0)
-
-
-CONTROLS = [
-    (_without_fencing, _a_stale_worker_ends, "a stale worker ended a job"),
-    (_careless_retention, _old_files_go_before_they_are_sent, "its object was removed"),
-    (_credulous_outbox, _the_peer_is_away, "counts as sent and fake doesn't have it"),
-]
-
-
-@pytest.mark.parametrize(("broken", "history", "noticed"), CONTROLS)
-def test_a_broken_node_is_caught(
-    broken: Callable[[pytest.MonkeyPatch], None],
-    history: Callable[[Node], None],
-    noticed: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The negative controls: each lacks one thing that makes a promise true."""
-    for is_broken in (False, True):
-        node = Node()
-        node.begin()
-        try:
-            with monkeypatch.context() as patch:
-                if is_broken:
-                    broken(patch)
-                    with pytest.raises(AssertionError, match=noticed):
-                        _live(node, history)
-                else:
-                    _live(node, history)
-        finally:
-            node.end()
-
-
-def _live(node: Node, history: Callable[[Node], None]) -> None:
-    history(node)
-    node.nothing_is_violated_now()
-
-
-@pytest.mark.skipif(not LONG, reason="the long form")
-@pytest.mark.parametrize(("broken", "history", "noticed"), CONTROLS)
-def test_chance_alone_finds_a_broken_node(
-    broken: Callable[[pytest.MonkeyPatch], None],
-    history: Callable[[Node], None],
-    noticed: str,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    caplog.set_level(logging.CRITICAL)
-    broken(monkeypatch)
-    with pytest.raises((AssertionError, ExceptionGroup), match=noticed):
-        run_state_machine_as_test(Node, settings=_settings(500, 50, [Phase.generate]))
+        run_state_machine_as_test(PostgresqlNode, settings=short_or_long(examples, 40 if LONG else 20))
