@@ -8,7 +8,14 @@ from pacs_node import db_accounts  # noqa: F401 - its tables belong to the metad
 from pacs_node.db import Base
 
 with context.config.attributes["engine"].connect() as connection:
-    context.configure(connection=connection, target_metadata=Base.metadata, render_as_batch=True)
+    # one transaction for all steps: else two that start together meet between them, each with old news
+    context.configure(
+        connection=connection,
+        target_metadata=Base.metadata,
+        render_as_batch=True,
+        transactional_ddl=True,
+        transaction_per_migration=False,
+    )
     with context.begin_transaction():
         context.run_migrations()
     connection.commit()
