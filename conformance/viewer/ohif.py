@@ -154,7 +154,9 @@ class Viewer:
             const marker = side => document.querySelector('.orientation-marker.' + side)?.innerText ?? '';
             return {{
                 canvas: box(document.querySelector('{_CANVAS}')),
-                writing: [...document.querySelectorAll('{_WRITING}')].map(box),
+                writing: [...[...document.querySelectorAll('{_WRITING}')].map(box),
+                    // the icons of the viewport; what marks findings is one large drawing
+                    ...[...{_GRID}.querySelectorAll('svg')].map(box).filter(b => Math.max(b[2], b[3]) <= 48)],
                 written: {_GRID}.innerText,
                 left: marker('left-mid'),
                 top: marker('top-mid'),
