@@ -38,8 +38,8 @@ SENTENCES: Mapping[str, str] = MappingProxyType(
         "certainty": "The certainty of its detection is {percent:.1f} %.",
         "image_probability": "Probability that radiologists would rate it as suspicious for cancer, from the "
         "image alone: {percent:.1f} %.",
-        "both_probabilities": "Probability that radiologists would rate it as suspicious for cancer, from the "
-        "image alone: {percent:.1f} %, with the clinical record: {fused:.1f} %.",
+        "both_probabilities": "Probability that radiologists would rate it as suspicious for cancer, from "
+        "the image alone: {percent:.1f} %, with the clinical record: {fused:.1f} %.",
         "attached": "It touches the pleura (probability {percent:.0f} %).",
         "not_attached": "It does not touch the pleura (probability {percent:.0f} %).",
         "features": "Its features: {features}.",

@@ -1,7 +1,6 @@
 """What the listener does with the objects of one association.
 
-The order in `Receiving` is the promise: space, identity, file, then success; see `pacs_node.recorder` for why
-the row of a new instance may follow. In every doubtful case the row is there before the answer.
+The order in `Receiving` is the promise: space, identity, file, row, then success.
 """
 
 from __future__ import annotations
@@ -95,6 +94,8 @@ class Receiving:
             else:
                 arrival = self._arrival(identity, sink, request.transfer_syntax)
                 self._recorder.add(self._origin, arrival)
+                # its row shares a transaction with those of other associations that wait just now
+                self._recorder.flush()
 
     def _arrival(self, identity: Identity, sink: Incoming, transfer_syntax_uid: str) -> Arrival:
         """Make the object durable."""

@@ -1,9 +1,9 @@
 """Rows of received instances, written for many at once by one thread.
 
-An instance is safe with its file: the name says which bytes it must have, its file meta information who sent
-it. So a new instance is acknowledged when its file is durable, and its row follows in a transaction that it
-shares with others; what a killed listener left without a row gets it at the next start. Whoever may have to
-be told something else than success waits for the rows before (`Recorder.claim`, `Recorder.flush`).
+The listener answers when file and row are durable. An association waits for its row, so the instances of
+several associations share a transaction, and one that comes alone has its own at once. The file says by its
+name which bytes it must have and by its file meta information who sent it: what a killed listener left
+without a row, unanswered, gets its row at the next start.
 """
 
 from __future__ import annotations

@@ -185,8 +185,10 @@ class Ledger:
         return sorted(set(Spool(directory, 1).stored()) - named)
 
     def violations(self, directory: Path) -> list[str]:
-        """Hold rows and files against what was acknowledged, as a new start finds them."""
+        """Hold what was acknowledged against the rows as the end left them, and all as a start finds it."""
         database = Database(sqlite_url(directory))
+        with database.read() as session:
+            written = set(session.execute(select(Instance.sop_instance_uid)).scalars())
         recover_store(database, Spool(directory, 1))
         with database.read() as session:
             rows = session.execute(select(Instance.sop_instance_uid, Instance.path)).tuples().all()
@@ -198,7 +200,7 @@ class Ledger:
             if not (directory / path).exists():
                 found.append(f"{uid} has a row and no file")
         for uid, digest in self.acknowledged.items():
-            if uid not in known:
+            if uid not in written or uid not in known:
                 found.append(f"{uid} was acknowledged and has no row")
             elif (directory / known[uid]).exists() and self._digest(directory / known[uid]) != digest:
                 found.append(f"{uid} was acknowledged with other bytes")
