@@ -186,18 +186,18 @@ def _look_into(database: Database, path: Path, wanted: str, now: datetime) -> It
             select(AuditEvent.at).order_by(AuditEvent.seq.desc()).limit(1)
         ).scalar_one_or_none()
         bad = audit_chain.first_bad_row(session)
-    if (mode, synchronous) != (wanted, 2):
+    if (mode, synchronous) != (wanted, 3):
         yield Finding(
             Level.PROBLEM,
             "database",
-            f"journal mode {mode}, synchronous {synchronous}; it must be {wanted} and 2 (FULL)",
+            f"journal mode {mode}, synchronous {synchronous}; it must be {wanted} and 3 (EXTRA)",
             "another program has changed the database: let nothing but pacs-node open it, restart the node",
         )
     answer = database.check()
     if answer != "ok":
         yield Finding(Level.PROBLEM, "database", f"{path} is damaged: {answer[:200]}", restore)
     else:
-        yield Finding(Level.GOOD, "database", f"{path}: quick check ok, synchronous FULL")
+        yield Finding(Level.GOOD, "database", f"{path}: quick check ok, synchronous EXTRA")
     if bad is not None:
         yield Finding(Level.PROBLEM, "audit", f"the record is changed or broken from row {bad}", restore)
     else:

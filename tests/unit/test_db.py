@@ -119,7 +119,7 @@ def test_connections_are_set_up(database: Database) -> None:
         }
     expected = journal_mode(sqlite3.sqlite_version_info[:3]).lower()
     assert pragmas == {
-        "synchronous": 2,
+        "synchronous": 3,
         "foreign_keys": 1,
         "journal_mode": expected,
         "busy_timeout": 10_000,
