@@ -73,8 +73,8 @@ def _sqlite(url: str) -> Engine:
         (answer,) = connection.execute(f"PRAGMA journal_mode={mode}").fetchone()
         if str(answer).upper() != mode:
             raise sqlite3.OperationalError(f"the journal mode is {answer} and can't be made {mode}")
-        # EXTRA: without WAL a commit is the end of the journal file, and FULL does not sync its folder: a power
-        # cut would bring the journal back and take the transaction away
+        # EXTRA: without WAL a commit is the end of the journal file, and FULL doesn't sync its folder: a
+        # power cut would bring the journal back and take the transaction away
         connection.execute("PRAGMA synchronous=EXTRA")
         connection.execute("PRAGMA foreign_keys=ON")
         # without it INSERT OR REPLACE removes a row and no trigger sees it
