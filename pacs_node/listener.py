@@ -297,12 +297,13 @@ def run(settings: Settings, stop: threading.Event) -> None:
     while not stop.wait(_LOOK_S) and not listener.failed.is_set():
         pass
     failed = listener.failed.is_set()
+    # whatever hangs on a failed disk must not keep this process
+    last_resort = threading.Timer(_STOP_S, os._exit, [1])
+    last_resort.daemon = True
     if failed:
-        # whatever hangs on that disk must not keep this process
-        last_resort = threading.Timer(_STOP_S, os._exit, [1])
-        last_resort.daemon = True
         last_resort.start()
     listener.stop()
     database.dispose()
+    last_resort.cancel()
     if failed:
         raise DiskFailedError("the disk has failed")

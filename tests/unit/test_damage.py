@@ -146,6 +146,8 @@ def test_the_process_ends_with_its_listener(
     monkeypatch.setattr(Listener, "start", fails)
     with pytest.raises(DiskFailedError):
         listener.run(settings, threading.Event())
+    timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    assert all(timer.finished.is_set() for timer in timers), "the last resort would still end this process"
 
 
 def test_the_next_start_verifies(database: Database, spool: Spool, clock: TestClock) -> None:
