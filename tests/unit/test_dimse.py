@@ -93,7 +93,7 @@ def test_peer_that_speaks_no_dicom_is_transient_and_soon_given_up(
     with raw_peer(serve) as port:
         start = time.monotonic()
         (outcome,) = to(port).send([path])
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < 10
         assert (outcome.kind, outcome.status) == (OutcomeKind.TRANSIENT, None)
         assert outcome.sop_instance_uid == dcmread(path).SOPInstanceUID
         assert not to(port).echo().ok
