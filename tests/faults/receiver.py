@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -249,15 +249,21 @@ def injecting(pid: int, what: str) -> Iterator[None]:
 def _await_tracer(pid: int, tracer: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 30
     while True:
-        states = [
-            (task / "status").read_text().split("TracerPid:\t")[1].split("\n")[0]
-            for task in Path(f"/proc/{pid}/task").iterdir()
-        ]
-        if all(state != "0" for state in states):
+        if all(state != "0" for state in _tracers(pid)):
             return
         assert tracer.poll() is None, "strace can't attach here"
         assert time.monotonic() < deadline
         time.sleep(0.002)
+
+
+def _tracers(pid: int) -> Iterator[str]:
+    """Who traces each thread, 0 for nobody; threads come and go, and the process may have ended by itself."""
+    try:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                yield (task / "status").read_text().split("TracerPid:\t")[1].split("\n")[0]
+    except FileNotFoundError:
+        return
 
 
 def store(
