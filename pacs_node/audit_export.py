@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
-from sqlalchemy import Select, select
+from sqlalchemy import ColumnElement, Select, select
 from sqlalchemy.orm import Session
 
 from pacs_node.audit_fhir import to_fhir
@@ -49,26 +49,29 @@ class Selection:
     event: str | None = None
     after_seq: int = 0
 
+    def criteria(self) -> Iterator[ColumnElement[bool]]:
+        """Yield what a row of it fulfils, for a query's ``where``."""
+        yield AuditEvent.seq > self.after_seq
+        if self.since is not None:
+            yield AuditEvent.at >= self.since
+        if self.until is not None:
+            yield AuditEvent.at < self.until
+        for column, value in (
+            (AuditEvent.study_uid, self.study_uid),
+            (AuditEvent.actor, self.actor),
+            (AuditEvent.event, self.event),
+        ):
+            if value is not None:
+                yield column == value
+
 
 def _query(selection: Selection) -> Select[tuple[AuditEvent, str, str]]:
-    query = (
+    return (
         select(AuditEvent, Study.patient_id, Study.accession_number)
         .outerjoin(Study, Study.study_uid == AuditEvent.study_uid)
-        .where(AuditEvent.seq > selection.after_seq)
+        .where(*selection.criteria())
         .order_by(AuditEvent.seq)
     )
-    if selection.since is not None:
-        query = query.where(AuditEvent.at >= selection.since)
-    if selection.until is not None:
-        query = query.where(AuditEvent.at < selection.until)
-    for column, value in (
-        (AuditEvent.study_uid, selection.study_uid),
-        (AuditEvent.actor, selection.actor),
-        (AuditEvent.event, selection.event),
-    ):
-        if value is not None:
-            query = query.where(column == value)
-    return query
 
 
 def entries(session: Session, selection: Selection, limit: int | None = None) -> Iterator[Entry]:

@@ -38,20 +38,9 @@ def newest_first(
     session: Session, selection: Selection, before: int | None, limit: int
 ) -> Sequence[AuditEvent]:
     """Return rows of a selection with a smaller number than `before`, the newest first."""
-    query = select(AuditEvent).order_by(AuditEvent.seq.desc()).limit(limit)
+    query = select(AuditEvent).where(*selection.criteria()).order_by(AuditEvent.seq.desc()).limit(limit)
     if before is not None:
         query = query.where(AuditEvent.seq < before)
-    if selection.since is not None:
-        query = query.where(AuditEvent.at >= selection.since)
-    if selection.until is not None:
-        query = query.where(AuditEvent.at < selection.until)
-    for column, value in (
-        (AuditEvent.study_uid, selection.study_uid),
-        (AuditEvent.actor, selection.actor),
-        (AuditEvent.event, selection.event),
-    ):
-        if value is not None:
-            query = query.where(column == value)
     return session.execute(query).scalars().all()
 
 
