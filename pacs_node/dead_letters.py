@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from pacs_node import breaker, jobs, lifecycle
+from pacs_node import breaker, jobs
 from pacs_node.db import Artifact, Delivery, Job, Series, Study
 from pacs_node.states import DeliveryState, JobState
 
@@ -90,18 +90,7 @@ def requeue(session: Session, letters: Sequence[DeadLetter], *, at: datetime, ac
             continue
         delivery = session.get_one(Delivery, letter.row)
         if delivery.state is DeliveryState.FAILED:
-            lifecycle.move_delivery(
-                session,
-                delivery,
-                DeliveryState.PENDING,
-                at=at,
-                actor=actor,
-                created_at=at,
-                next_attempt_at=at,
-                sent_at=None,
-                verified_at=None,
-                status="requeued by an operator",
-            )
+            jobs.deliver_again(session, delivery, at=at, actor=actor, status="requeued by an operator")
             breaker.probe_now(session, delivery.destination, at)
             count += 1
     return count

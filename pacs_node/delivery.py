@@ -14,7 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from dicom_sr.profiles import Form, chosen
-from pacs_node import breaker, jobs, lifecycle, tls
+from pacs_node import breaker, jobs, tls
 from pacs_node.association import Timeouts, Tls
 from pacs_node.commitment_scu import CommittingDestination
 from pacs_node.config import DicomDestination, DicomWebDestination, Settings
@@ -97,18 +97,7 @@ def _resend(session: Session, artifact: Artifact, destination: str, *, at: datet
     elif delivery.state is DeliveryState.SENDING:
         raise StaleStateError(f"{artifact.sop_instance_uid} is being sent to {destination}")
     elif delivery.state is not DeliveryState.PENDING:
-        lifecycle.move_delivery(
-            session,
-            delivery,
-            DeliveryState.PENDING,
-            at=at,
-            actor=actor,
-            created_at=at,
-            next_attempt_at=at,
-            sent_at=None,
-            verified_at=None,
-            status="sent again by an operator",
-        )
+        jobs.deliver_again(session, delivery, at=at, actor=actor, status="sent again by an operator")
     else:
         delivery.next_attempt_at = at
 

@@ -282,6 +282,22 @@ def add_delivery(session: Session, artifact: Artifact, destination: str, *, at: 
     session.flush()
 
 
+def deliver_again(session: Session, delivery: Delivery, *, at: datetime, actor: str, status: str) -> None:
+    """Have a delivery that was done or given up made anew, with all its attempts; an operator's word."""
+    lifecycle.move_delivery(
+        session,
+        delivery,
+        DeliveryState.PENDING,
+        at=at,
+        actor=actor,
+        created_at=at,
+        next_attempt_at=at,
+        sent_at=None,
+        verified_at=None,
+        status=status,
+    )
+
+
 def pass_on(session: Session, job: Job, *, pipeline_version: str, at: datetime, actor: str) -> Job | None:
     """Queue the study's next best series after the pixels of this one turned out unsuitable.
 
