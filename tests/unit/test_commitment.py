@@ -1,11 +1,10 @@
-"""Storage commitment in both roles, with pynetdicom as the peer: what is asked, reported and lost."""
+"""Storage commitment as data sets, and asked of us, with pynetdicom as the peer."""
 
 from __future__ import annotations
 
 import queue
 import socketserver
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -15,15 +14,14 @@ from typing import Any
 import pytest
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE, build_role, evt
+from pynetdicom import AE, evt
 from sqlalchemy import select
 
-from pacs_node import commitment_scu, notices
+from pacs_node import notices
 from pacs_node.association import Peer, Timeouts
 from pacs_node.commitment import (
     MAX_OBJECTS,
     PUSH_MODEL,
-    WELL_KNOWN,
     FailureReason,
     MalformedNoticeError,
     Reference,
@@ -35,25 +33,16 @@ from pacs_node.commitment import (
     report_of,
 )
 from pacs_node.commitment_scp import Reporter, judge, peer_of, record_request, send_report
-from pacs_node.commitment_scu import CommittingDestination, take_report
-from pacs_node.config import Caller, DeliverySettings, ListenerSettings, Settings, parse_settings
+from pacs_node.config import Settings, parse_settings
 from pacs_node.db import (
     AuditEvent,
-    Commitment,
-    CommitmentItem,
     CommitmentRequest,
     Database,
-    Delivery,
     Instance,
 )
-from pacs_node.destinations import FakeDestination, ObjectRef
-from pacs_node.dimse import DimseDestination
-from pacs_node.listener import Listener
-from pacs_node.outbox import Outbox
-from pacs_node.states import DeliveryState
-from tests.conftest import find_free_port
+from tests.commitment_peer import Asker, Running, eventually, running
 from tests.ct_factory import make_ct_series
-from tests.small_node import START, SmallNode, TestClock
+from tests.small_node import START, SmallNode
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 ONE, TWO = Reference(CT, "1.2.1"), Reference(CT, "1.2.2")
@@ -327,19 +316,6 @@ def test_where_reports_go(tmp_path: Path) -> None:
 # --- over the network -----------------------------------------------------------------------------------
 
 
-@dataclass
-class Asker:
-    """A sender's own listener, or the answer on its association."""
-
-    reports: list[Report] = field(default_factory=list)
-    status: int = 0x0000
-
-    def take(self, event: evt.Event) -> tuple[int, None]:
-        """Answer an N-EVENT-REPORT."""
-        self.reports.append(report_of(event.event_information))
-        return self.status, None
-
-
 @contextmanager
 def listening(asker: Asker, *, role: bool | None = True) -> Iterator[int]:
     """Listen for reports; with `role` None the role selection is not answered, with False refused."""
@@ -374,93 +350,11 @@ def test_reports_over_an_association_of_our_own(role: bool | None, status: int, 
     assert send_report(Peer("127.0.0.1", port, "PACS", "CTNODE", QUICK), REPORT) is not None, "nobody listens"
 
 
-@dataclass
-class Running:
-    """A listener and its rows."""
-
-    port: int
-    database: Database
-    listener: Listener
-
-    def ask(
-        self,
-        asker: Asker,
-        request: Dataset | None,
-        *,
-        action: int = 1,
-        instance: str = WELL_KNOWN,
-        hold: bool = True,
-    ) -> int:
-        """Send an N-ACTION; wait for a report on the same association where `hold` says so."""
-        entity = AE(ae_title="PACS")
-        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 60
-        entity.add_requested_context(PUSH_MODEL)
-        arrived: queue.Queue[None] = queue.Queue()
-
-        def take(event: evt.Event) -> tuple[int, None]:
-            answer = asker.take(event)
-            arrived.put(None)
-            return answer
-
-        association: Any = entity.associate(
-            "127.0.0.1", self.port, ae_title="CTNODE", evt_handlers=[(evt.EVT_N_EVENT_REPORT, take)]
-        )
-        assert association.is_established
-        answer, _ = association.send_n_action(request, action, PUSH_MODEL, instance)
-        if hold:
-            arrived.get(timeout=60)
-        association.release()
-        return int(answer.Status)
-
-    def report(self, report: Report, event_type: int | None = None) -> int:
-        """Send an N-EVENT-REPORT in the role of a destination."""
-        entity = AE(ae_title="PACS")
-        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 60
-        entity.add_requested_context(PUSH_MODEL)
-        association: Any = entity.associate(
-            "127.0.0.1", self.port, ae_title="CTNODE", ext_neg=[build_role(PUSH_MODEL, scp_role=True)]
-        )
-        assert association.is_established
-        answer, _ = association.send_n_event_report(
-            report.dataset(), event_type or report.event_type, PUSH_MODEL, WELL_KNOWN
-        )
-        association.release()
-        return int(answer.Status)
-
-
-@contextmanager
-def running(node: SmallNode, **caller: Any) -> Iterator[Running]:
-    callers = (Caller(ae_title="PACS", address="127.0.0.1", **caller),)
-    settings = ListenerSettings(port=find_free_port(), acse_timeout_seconds=60, network_timeout_seconds=60)
-    listener = Listener(settings, callers, node.database, node.spool, node.clock)
-    port = listener.start()
-    try:
-        yield Running(port, node.database, listener)
-    finally:
-        listener.stop()
-
-
 @pytest.fixture
 def open_door(node: SmallNode) -> Iterator[Running]:
     """A listener whose sender takes reports only on its own association."""
     with running(node) as door:
         yield door
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    for _ in range(6000):
-        if condition():
-            return
-        queue_wait(0.01)
-    raise AssertionError("did not happen in time")
-
-
-def queue_wait(seconds: float) -> None:
-    """Give other threads a moment."""
-    try:
-        queue.Queue[None]().get(timeout=seconds)
-    except queue.Empty:
-        return
 
 
 def test_a_sender_that_holds_its_association_gets_the_report_there(
@@ -514,161 +408,3 @@ def test_a_question_that_is_too_large_is_refused(
     status = open_door.ask(Asker(), Request("1.2.3", (ONE, TWO)).dataset(), hold=False)
     assert status == notices.RESOURCE_LIMITATION
     assert requests_of(node.database) == []
-
-
-# --- we ask a destination ----------------------------------------------------------------------------------
-
-
-@dataclass
-class Committer:
-    """A destination: stores, answers N-ACTION, and reports as it is told."""
-
-    status: int = 0x0000
-    #: what it says on the association that asked; None: nothing
-    report: Callable[[Request], Report] | None = None
-    asked: list[Request] = field(default_factory=list)
-    answers: list[int] = field(default_factory=list)
-
-    def act(self, event: evt.Event) -> tuple[int, None]:
-        """Answer an N-ACTION."""
-        ds = event.action_information
-        self.asked.append(read_request(encoded(ds, ImplicitVRLittleEndian), ImplicitVRLittleEndian))
-        return self.status, None
-
-    def ended(self, event: evt.Event) -> None:
-        """The answer is out: report behind it."""
-        if self.report is not None and type(event.message).__name__ == "N_ACTION_RSP":
-            threading.Thread(target=self._send, args=(event.assoc, self.report(self.asked[-1]))).start()
-
-    def _send(self, association: Any, report: Report) -> None:
-        answer, _ = association.send_n_event_report(
-            report.dataset(), report.event_type, PUSH_MODEL, WELL_KNOWN
-        )
-        self.answers.append(int(answer.Status))
-
-
-@contextmanager
-def committing(committer: Committer) -> Iterator[DimseDestination]:
-    entity = AE(ae_title="PACS")
-    entity.add_supported_context(PUSH_MODEL)
-    handlers: Any = [(evt.EVT_N_ACTION, committer.act), (evt.EVT_DIMSE_SENT, committer.ended)]
-    server: Any = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
-    port = int(server.server_address[1])
-    yield DimseDestination("pacs", "127.0.0.1", port, "PACS", "CTNODE", timeouts=QUICK, verify="none")
-    server.shutdown()
-
-
-OBJECTS = [ObjectRef("1.2", "1.2.0", uid, sop_class) for sop_class, uid in (ONE, TWO)]
-BOTH = [ONE.sop_instance_uid, TWO.sop_instance_uid]
-
-
-@pytest.fixture
-def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commitment_scu, "_SAME_ASSOCIATION_S", 0.2)
-
-
-@pytest.mark.usefixtures("_patience")
-def test_a_report_that_comes_later_counts_when_it_comes(database: Database, clock: TestClock) -> None:
-    committer = Committer()
-    with committing(committer) as inner:
-        destination = CommittingDestination(inner, database, timedelta(hours=1), clock)
-        for _ in range(2):
-            assert destination.verify(OBJECTS) == dict.fromkeys(BOTH, None)
-        (request,) = committer.asked
-        assert request.objects == (ONE, TWO)
-        report = Report(request.transaction_uid, (ONE,), ((TWO, 0x0213),))
-        with database.write() as session:
-            assert take_report(session, report, calling_ae="PACS", at=clock())
-            assert not take_report(session, Report("1.2.9", (ONE,)), calling_ae="PACS", at=clock())
-        assert destination.verify(OBJECTS) == {BOTH[0]: True, BOTH[1]: False}
-    assert [item.objects for item in committer.asked] == [(ONE, TWO), (TWO,)], (
-        "it is asked again for the second"
-    )
-
-
-@pytest.mark.usefixtures("_patience")
-def test_a_report_that_never_comes_counts_as_a_refusal(database: Database, clock: TestClock) -> None:
-    committer = Committer()
-    with committing(committer) as inner:
-        destination = CommittingDestination(inner, database, timedelta(hours=1), clock)
-        assert destination.verify(OBJECTS[:1]) == {BOTH[0]: None}
-        clock.forward(hours=1)
-        assert destination.verify(OBJECTS[:1]) == {BOTH[0]: False}
-        assert destination.verify(OBJECTS[:1]) == {BOTH[0]: None}
-    assert len(committer.asked) == 2
-
-
-def test_a_report_on_the_association_that_asked(database: Database, clock: TestClock) -> None:
-    committer = Committer(report=lambda request: Report(request.transaction_uid, (ONE,), ((TWO, 0x0112),)))
-    with committing(committer) as inner:
-        destination = CommittingDestination(inner, database, timedelta(hours=1), clock)
-        assert destination.verify(OBJECTS) == {BOTH[0]: True, BOTH[1]: False}
-        eventually(lambda: committer.answers == [0x0000])
-    with database.read() as session:
-        items = session.execute(select(CommitmentItem)).scalars().all()
-        assert [(item.committed, item.failure_reason) for item in items] == [(True, None), (False, 0x0112)]
-
-
-@pytest.mark.usefixtures("_patience")
-def test_a_destination_that_refuses_or_is_away_leaves_nothing_behind(
-    database: Database, clock: TestClock
-) -> None:
-    with committing(Committer(status=0x0110)) as inner:
-        destination = CommittingDestination(inner, database, timedelta(hours=1), clock)
-        assert destination.verify(OBJECTS) == dict.fromkeys(BOTH, None)
-    assert destination.verify(OBJECTS) == dict.fromkeys(BOTH, None)
-    with database.read() as session:
-        assert session.execute(select(CommitmentItem)).first() is None
-        assert len(session.execute(select(Commitment)).all()) == 2
-
-
-class _Ledger(FakeDestination):
-    """Stores in memory; stands in for the network of a `CommittingDestination`."""
-
-    peer = Peer("127.0.0.1", 1, "PACS", "CTNODE", QUICK)
-
-
-def test_a_delivery_counts_once_it_is_committed(node: SmallNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole way of the outbox: sent, asked, refused, sent again, asked, committed over our listener."""
-    asked: list[Request] = []
-
-    def ask(_peer: Peer, question: Request) -> tuple[None, None]:
-        asked.append(question)
-        return None, None
-
-    monkeypatch.setattr(commitment_scu, "ask", ask)
-    store: Any = _Ledger("fake")
-    destination = CommittingDestination(store, node.database, timedelta(hours=1), node.clock)
-    outbox = Outbox(node.database, node.spool.directory, destination, DeliverySettings(), node.clock)
-    node.queue()
-    job, token = node.claim()
-    node.finish(job, token, node.result(job, ["seg"]))
-    (uid,) = (row.artifact.sop_instance_uid or "" for row in node.all_deliveries())
-
-    def step(hours: float = 0.0, ticks: int = 1) -> DeliveryState:
-        node.clock.forward(hours=hours)
-        for _ in range(ticks):
-            outbox.tick()
-        return node.delivery_states()["seg"]
-
-    assert step(ticks=2) is DeliveryState.SENT
-    for number in range(6):
-        assert len(asked) == number + 1
-        with node.database.write() as session:
-            reference = asked[-1].objects[0]
-            report = Report(asked[-1].transaction_uid, (), ((reference, 0x0110),))
-            take_report(session, report, calling_ae="PACS", at=node.clock())
-        state = step()
-    assert state is DeliveryState.PENDING, "refused again and again: it is sent again"
-    assert step(hours=2, ticks=2) is DeliveryState.SENT
-    assert store.attempts == [uid, uid]
-    with running(node) as door:
-        assert door.report(Report("1.2.77", asked[-1].objects)) == notices.INVALID_ARGUMENT
-        assert (
-            door.report(Report(asked[-1].transaction_uid, asked[-1].objects), event_type=3)
-            == notices.NO_SUCH_EVENT
-        )
-        assert door.report(Report(asked[-1].transaction_uid, asked[-1].objects)) == 0x0000
-    with node.database.read() as session:
-        assert session.execute(select(Delivery.next_attempt_at)).scalar_one() == node.clock(), "due at once"
-    assert step() is DeliveryState.COMMITTED
