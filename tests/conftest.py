@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,8 @@ def find_peer(name: str) -> Path | None:
     """Where the peer called `name` is installed, None where it isn't.
 
     ``orthanc``, ``orthanc-dicomweb`` (its DICOMweb plugin) and ``pixelmed`` (the jar, and java to run it)
-    are known by name; every other name is a program on PATH or beside Python.
+    are known by name; every other name is a program on PATH or beside Python. What is beside Python comes
+    last, also in an activated environment: pynetdicom has programs of the same names as DCMTK.
     """
     if name == "orthanc":
         found = shutil.which("Orthanc")
@@ -41,7 +43,10 @@ def find_peer(name: str) -> Path | None:
         return kept[-1] if kept else find_program(name)
     if name == "pixelmed":
         return _first_existing(PIXELMED_PATHS) if shutil.which("java") else None
-    return find_program(name)
+    beside = Path(sys.executable).parent
+    elsewhere = [part for part in os.get_exec_path() if Path(part) != beside]
+    found = shutil.which(name, path=os.pathsep.join(elsewhere))
+    return Path(found) if found else find_program(name)
 
 
 def _first_existing(paths: tuple[Path, ...]) -> Path | None:

@@ -46,9 +46,12 @@ def ask(running: Receiver, request: Request) -> int | None:
     association = entity.associate("127.0.0.1", running.port, ae_title="CTNODE", evt_handlers=handlers)  # type: ignore[arg-type]  # invariant list
     if not association.is_established:
         return None
+    connection = association.dul.socket.socket if association.dul.socket else None
     answer, _ = association.send_n_action(request.dataset(), 1, PUSH_MODEL, WELL_KNOWN)
     running.process.join(1.0)
     association.abort()
+    if connection is not None:
+        connection.close()  # pynetdicom forgets to where the peer is gone already
     status = answer.get("Status")
     return None if status is None else int(status)
 

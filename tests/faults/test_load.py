@@ -33,6 +33,8 @@ MATRIX = 128 if LONG else 16
 ASSOCIATIONS = 2_000 if LONG else 60
 DUPLICATES = 1_000 if LONG else 96
 MAX_GROWTH_KIB = 20 << 10
+#: those of the pool that syncs files start when they are first needed; less than one for each association
+MAX_MORE_THREADS = 8
 Object = tuple[str, str, bytes]
 
 
@@ -87,9 +89,9 @@ def count(running: Receiver, table: type[Instance | Conflict | Series]) -> int:
 
 
 def check_growth(running: Receiver, before: tuple[int, int, int]) -> None:
-    """As before, but for what a cache may keep; a thread or two may be about to end."""
+    """As before, but for what a cache may keep and a pool may start; a thread may be about to end."""
     deadline = time.monotonic() + 10
-    while running.descriptors() > before[1] + 2 or running.threads() > before[2] + 2:
+    while running.descriptors() > before[1] + 2 or running.threads() > before[2] + MAX_MORE_THREADS:
         assert time.monotonic() < deadline, (before, running.descriptors(), running.threads())
         time.sleep(0.1)
     grown = running.rss_kib() - before[0]
