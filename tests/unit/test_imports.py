@@ -65,7 +65,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "config_archive config_audit config_web",
         "connections",
         "config db spool association dicomweb engines gate gate_association",
-        "db_accounts",
+        "db_accounts db_tokens",
         (
             "audit leases storage case dimse config_template config_docs migrations migrations.*"
             " archive_dimse archive_web completeness"
