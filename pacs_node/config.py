@@ -37,7 +37,8 @@ from pacs_node.config_listener import (
     Seconds,
     Section,
 )
-from pacs_node.config_web import WebSettings
+from pacs_node.config_notify import NotifySettings
+from pacs_node.config_web import OidcSettings, WebSettings
 from pacs_node.errors import ConfigurationError
 from pacs_node.tls import TlsFiles
 
@@ -252,9 +253,11 @@ class Settings(Section):
     destinations: tuple[DestinationSettings, ...] = Field((), strict=False)
     delivery: DeliverySettings = Field(default_factory=DeliverySettings)
     web: WebSettings = Field(default_factory=WebSettings)
+    oidc: OidcSettings = Field(default_factory=OidcSettings)
     retention: RetentionSettings = Field(default_factory=RetentionSettings)
     backlog: BacklogSettings = Field(default_factory=BacklogSettings)
     audit: AuditSettings = Field(default_factory=AuditSettings)
+    notify: NotifySettings = Field(default_factory=NotifySettings)
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Settings:
@@ -352,6 +355,9 @@ def _with_absolute_paths(settings: Settings, base: Path) -> Settings:
     )
     listener = with_files(settings.listener, "tls_certificate_file", "tls_key_file", "tls_client_ca_file")
     web = with_files(settings.web, "tls_certificate_file", "tls_key_file", "metrics_token_file")
+    oidc = with_files(settings.oidc, "client_secret_file", "ca_file")
+    files = ("webhook_secret_file", "webhook_ca_file", "mail_ca_file", "mail_password_file")
+    notify = with_files(settings.notify, *files)
     pipeline = with_files(settings.pipeline, "wording", "models")
     audit = with_files(settings.audit, "syslog_ca_file", "syslog_certificate_file", "syslog_key_file")
     heads = str((Path(storage.directory) / audit.heads_file).absolute())
@@ -362,8 +368,10 @@ def _with_absolute_paths(settings: Settings, base: Path) -> Settings:
             "destinations": destinations,
             "listener": listener,
             "web": web,
+            "oidc": oidc,
             "pipeline": pipeline,
             "audit": audit,
+            "notify": notify,
         }
     )
 

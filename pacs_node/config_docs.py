@@ -83,6 +83,8 @@ def _type_words(annotation: Any) -> str:
         return _type_words(next(choice for choice in arguments if choice is not type(None)))
     if origin is tuple:
         return f"list of {_type_words(arguments[0])}"
+    if origin is dict:
+        return f"table of text to {_type_words(arguments[1])}"
     if origin is not None:
         return _type_words(arguments[0])  # Annotated
     return _WORDS[annotation]
@@ -99,6 +101,8 @@ def _literal(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, tuple):
         return f"[{', '.join(_literal(item) for item in value)}]"
+    if isinstance(value, dict):
+        return "{}" if not value else str(value)
     return (
         f'"{value}"' if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
     )

@@ -118,5 +118,8 @@ def _toml(value: Any) -> str:
         return f"{value}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(_toml(item) for item in value)}]"
+    if isinstance(value, dict):
+        items = ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in value.items())
+        return f"{{ {items} }}" if items else "{}"
     # JSON leaves DEL as it is, TOML does not allow it
     return _STRING.dump_json(str(value)).decode().replace("\x7f", "\\u007f")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -69,3 +70,81 @@ class WebSettings(Section):
     def is_https(self) -> bool:
         """Whether browsers reach the page by HTTPS."""
         return bool(self.tls_certificate_file or self.proxy_address)
+
+
+class OidcSettings(Section):
+    """Log in to the page with the accounts of an OpenID Connect provider, beside the page's own."""
+
+    issuer: str = Field(
+        "",
+        description="Issuer of the provider (https; http on this machine only), as its discovery document "
+        "names it; empty: there is none, and only the page's own accounts log in.",
+    )
+    client_id: str = Field("", description="How the provider knows this node.")
+    client_secret_file: str = Field(
+        "", description="File with the client's secret; empty: a public client, by PKCE alone."
+    )
+    page_url: str = Field(
+        "",
+        description="Address of the page in browsers, such as https://node.example; the provider must allow "
+        "it with /oidc/callback as redirect URI.",
+    )
+    name: str = Field(
+        "single sign-on", min_length=1, max_length=40, description="What the button of the login page says."
+    )
+    scopes: tuple[str, ...] = Field(
+        ("openid", "profile"), strict=False, description="What the provider is asked for; openid is needed."
+    )
+    name_claim: str = Field(
+        "preferred_username", min_length=1, description="Claim of the ID token that names a new account."
+    )
+    role_claim: str = Field(
+        "groups",
+        min_length=1,
+        description="Claim of the ID token with groups or roles; dots lead into objects: realm_access.roles.",
+    )
+    roles: dict[str, Literal["viewer", "operator", "auditor", "administrator"]] = Field(
+        {},
+        description="Group to role; who is in none of these groups gets no way in, who is in several gets "
+        "the first of administrator, operator, auditor, viewer.",
+    )
+    ca_file: str = Field("", description="Whom to trust for the provider's TLS (PEM); empty: the system's.")
+    session_hours: Annotated[float, Field(gt=0, le=24)] = Field(
+        2.0,
+        description="After this time the provider is asked again: so long somebody whom it no longer knows "
+        "keeps a session.",
+    )
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> OidcSettings:
+        if not self.issuer:
+            return self
+        for key, value in (("issuer", self.issuer), ("page_url", self.page_url)):
+            if not is_safe_url(value):
+                raise ValueError(f"{key} must be https://..., or http://... on this machine, without ? and #")
+        if self.page_url.rstrip("/").count("/") != 2:
+            raise ValueError("page_url is the page's scheme, host and port only: https://node.example")
+        if not self.client_id or not self.roles:
+            raise ValueError(
+                'a provider needs client_id and roles, such as roles = {"ct-readers" = "viewer"}'
+            )
+        if "openid" not in self.scopes:
+            raise ValueError("scopes must have openid")
+        return self
+
+    @property
+    def redirect_uri(self) -> str:
+        """Where the provider sends browsers back to."""
+        return f"{self.page_url.rstrip('/')}/oidc/callback"
+
+
+def is_safe_url(url: str) -> bool:
+    """Whether an address is reached by TLS, or does not leave this machine."""
+    try:
+        parts = urlsplit(url)
+        host, _port = parts.hostname or "", parts.port
+    except ValueError:
+        return False
+    if not host or parts.query or parts.fragment or parts.username is not None or not url.isprintable():
+        return False
+    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))

@@ -63,6 +63,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "tls gate_message archive reader reader_process",
         "config_listener",
         "config_archive config_audit config_web",
+        "config_notify",
         "connections",
         "config db spool association dicomweb engines gate gate_association",
         "db_accounts db_tokens",
