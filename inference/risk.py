@@ -1,11 +1,13 @@
-"""Published models of the probability that a nodule is cancer: Brock (PanCan) 2a and 2b, and Mayo.
+"""Published models of the probability that a nodule is cancer: Brock (PanCan) 2a and 2b, Mayo, VA and Peking.
 
 Plain functions of known facts, without a trained part. They are shown beside the node's own estimate and
 give its fusion head one input. Each was fitted on a cohort of its own; where a case lies outside of it the
 estimate says so, and its number is then an extrapolation.
 
 Sources: McWilliams et al., N Engl J Med 369:910-919, 2013 (Brock; coefficients as in PMC6717521, table 2);
-Swensen et al., Arch Intern Med 157:849-855, 1997 (Mayo). Research use only, not for primary diagnosis.
+Swensen et al., Arch Intern Med 157:849-855, 1997 (Mayo); Gould et al., Chest 131:383-388, 2007 (VA);
+Peking University, 2011 (coefficients as in PMC6717521, table 2). Research use only, not for primary
+diagnosis.
 """
 
 from __future__ import annotations
@@ -177,6 +179,73 @@ def mayo(
     )
     outside = () if 4 <= diameter_mm <= 30 else ("Mayo: the cohort's nodules measured 4 to 30 mm.",)
     return RiskEstimate("Mayo", logit, outside)
+
+
+def va(
+    *, age_years: float, ever_smoker: bool, diameter_mm: float, years_since_quitting: float | None
+) -> RiskEstimate:
+    """Veterans Affairs model of the solitary pulmonary nodule.
+
+    Parameters
+    ----------
+    ever_smoker
+        Smokes or has smoked.
+    diameter_mm
+        Mm; the cohort had 7 to 30.
+    years_since_quitting
+        0 for who still smokes; None for who never did.
+
+    Raises
+    ------
+    ValueError
+        An age, diameter or time that no person has, or a time that doesn't fit `ever_smoker`.
+    """
+    _check(age_years, diameter_mm)
+    if ever_smoker != (years_since_quitting is not None):
+        raise ValueError("the years since quitting are known of smokers and former smokers, and of them only")
+    years = years_since_quitting or 0.0
+    if not 0 <= years <= age_years:
+        raise ValueError(f"{years} years since quitting at the age of {age_years}")
+    logit = -8.404 + 0.0779 * age_years + 2.061 * ever_smoker + 0.112 * diameter_mm - 0.0567 * years
+    outside = () if 7 <= diameter_mm <= 30 else ("VA: the cohort's nodules measured 7 to 30 mm.",)
+    return RiskEstimate("VA", logit, outside)
+
+
+def peking(
+    *,
+    age_years: float,
+    diameter_mm: float,
+    spiculated: bool,
+    family_history_cancer: bool,
+    calcified: bool,
+    smooth_border: bool,
+) -> RiskEstimate:
+    """Peking University model of the solitary pulmonary nodule.
+
+    Parameters
+    ----------
+    diameter_mm
+        Mm; the cohort had up to 30.
+    family_history_cancer
+        Any cancer in the family.
+
+    Raises
+    ------
+    ValueError
+        An age or diameter that no person has.
+    """
+    _check(age_years, diameter_mm)
+    logit = (
+        -4.496
+        + 0.07 * age_years
+        + 0.0676 * diameter_mm
+        + 0.736 * spiculated
+        + 1.267 * family_history_cancer
+        - 1.615 * calcified
+        - 1.408 * smooth_border
+    )
+    outside = () if diameter_mm <= 30 else ("Peking: the cohort's nodules measured up to 30 mm.",)
+    return RiskEstimate("Peking", logit, outside)
 
 
 def bounds(

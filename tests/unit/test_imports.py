@@ -32,7 +32,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "errors types uids headers decode_probes digest durable mesh prompts cards",
         (
             "datasets datasets.* intensity decode geometry lungs segment weights catalogue download"
-            " torchscript risk radiomics record phantom phantom.*"
+            " torchscript risk radiomics record phantom phantom.* guidelines guidelines.*"
         ),
         "compare select cade measure retinanet pull inventory record_files pleura views descriptors",
         "load registry openclip_model",
@@ -48,7 +48,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "charset codes pages part10 profiles source wording",
         "context",
         "header keyimages",
-        "content verify_seg",
+        "content verify_seg stacks",
         "evaluations",
         "conclusion seg verify",
         "report summary paper",
@@ -66,7 +66,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "config_notify",
         "connections",
         "config db spool association dicomweb engines gate gate_association",
-        "db_accounts db_tokens",
+        "db_accounts db_tokens db_notices",
         (
             "audit leases storage case dimse config_template config_docs migrations migrations.*"
             " archive_dimse archive_web completeness"

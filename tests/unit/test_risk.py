@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from inference.risk import RiskEstimate, bounds, brock_2a, brock_2b, mayo
+from inference.risk import RiskEstimate, bounds, brock_2a, brock_2b, mayo, peking, va
 from inference.types import Attenuation
 
 PLAIN: dict[str, Any] = {
@@ -150,3 +150,45 @@ def test_the_range_is_that_of_all_combinations() -> None:
     ]
     low, high = bounds(brock_2b, {**PLAIN, **dict.fromkeys(unknown)})
     assert (low.logit, high.logit) == (min(every), max(every))
+
+
+def test_va_as_its_authors_work_it_out() -> None:
+    """PMC6717521, table 2: a never-smoker of 62 years with 10 mm."""
+    found = va(age_years=62, ever_smoker=False, diameter_mm=10, years_since_quitting=None)
+    assert found.logit == pytest.approx(-2.454, abs=5e-4)
+    assert found.probability == pytest.approx(0.079, abs=5e-4)
+
+
+def test_va_falls_with_the_years_since_quitting() -> None:
+    """Gould et al.: odds ratio 0.6 (0.567 in logits) for ten years."""
+    smokes, quit_ = (
+        va(age_years=70, ever_smoker=True, diameter_mm=15, years_since_quitting=y) for y in (0, 10)
+    )
+    assert smokes.logit - quit_.logit == pytest.approx(0.567)
+    for facts in (
+        {"ever_smoker": False, "years_since_quitting": 5},
+        {"ever_smoker": True, "years_since_quitting": None},
+    ):
+        with pytest.raises(ValueError, match="of smokers and former smokers"):
+            va(age_years=70, diameter_mm=15, **facts)
+
+
+def test_peking() -> None:
+    found = peking(
+        age_years=60,
+        diameter_mm=20,
+        spiculated=True,
+        family_history_cancer=False,
+        calcified=False,
+        smooth_border=False,
+    )
+    assert found.logit == pytest.approx(-4.496 + 4.2 + 1.352 + 0.736)
+    benign = peking(
+        age_years=60,
+        diameter_mm=20,
+        spiculated=False,
+        family_history_cancer=False,
+        calcified=True,
+        smooth_border=True,
+    )
+    assert benign.logit == pytest.approx(-4.496 + 4.2 + 1.352 - 1.615 - 1.408)

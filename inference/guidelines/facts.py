@@ -1,0 +1,195 @@
+"""What guidelines ask of a nodule, and what they answer.
+
+A fact that nobody knows is None: it is never taken for "no". A rule that needs it says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from inference.types import Attenuation
+
+
+class Change(Enum):
+    """How a nodule compares with the prior examination."""
+
+    BASELINE = "baseline"
+    NEW = "new"
+    STABLE = "stable"
+    SMALLER = "smaller"
+    GROWING = "growing"
+    SLOWLY_GROWING = "slowly growing"
+
+
+class Airway(Enum):
+    """Where an airway nodule lies."""
+
+    SUBSEGMENTAL = "subsegmental"
+    SEGMENTAL_OR_PROXIMAL = "segmental or more proximal"
+
+
+class Cyst(Enum):
+    """An atypical pulmonary cyst; a thin-walled unilocular one (wall below 2 mm) is none."""
+
+    THICK_WALLED = "thick-walled"
+    MULTILOCULAR = "multilocular"
+
+
+class CystChange(Enum):
+    """What of a cyst has changed since the prior examination."""
+
+    CYSTIC_PART_GROWS = "growing cystic part"
+    WALL_GROWS = "growing wall or nodularity"
+    BECAME_MULTILOCULAR = "has become multilocular"
+    GROWS = "growing"
+    MORE_LOCULATION_OR_OPACITY = "more loculation, or new or increased opacity"
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """The nodule in the prior examination.
+
+    Parameters
+    ----------
+    category
+        The Lung-RADS category that it had, e.g. ``3``; None where it had none or nobody knows.
+    months
+        Since then.
+    mean_diameter_mm, solid_mean_diameter_mm
+        As in `Nodule`; None where not known.
+    """
+
+    category: str | None
+    months: float
+    mean_diameter_mm: float | None = None
+    solid_mean_diameter_mm: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Nodule:
+    """The facts of one nodule.
+
+    Parameters
+    ----------
+    name
+        What the reader calls it, e.g. ``N1``.
+    mean_diameter_mm
+        Mean of the long and the short axis, mm.
+    attenuation
+        Of what it consists; None where not known.
+    solid_mean_diameter_mm
+        Of the solid part of a part-solid nodule, mm.
+    change
+        Against the prior examination; None where there is one and nobody has compared.
+    solid_part
+        How the solid part of a part-solid nodule has changed.
+    earlier
+        The same nodule in the prior examination.
+    benign_pattern
+        It is calcified completely, centrally, like popcorn or in concentric rings, or has fat in it.
+    juxtapleural_benign_form
+        It touches the pleura, is solid and smooth, and oval, lentiform or triangular.
+    airway, cyst, cyst_changes
+        For an airway nodule or an atypical cyst.
+    suspicious
+        What else speaks for cancer, in words: spicules, enlarged lymph nodes, a metastasis, ...
+    proven_benign
+        By a diagnostic work-up.
+    upper_lobe, spiculated
+        For risk models and the Fleischner Society's risk.
+
+    Raises
+    ------
+    ValueError
+        A diameter that no nodule has, or a solid part larger than the nodule.
+    """
+
+    name: str
+    mean_diameter_mm: float
+    attenuation: Attenuation | None
+    solid_mean_diameter_mm: float | None = None
+    change: Change | None = Change.BASELINE
+    solid_part: Change | None = None
+    earlier: Earlier | None = None
+    benign_pattern: bool | None = False
+    juxtapleural_benign_form: bool | None = False
+    airway: Airway | None = None
+    cyst: Cyst | None = None
+    cyst_changes: tuple[CystChange, ...] = ()
+    suspicious: tuple[str, ...] = ()
+    proven_benign: bool = False
+    upper_lobe: bool | None = None
+    spiculated: bool | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mean_diameter_mm <= 300:
+            raise ValueError(f"a nodule of {self.mean_diameter_mm} mm")
+        solid = self.solid_mean_diameter_mm
+        if solid is not None and not 0 <= solid <= self.mean_diameter_mm:
+            raise ValueError(f"a solid part of {solid} mm in a nodule of {self.mean_diameter_mm} mm")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One rule that held, or could not be asked.
+
+    Parameters
+    ----------
+    rule
+        As the guideline has it, in our words.
+    because
+        The facts by which it held.
+    """
+
+    rule: str
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """What a guideline says of one nodule or of an examination.
+
+    Parameters
+    ----------
+    guideline
+        Its name and edition.
+    category
+        E.g. ``4A``, or None where it can't be determined: then `missing` says why.
+    management
+        What the guideline recommends; empty without a category.
+    trace
+        The rules that led there, in their order.
+    missing
+        Facts that it would take, one short sentence each.
+    """
+
+    guideline: str
+    category: str | None
+    management: str = ""
+    trace: tuple[Step, ...] = ()
+    missing: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """One sentence for a reader."""
+        if self.category is None:
+            return f"{self.guideline} cannot be determined: {'; '.join(self.missing)}."
+        return f"{self.guideline}: {self.category}. {self.management}"
+
+
+@dataclass
+class Reasoning:
+    """The steps of an assessment while it is made."""
+
+    steps: list[Step] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    def hold(self, rule: str, because: str) -> None:
+        """Note a rule that holds."""
+        self.steps.append(Step(rule, because))
+
+    def need(self, fact: str) -> None:
+        """Note a fact that is missing."""
+        if fact not in self.missing:
+            self.missing.append(fact)

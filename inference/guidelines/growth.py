@@ -1,0 +1,109 @@
+"""How a nodule has changed between two examinations.
+
+Sources: Lung-RADS v2022, note on growth (American College of Radiology); volume doubling time as in NELSON
+(van Klaveren et al., N Engl J Med 361:2221-2229, 2009).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+from inference.guidelines.facts import Change
+
+GROWTH_MM = 1.5
+"""Lung-RADS: more than this within twelve months is growth."""
+_YEAR_MONTHS = 12.0
+#: NELSON: from this increase on volumetry calls it growth
+_VOLUME_GROWTH = 0.25
+#: in days
+_SUSPICIOUS, _INDETERMINATE = 400.0, 600.0
+
+
+class GrowthClass(Enum):
+    """What NELSON's protocol makes of two volumes."""
+
+    NO_GROWTH = "no growth (volume change below 25 %)"
+    SUSPICIOUS = "growing, doubling in less than 400 days"
+    INDETERMINATE = "growing, doubling in 400 to 600 days"
+    SLOW = "growing, doubling in more than 600 days"
+
+
+@dataclass(frozen=True, slots=True)
+class Doubling:
+    """Two volumes and what follows from them.
+
+    Parameters
+    ----------
+    change
+        Relative change of volume: 0.25 is a quarter more.
+    days
+        Volume doubling time; infinite where the volume is the same, negative where it shrinks.
+    """
+
+    change: float
+    days: float
+
+    @property
+    def growth(self) -> GrowthClass:
+        """By NELSON's thresholds."""
+        if self.change < _VOLUME_GROWTH:
+            return GrowthClass.NO_GROWTH
+        if self.days < _SUSPICIOUS:
+            return GrowthClass.SUSPICIOUS
+        return GrowthClass.INDETERMINATE if self.days <= _INDETERMINATE else GrowthClass.SLOW
+
+
+def sphere_mm3(diameter_mm: float) -> float:
+    """Volume of a ball, mm3: how guidelines turn diameters into volumes."""
+    return math.pi / 6 * diameter_mm**3
+
+
+def doubling(earlier_mm3: float, now_mm3: float, days: float) -> Doubling:
+    """Volume doubling time: ``days * ln 2 / ln(now / earlier)``.
+
+    Parameters
+    ----------
+    days
+        Between the two examinations.
+
+    Raises
+    ------
+    ValueError
+        A volume or an interval that isn't positive.
+    """
+    if not (earlier_mm3 > 0 and now_mm3 > 0):
+        raise ValueError("a volume must be more than 0 mm3")
+    if not days > 0:
+        raise ValueError("the examinations must be of different days")
+    ratio = math.log(now_mm3 / earlier_mm3)
+    return Doubling(now_mm3 / earlier_mm3 - 1, math.inf if ratio == 0 else days * math.log(2) / ratio)
+
+
+def change_of(earlier_mm: float, now_mm: float, months: float) -> Change:
+    """Lung-RADS v2022: growth is more than 1.5 mm of mean diameter within twelve months.
+
+    More than that over a longer time, but less within any twelve months at an even pace, is slow growth.
+
+    Parameters
+    ----------
+    earlier_mm, now_mm
+        Mean diameters, rounded to 0.1 mm as the guideline measures.
+    months
+        Between the two examinations.
+
+    Raises
+    ------
+    ValueError
+        A diameter or an interval that isn't positive.
+    """
+    if not (earlier_mm > 0 and now_mm > 0 and months > 0):
+        raise ValueError("diameters and the interval must be positive")
+    increase = round(round(now_mm, 1) - round(earlier_mm, 1), 1)
+    if increase < -GROWTH_MM:
+        return Change.SMALLER
+    if increase <= GROWTH_MM:
+        return Change.STABLE
+    within_a_year = increase * _YEAR_MONTHS / max(months, _YEAR_MONTHS)
+    return Change.GROWING if within_a_year > GROWTH_MM else Change.SLOWLY_GROWING
