@@ -37,6 +37,7 @@ from pacs_node.missed_cli import missed
 from pacs_node.models_cli import models
 from pacs_node.storage import open_database
 from pacs_node.timeline import timeline, words
+from pacs_node.tokens_cli import tokens
 from pacs_node.validate_cli import validate
 
 NOTICE = "Research use only, not for primary diagnosis."
@@ -228,6 +229,7 @@ main.add_command(failed_command)
 main.add_command(evaluate)
 main.add_command(restore_command)
 main.add_command(users)
+main.add_command(tokens)
 main.add_command(validate)
 main.add_command(missed)
 

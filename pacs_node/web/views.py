@@ -20,10 +20,10 @@ from pacs_node.config import Settings
 from pacs_node.config_listener import is_loopback
 from pacs_node.db import Artifact, Database, Study
 from pacs_node.metrics import NodeCollector, exposition
+from pacs_node.operator_actions import LONGEST_REASON
 from pacs_node.overview import alarms, disk_space, overview
 from pacs_node.queries import LARGEST_ID, StudyLine, StudyWord, study_list, study_tone
 from pacs_node.study_detail import JobLine, study_detail
-from pacs_node.web.actions import LONGEST_REASON
 from pacs_node.web.guard import Looks, address_of
 from pacs_node.web.protection import HEADERS, REPORT_POLICY
 from pacs_node.web.render import Renderer

@@ -75,7 +75,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
             "damage lifecycle backlog breaker retention gate_record commitment_scp commitment_scu"
             " audit_message audit_chain accounts"
         ),
-        "audit_xml sessions",
+        "audit_xml sessions tokens",
         "audit_fhir",
         "audit_export",
         "audit_syslog",
@@ -88,11 +88,11 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "missed_cli",
         "backup schedule queries preflight doctor",
         "doctor_peers doctor_queue",
-        "overview study_detail",
+        "overview study_detail operator_actions",
         "metrics",
         "web web.*",
         (
-            "serve analyze accounts_cli audit_cli backup_cli dead_letters_cli"
+            "serve analyze accounts_cli tokens_cli audit_cli backup_cli dead_letters_cli"
             " evaluate_cli validate_cli doctor_cli"
         ),
         "demo",
@@ -108,6 +108,7 @@ ONLY: dict[str, str] = {
     "pacs_node.db": "pacs_node.connections pacs_node.states",
     "pacs_node.audit": "pacs_node.db",
     "pacs_node.accounts": "pacs_node pacs_node.audit pacs_node.db_accounts pacs_node.errors",
+    "pacs_node.tokens": "pacs_node pacs_node.accounts pacs_node.audit pacs_node.db pacs_node.db_accounts pacs_node.db_tokens",
     "pacs_node.sessions": "pacs_node pacs_node.accounts pacs_node.audit pacs_node.db pacs_node.db_accounts",
     "pacs_node.leases": "pacs_node.clock pacs_node.db pacs_node.errors",
     "pacs_node.lifecycle": "pacs_node.audit pacs_node.db pacs_node.errors pacs_node.states",
@@ -138,7 +139,7 @@ ONLY: dict[str, str] = {
     "pacs_node.lifecycle pacs_node.outbox pacs_node.states pacs_node.storage pacs_node.tls pacs_node",
     "pacs_node.web*": "pacs_node pacs_node.web* pacs_node.accounts pacs_node.audit pacs_node.audit_* "
     "pacs_node.clock pacs_node.config pacs_node.config_listener pacs_node.db pacs_node.db_accounts "
-    "pacs_node.delivery pacs_node.errors pacs_node.jobs pacs_node.logs pacs_node.metrics pacs_node.overview "
+    "pacs_node.db_tokens pacs_node.errors pacs_node.operator_actions pacs_node.tokens pacs_node.logs pacs_node.metrics pacs_node.overview "
     "pacs_node.present pacs_node.queries pacs_node.sessions "
     "pacs_node.states pacs_node.storage pacs_node.study_detail pacs_node.timeline pacs_node.tls "
     "dicom_sr.context",
@@ -161,6 +162,7 @@ IMPORTERS: dict[str, str] = {
     "sqlalchemy": "pacs_node.*",
     "pynetdicom": "pacs_node.*",
     "starlette": "pacs_node.web*",
+    "fastapi": "pacs_node.web.api*",
     "uvicorn": "pacs_node.web*",
     "argon2": "pacs_node.accounts",
     "torch": "inference.* pacs_node.engines",
