@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import ForeignKey
+from sqlalchemy import ForeignKey, Index
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from pacs_node.db import Base
@@ -24,19 +24,28 @@ class Account(Base):
     """Somebody who may log in. Accounts are disabled, never removed: the audit record names them."""
 
     __tablename__ = "account"
+    __table_args__ = (Index("account_external", "issuer", "subject", unique=True),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
     #: a value of `Role`
     role: Mapped[str]
-    #: argon2id, with its salt and cost
+    #: argon2id, with its salt and cost; empty where it has no password here
     password_hash: Mapped[str]
+    #: OpenID Connect provider and its name for the person, which never changes; None: an account of the page
+    issuer: Mapped[str | None]
+    subject: Mapped[str | None]
     #: one that somebody else knew: must be changed at the first login, and before this time
     one_time_until: Mapped[datetime | None]
     created_at: Mapped[datetime]
     password_changed_at: Mapped[datetime]
     last_login_at: Mapped[datetime | None]
     disabled_at: Mapped[datetime | None]
+
+    @property
+    def is_external(self) -> bool:
+        """Whether a provider says who this is and what role it has."""
+        return self.subject is not None
 
 
 class WebSession(Base):
