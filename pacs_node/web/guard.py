@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from starlette.concurrency import run_in_threadpool
@@ -22,6 +22,7 @@ from pacs_node.audit import Event, Outcome
 from pacs_node.clock import Clock
 from pacs_node.config import WebSettings
 from pacs_node.db import Database
+from pacs_node.kept_files import KeptFile
 from pacs_node.sessions import Limits, Visitor, csrf_of, visitor
 from pacs_node.web.render import Renderer, visitor_of
 
@@ -200,6 +201,22 @@ class Guard:
             )
 
 
+class Looker(Protocol):
+    """Somebody who looks: a person at a page, or a program with a token."""
+
+    @property
+    def session_id(self) -> int | str:
+        """Tells looks of one login or token from those of others."""
+
+    @property
+    def actor(self) -> str:
+        """Name in the audit record."""
+
+    @property
+    def address(self) -> str:
+        """Where from."""
+
+
 class Looks:
     """Who looked at what, in the audit record before it is shown.
 
@@ -237,7 +254,31 @@ class Looks:
         every
             Record it whenever it is asked for.
         """
-        who, now = known_visitor(request), self._clock()
+        self.note_by(known_visitor(request), event, *what, study_uid=study_uid, every=every, **objects)
+
+    def note_result(self, who: Looker, file: KeptFile) -> None:
+        """Record that somebody got a file of a result."""
+        self.note_by(
+            who,
+            Event.RESULT_VIEWED,
+            file.id,
+            study_uid=file.study_uid,
+            artifact=file.id,
+            kind=file.kind,
+            sop_instance_uid=file.sop_instance_uid,
+        )
+
+    def note_by(
+        self,
+        who: Looker,
+        event: Event,
+        *what: object,
+        study_uid: str | None = None,
+        every: bool = False,
+        **objects: Any,
+    ) -> None:
+        """Record a look of somebody; see `note`."""
+        now = self._clock()
         key = (who.session_id, event, study_uid, *what)
         with self._lock:
             seen = self._seen.get(key)

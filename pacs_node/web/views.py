@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from hmac import compare_digest
 from pathlib import Path
@@ -18,13 +17,14 @@ from dicom_sr.context import NOT_REVIEWED
 from pacs_node.audit import Event
 from pacs_node.config import Settings
 from pacs_node.config_listener import is_loopback
-from pacs_node.db import Artifact, Database, Study
+from pacs_node.db import Database, Study
+from pacs_node.kept_files import ChangedFileError, NoFileError, kept_file, path_inside
 from pacs_node.metrics import NodeCollector, exposition
 from pacs_node.operator_actions import LONGEST_REASON
 from pacs_node.overview import alarms, disk_space, overview
-from pacs_node.queries import LARGEST_ID, StudyLine, StudyWord, study_list, study_tone
+from pacs_node.queries import StudyLine, StudyWord, study_list, study_tone
 from pacs_node.study_detail import JobLine, study_detail
-from pacs_node.web.guard import Looks, address_of
+from pacs_node.web.guard import Looks, address_of, known_visitor
 from pacs_node.web.protection import HEADERS, REPORT_POLICY
 from pacs_node.web.render import Renderer
 from pacs_node.web.results import ResultSummary, read_result
@@ -34,15 +34,6 @@ logger = logging.getLogger(__name__)
 _PAGE_LENGTH = 50
 _LONGEST_SEARCH = 200
 _REFRESH_SECONDS = 10
-_MEDIA_TYPES = {
-    "seg": "application/dicom",
-    "sr": "application/dicom",
-    "sc": "application/dicom",
-    "pdf": "application/dicom",
-    "json": "application/json",
-    "html": "text/html; charset=utf-8",
-    "png": "image/png",
-}
 
 
 class Pages:
@@ -145,46 +136,22 @@ class Pages:
 
     def artifact(self, request: Request) -> Response:
         """A file that a job made."""
-        number = request.path_params["artifact_id"]
-        with self._database.read() as session:
-            row = session.get(Artifact, number) if number <= LARGEST_ID else None
-            study_uid = None if row is None else row.job.series.study.study_uid
-        if row is None:
-            raise HTTPException(404, "There is no such file.")
-        if row.path is None:
-            raise HTTPException(404, "This file was removed, as the retention settings say.")
-        path = self._inside(row.path)
-        if path is None:
-            logger.error("artifact is missing", extra={"artifact": row.id})
-            raise HTTPException(404, "This file is missing on disk.")
-        headers = {}
-        if row.sop_instance_uid is not None:
-            if hashlib.sha256(path.read_bytes()).hexdigest() != row.sha256:
-                logger.error("artifact differs from its record", extra={"artifact": row.id})
-                raise HTTPException(409, "This file on disk differs from what the node has recorded.")
-            headers["Content-Disposition"] = f'attachment; filename="{row.kind}-{row.id}.dcm"'
-        elif row.kind == "html":
+        try:
+            file = kept_file(self._database, self._directory, request.path_params["artifact_id"])
+        except NoFileError as error:
+            raise HTTPException(404, str(error)) from None
+        except ChangedFileError as error:
+            raise HTTPException(409, str(error)) from None
+        headers = {"Content-Disposition": file.disposition} if file.disposition else {}
+        if file.kind == "html":
             headers["Content-Security-Policy"] = REPORT_POLICY
-        elif row.kind not in _MEDIA_TYPES:
-            headers["Content-Disposition"] = "attachment"
-        if row.kind == "png":
+        if file.kind == "png":
             # the pictures of a study page belong to the look at it
-            self._looks.note(request, Event.STUDY_VIEWED, study_uid=study_uid)
+            self._looks.note(request, Event.STUDY_VIEWED, study_uid=file.study_uid)
         else:
-            self._looks.note(
-                request,
-                Event.RESULT_VIEWED,
-                row.id,
-                study_uid=study_uid,
-                artifact=row.id,
-                kind=row.kind,
-                sop_instance_uid=row.sop_instance_uid,
-            )
+            self._looks.note_result(known_visitor(request), file)
         return FileResponse(
-            path,
-            media_type=_MEDIA_TYPES.get(row.kind, "application/octet-stream"),
-            headers=headers,
-            stat_result=path.stat(),
+            file.path, media_type=file.media_type, headers=headers, stat_result=file.path.stat()
         )
 
     def live(self, request: Request) -> Response:  # noqa: ARG002 - a view gets it
@@ -252,22 +219,16 @@ class Pages:
     def _reserve(self) -> int:
         return self._settings.storage.reserve_mb << 20
 
-    def _inside(self, relative: str) -> Path | None:
-        """Where an existing file of the storage directory is; None for any other path."""
-        root = self._directory.resolve()
-        path = (root / relative).resolve()
-        return path if path.is_relative_to(root) and path.is_file() else None
-
     def _result(self, job: JobLine | None) -> ResultSummary | None:
         kept = () if job is None else job.kept("json")
-        path = self._inside(kept[-1].path or "") if kept else None
+        path = path_inside(self._directory, kept[-1].path or "") if kept else None
         return None if path is None else read_result(path)
 
     def _findings(self, line: StudyLine) -> str:
         """How many findings, in words; empty where it isn't known."""
         if line.state.word is not StudyWord.ANALYSED or line.state.result_path is None:
             return ""
-        path = self._inside(line.state.result_path)
+        path = path_inside(self._directory, line.state.result_path)
         result = None if path is None else read_result(path)
         return "" if result is None else result.count
 

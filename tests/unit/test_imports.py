@@ -88,7 +88,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "missed_cli",
         "backup schedule queries preflight doctor",
         "doctor_peers doctor_queue",
-        "overview study_detail operator_actions",
+        "overview study_detail operator_actions kept_files",
         "metrics",
         "web web.*",
         (
@@ -139,7 +139,8 @@ ONLY: dict[str, str] = {
     "pacs_node.lifecycle pacs_node.outbox pacs_node.states pacs_node.storage pacs_node.tls pacs_node",
     "pacs_node.web*": "pacs_node pacs_node.web* pacs_node.accounts pacs_node.audit pacs_node.audit_* "
     "pacs_node.clock pacs_node.config pacs_node.config_listener pacs_node.db pacs_node.db_accounts "
-    "pacs_node.db_tokens pacs_node.errors pacs_node.operator_actions pacs_node.tokens pacs_node.logs pacs_node.metrics pacs_node.overview "
+    "pacs_node.db_tokens pacs_node.errors pacs_node.kept_files pacs_node.logs pacs_node.metrics "
+    "pacs_node.missed pacs_node.operator_actions pacs_node.overview pacs_node.tokens inference.inventory "
     "pacs_node.present pacs_node.queries pacs_node.sessions "
     "pacs_node.states pacs_node.storage pacs_node.study_detail pacs_node.timeline pacs_node.tls "
     "dicom_sr.context",
