@@ -142,7 +142,7 @@ def render_overview(volume: Volume, findings: Sequence[Finding], path: Path, *, 
     view = View.of(steps[:, rows], steps[:, columns], down=FOOT, right=LEFT_OF_PATIENT)
     mean = np.clip(volume.array, -1000, 1000).mean(axis=through, dtype=np.float32)
     low, high = np.percentile(mean, (2, 99.7))
-    grey = _grey(view.turn(mean), (float(low), float(high) + 1.0))
+    grey = windowed(view.turn(mean), (float(low), float(high) + 1.0))
     picture, scale = _resized(grey, view, MAIN)
     canvas = Image.new("RGB", (picture.width, picture.height + CAPTION), DARK)
     canvas.paste(picture)
@@ -190,7 +190,7 @@ def _key_image(volume: Volume, finding: Finding, caption: Sequence[str]) -> Imag
     mask = np.zeros(plane.shape, dtype=bool)
     _, rows, columns = finding.slices()
     mask[rows, columns] = finding.key_mask()
-    grey, mask = _grey(view.turn(plane), LUNG_WINDOW), view.turn(mask)
+    grey, mask = windowed(view.turn(plane), LUNG_WINDOW), view.turn(mask)
     picture, scale = _resized(grey, view, MAIN)
     canvas = Image.new("RGB", (MAIN + ZOOM, MAIN + CAPTION), DARK)
     left, top = (MAIN - picture.width) // 2, (MAIN - picture.height) // 2
@@ -222,7 +222,8 @@ def _middle(mask: NDArray[np.bool_], view: View) -> tuple[tuple[float, float], f
     return (row, column), float(max(sides))
 
 
-def _grey(hu: NDArray[np.generic], window: tuple[float, float]) -> NDArray[np.uint8]:
+def windowed(hu: NDArray[np.generic], window: tuple[float, float]) -> NDArray[np.uint8]:
+    """Grey values of HU: black at the lower end of the window and below, white at the upper and above."""
     low, high = window
     scaled = (np.asarray(hu, dtype=np.float32) - low) / (high - low)
     return np.asarray(np.clip(scaled, 0, 1) * 255).round().astype(np.uint8)

@@ -5,7 +5,7 @@ renamed or given another meaning without a new major number.
 
 ::
 
-    schema_version   "1.2"
+    schema_version   "1.3"
     notice           research-use sentence
     status           "analysed" | "not_analysed"
     reason           null | {code, sentence}
@@ -14,7 +14,9 @@ renamed or given another meaning without a new major number.
     series           {analysed: null | {...}, refused: [{series_uid, modality, description, code, sentence}]}
     findings         [{number, tracking_uid, tracking_id, site, attenuation, key_slice, point_lps_mm,
                        long_axis_lps_mm, short_axis_lps_mm, measurements, detection_probability,
-                       malignancy, features, descriptors: [{name, value, unit, source}], key_image}]
+                       malignancy, features, descriptors: [{name, value, unit, source}], key_image,
+                       stack: null | {file, rows, columns, pixel_mm, windows, key, slices}}]
+    sentence_pairs   [{feature, positive: [text], negative: [text]}]  that a nodule was compared with
     observations     [{name, value, probability}]
     models           [{name, version, task, weights_sha256, parameters, performance, limits, ...}]
     warnings         [sentence]
@@ -42,10 +44,11 @@ from dicom_sr.conclusion import no_nodule_sentence
 from dicom_sr.context import NOT_REVIEWED, RESEARCH_USE, OtherSeries, ResultContext
 from dicom_sr.keyimages import KeyImage
 from dicom_sr.source import readable
+from dicom_sr.stacks import SliceStack
 from inference.errors import ReasonCode
 from inference.types import Finding, ModelCard, Result, Volume
 
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "1.3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,14 @@ class Output:
         )
 
 
+class SentencePair(NamedTuple):
+    """Sentences that exclude each other; the image's likeness to them says which holds."""
+
+    feature: str
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+
+
 class Recipient(NamedTuple):
     """A destination, its profile and the names of the files that are to be sent there."""
 
@@ -106,26 +117,36 @@ def result_json(
     outputs: Sequence[Output] = (),
     recipients: Sequence[Recipient] = (),
     key_images: Sequence[KeyImage] = (),
+    stacks: Sequence[SliceStack] = (),
+    sentence_pairs: Sequence[SentencePair] = (),
     timings_s: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Describe an analysed series; see the module for the layout.
 
     Parameters
     ----------
-    key_images
+    key_images, stacks
         In the order of the findings, or none.
+    sentence_pairs
+        Of the model that read the features, if one did.
     timings_s
         Seconds by stage.
     """
     pictures = {image.tracking_id: image.path.name for image in key_images}
+    scrolled = {stack.tracking_id: stack.describe() for stack in stacks}
     out = _base("analysed", headers, context, outputs, recipients=recipients, timings_s=timings_s)
     out["series"]["analysed"] = _analysed(volume, headers[0])
     out["findings"] = [
         _finding(volume, finding, number, pictures.get(finding.tracking_id))
+        | {"stack": scrolled.get(finding.tracking_id)}
         for number, finding in enumerate(result.findings, start=1)
     ]
     out["observations"] = [asdict(observation) for observation in result.observations]
     out["warnings"] = list(result.warnings)
+    out["sentence_pairs"] = [
+        {"feature": row.feature, "positive": list(row.positive), "negative": list(row.negative)}
+        for row in sentence_pairs
+    ]
     return out
 
 
@@ -217,6 +238,7 @@ def _base(
         },
         "findings": [],
         "observations": [],
+        "sentence_pairs": [],
         "models": [{**asdict(card), "performance": list(card.performance)} for card in context.cards],
         "warnings": [],
         "provenance": {

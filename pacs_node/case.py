@@ -25,14 +25,16 @@ from dicom_sr.pdf import build_pdf, print_report, reread_pdf
 from dicom_sr.profiles import Form, chosen, form_name, in_order
 from dicom_sr.report import ReportClass, build_not_analysed_report, build_report
 from dicom_sr.seg import SegEncoding, build_seg
-from dicom_sr.summary import Output, Recipient, not_analysed_json, report_html, result_json
+from dicom_sr.stacks import SliceStack, render_stacks
+from dicom_sr.summary import Output, Recipient, SentencePair, not_analysed_json, report_html, result_json
 from dicom_sr.verify import reread, reread_not_analysed
 from dicom_sr.wording import ENGLISH, read_wording
 from inference.analyse import analyse
 from inference.errors import UnsuitableSeriesError
 from inference.load import LoadedSeries, read_header
+from inference.prompts import PAIRS
 from inference.record import RecordReading, from_dicom, merge
-from inference.registry import FUSION, Pipeline, load_pipeline
+from inference.registry import FUSION, TEXT, Pipeline, load_pipeline
 from inference.types import Result, Volume
 from pacs_node import __version__
 from pacs_node.reader import OpenReader, Reader, confined_reader
@@ -161,6 +163,7 @@ def _write_results(
         note = _note(headers)
         key_images = render_key_images(volume, result.findings, out, note=note)
         overview = render_overview(volume, result.findings, out / "overview.png", note=note)
+        stacks = render_stacks(volume, result.findings, out)
 
     def summary(outputs: Sequence[CaseFile] = ()) -> dict[str, Any]:
         return result_json(
@@ -171,12 +174,14 @@ def _write_results(
             outputs=_outputs(outputs),
             recipients=_recipients(request, outputs),
             key_images=key_images,
+            stacks=stacks,
+            sentence_pairs=_sentence_pairs(pipeline),
             timings_s=watch.seconds if outputs else None,
         )
 
     shown = _Pictures(key_images, overview, volume)
     written += _for_people(out, forms, summary(), shown, headers=headers, context=context, watch=watch)
-    files = _pages(out, summary(written), key_images, overview)
+    files = _pages(out, summary(written), key_images, overview, stacks)
     return CaseOutcome(JobOutcome.ANALYSED.value, (*written, *files), n_findings=len(result.findings))
 
 
@@ -357,8 +362,19 @@ def _recipients(request: CaseRequest, files: Sequence[CaseFile]) -> list[Recipie
     return rows
 
 
+def _sentence_pairs(pipeline: Pipeline) -> list[SentencePair]:
+    """What the networks compare a nodule with; none where no network reads sentences."""
+    if not pipeline.has(TEXT):
+        return []
+    return [SentencePair(pair.feature, pair.positive, pair.negative) for pair in PAIRS]
+
+
 def _pages(
-    out: Path, summary: dict[str, Any], key_images: Sequence[KeyImage], overview: Path | None
+    out: Path,
+    summary: dict[str, Any],
+    key_images: Sequence[KeyImage],
+    overview: Path | None,
+    stacks: Sequence[SliceStack] = (),
 ) -> list[CaseFile]:
     """Write the result for programs and for people, and list them with the pictures."""
     (out / "result.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False), encoding="utf-8")
@@ -369,6 +385,7 @@ def _pages(
         ("json", out / "result.json"),
         ("html", out / "report.html"),
         *(("png", path) for path in pictures),
+        *(("stack", stack.path) for stack in stacks),
     ]
     for _, path in files:
         with path.open("rb") as file:

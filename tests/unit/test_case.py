@@ -26,7 +26,7 @@ from pacs_node import case
 from pacs_node.request import CaseFile, CaseOutcome, Refusal
 from tests.packed_case import FORMS, RECEIVERS, VOLUME, Pack, packing
 
-PLAIN = {"json", "html", "png"}
+PLAIN = {"json", "html", "png", "stack"}
 
 
 @pytest.fixture(scope="module")

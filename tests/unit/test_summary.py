@@ -16,7 +16,15 @@ from dicom_sr.keyimages import KeyImage, render_key_images, render_overview
 from dicom_sr.part10 import save
 from dicom_sr.report import build_report
 from dicom_sr.seg import build_seg
-from dicom_sr.summary import DeliveryLine, Output, not_analysed_json, report_html, result_json
+from dicom_sr.stacks import render_stacks
+from dicom_sr.summary import (
+    DeliveryLine,
+    Output,
+    SentencePair,
+    not_analysed_json,
+    report_html,
+    result_json,
+)
 from inference.types import Descriptor, Malignancy, Observation, SemanticFeature
 from tests.ct_factory import make_ct_series
 from tests.finding_factory import (
@@ -45,6 +53,7 @@ TOP_LEVEL = {
     "series",
     "findings",
     "observations",
+    "sentence_pairs",
     "models",
     "warnings",
     "provenance",
@@ -78,6 +87,8 @@ def rich(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], tupl
         CONTEXT,
         outputs=outputs,
         key_images=images,
+        stacks=render_stacks(VOLUME, findings[:1], directory),
+        sentence_pairs=[SentencePair("margin", ("Sharp.",), ("Blurred.",))],
         timings_s={"load": 1.2345, "detect": 20.0},
     )
     return summary, images, overview
@@ -87,8 +98,11 @@ def test_layout_is_the_documented_one(rich: tuple[dict[str, Any], Any, Any]) -> 
     summary, _, _ = rich
     assert set(summary) == TOP_LEVEL
     assert set(not_analysed_json(HEADERS, "GAP", "A gap.", CONTEXT)) == TOP_LEVEL
-    assert summary["schema_version"] == "1.2"
+    assert summary["schema_version"] == "1.3"
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    assert summary["sentence_pairs"] == [
+        {"feature": "margin", "positive": ["Sharp."], "negative": ["Blurred."]}
+    ]
 
 
 def test_what_was_analysed_and_what_not(rich: tuple[dict[str, Any], Any, Any]) -> None:
@@ -118,6 +132,8 @@ def test_findings_have_patient_coordinates_and_all_measurements(
         {"name": "spiculation", "value": 4, "meaning": "4 out of 5", "probability": 0.71}
     ]
     assert (first["key_image"], second["key_image"]) == ("nodule-01.png", "nodule-02.png")
+    assert (first["stack"]["file"], second["stack"]) == ("nodule-01-slices.webp", None)
+    assert first["stack"]["slices"][first["stack"]["key"]]["index"] == first["key_slice"]["index"]
     assert (second["malignancy"], second["features"], second["descriptors"]) == (None, [], [])
     assert first["descriptors"] == [
         {"name": "Sphericity", "value": 0.80312, "unit": "1", "source": "IBSI QCFX"}
