@@ -55,6 +55,7 @@ class Event(Enum):
     STUDY_VIEWED = ("study viewed", "110103")
     RESULT_VIEWED = ("result viewed", "110103")
     OPERATOR_ACTED = ("operator action", "110103")
+    VERDICT_GIVEN = ("verdict", "110103")
     AUDIT_READ = ("audit record read", "110101")
     AUDIT_EXPORTED = ("audit record exported", "110101")
     AUDIT_CHECKED = ("audit record checked", "110101")

@@ -141,7 +141,7 @@ _EVENT_TYPES = {
 }
 #: EventActionCode: create, read, update, delete, execute (PS3.15 A.5.2)
 _ACTIONS = {"110103": "R", "110104": "R", "110105": "D", "110106": "R", "110101": "R"}
-_ACTIONS_OF_EVENTS = {Event.OPERATOR_ACTED.value[0]: "U"}
+_ACTIONS_OF_EVENTS = {Event.OPERATOR_ACTED.value[0]: "U", Event.VERDICT_GIVEN.value[0]: "C"}
 #: of these a person at the page is the one who acts
 _OF_PEOPLE = {
     event.value[0]
@@ -156,6 +156,7 @@ _OF_PEOPLE = {
         Event.STUDY_VIEWED,
         Event.RESULT_VIEWED,
         Event.OPERATOR_ACTED,
+        Event.VERDICT_GIVEN,
         Event.AUDIT_READ,
         Event.AUDIT_EXPORTED,
         Event.AUDIT_CHECKED,

@@ -66,7 +66,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "config_notify",
         "connections",
         "config db spool association dicomweb engines gate gate_association",
-        "db_accounts db_tokens db_notices",
+        "db_accounts db_feedback db_notices db_tokens",
         (
             "audit leases storage case dimse config_template config_docs migrations migrations.*"
             " archive_dimse archive_web completeness"
@@ -83,6 +83,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "jobs outbox reception notices",
         "recorder",
         "receiving",
+        "summaries",
+        "feedback",
         "listener intake worker delivery dead_letters timeline",
         "reconcile missed",
         "missed_cli",
