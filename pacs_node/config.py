@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from urllib.parse import unquote, urlsplit
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     Field,
     ValidationError,
@@ -38,12 +37,13 @@ from pacs_node.config_listener import (
     Section,
 )
 from pacs_node.config_notify import NotifySettings
+from pacs_node.config_storage import SQLITE_FILE, StorageSettings, without_secret
 from pacs_node.config_web import OidcSettings, WebSettings
 from pacs_node.errors import ConfigurationError
 from pacs_node.tls import TlsFiles
 
-#: of config_archive, config_listener and config_web, besides all that is declared here
-__all__ = ["ArchiveSettings", "Caller", "ListenerSettings", "WebSettings"]
+#: of the other modules of settings, besides all that is declared here
+__all__ = ["ArchiveSettings", "Caller", "ListenerSettings", "StorageSettings", "WebSettings"]
 
 SectionT = TypeVar("SectionT", bound=Section)
 
@@ -93,29 +93,6 @@ class PipelineSettings(Section):
     threads: int = Field(0, ge=0, le=256, description="Threads for computation; 0 lets the libraries choose.")
     wording: str = Field(
         "", description="TOML table with the report's sentences in another language; empty for English."
-    )
-
-
-_SQLITE_FILE = "sqlite:///"
-
-
-def _sqlite_file_url(value: str) -> str:
-    if value and (not value.startswith(_SQLITE_FILE) or value[len(_SQLITE_FILE) :] in {"", ":memory:"}):
-        raise ValueError("this version keeps its rows in a SQLite file: write sqlite:///path/node.db")
-    return value
-
-
-class StorageSettings(Section):
-    """Where images, results and the database live."""
-
-    directory: str = Field(
-        "pacs-node-data", description="Directory; relative to this file. Made on first start, mode 0700."
-    )
-    database_url: Annotated[str, AfterValidator(_sqlite_file_url)] = Field(
-        "", description="SQLAlchemy URL of a SQLite file; empty means node.db in the directory."
-    )
-    reserve_mb: int = Field(
-        5120, ge=1, description="Below this free space the listener answers A700 (out of resources)."
     )
 
 
@@ -343,10 +320,10 @@ def _with_absolute_paths(settings: Settings, base: Path) -> Settings:
     def with_files(section: SectionT, *keys: str) -> SectionT:
         return section.model_copy(update={key: absolute(getattr(section, key)) for key in keys})
 
-    storage = with_files(settings.storage, "directory")
-    if storage.database_url:
-        file = absolute(storage.database_url.removeprefix(_SQLITE_FILE))
-        storage = storage.model_copy(update={"database_url": f"{_SQLITE_FILE}{file}"})
+    storage = with_files(settings.storage, "directory", "database_password_file")
+    if storage.database_url.startswith(SQLITE_FILE):
+        file = absolute(storage.database_url.removeprefix(SQLITE_FILE))
+        storage = storage.model_copy(update={"database_url": f"{SQLITE_FILE}{file}"})
     destinations = tuple(
         with_files(item, "password_file", "ca_file")
         if isinstance(item, DicomWebDestination)
@@ -391,7 +368,7 @@ def _explain(detail: ErrorDetails) -> str:
     if detail["type"] == "missing":
         return f"{key}: is required and missing"
     value = detail["input"]
-    shown = "" if isinstance(value, dict) else f" = {value!r}"
+    shown = "" if isinstance(value, dict) else f" = {without_secret(repr(value))}"
     return f"{key or 'settings'}{shown}: {message}"
 
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 import random
 import sqlite3
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError
 
 BUSY_TIMEOUT_SECONDS = 10
@@ -19,6 +22,9 @@ WRITE = "pacs_node_write"
 
 _TRY_SECONDS = (0.0005, 0.003)
 _ADVISORY_LOCK = 0x70616373  # any number that nobody else takes
+_ONE_NODE_LOCK = _ADVISORY_LOCK + 1
+#: a server that is gone, or a node, is noticed by the other side within about half a minute
+_KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 
 
 def journal_mode(sqlite_version: tuple[int, int, int]) -> str:
@@ -42,27 +48,30 @@ def is_full(error: Exception) -> bool:
     return getattr(cause, "sqlstate", None) == "53100"
 
 
-def is_postgresql(url: str) -> bool:
+def is_postgresql(url: str | URL) -> bool:
     """Whether a URL names a PostgreSQL database."""
-    return url.startswith("postgresql+psycopg:")
+    return make_url(url).get_backend_name() == "postgresql"
 
 
-def make_engine(url: str) -> Engine:
+def make_engine(url: str | URL) -> Engine:
     """Make the engine of a database.
 
     Raises
     ------
     ValueError
         The URL is of neither kind.
+    ModuleNotFoundError
+        PostgreSQL, and its driver isn't installed.
     """
-    if is_postgresql(url):
-        return _postgresql(url)
-    if not url.startswith("sqlite:"):
-        raise ValueError("a database is sqlite: or postgresql+psycopg:")
-    return _sqlite(url)
+    parts = make_url(url)
+    if is_postgresql(parts):
+        return _postgresql(parts.set(drivername="postgresql+psycopg"))
+    if parts.get_backend_name() != "sqlite":
+        raise ValueError("a database is sqlite: or postgresql:")
+    return _sqlite(parts)
 
 
-def _sqlite(url: str) -> Engine:
+def _sqlite(url: URL) -> Engine:
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_SECONDS})
     mode = journal_mode(sqlite3.sqlite_version_info[:3])
 
@@ -117,9 +126,18 @@ def _got_its_turn(connection: Connection) -> bool:
         driver.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_SECONDS * 1000:.0f}")
 
 
-def _postgresql(url: str) -> Engine:
+def _postgresql(url: URL) -> Engine:
+    usual = {
+        "connect_timeout": BUSY_TIMEOUT_SECONDS,
+        "application_name": "pacs-node",
+        **_KEEPALIVE,
+        # milliseconds; what was sent and not confirmed
+        "tcp_user_timeout": 1000 * BUSY_TIMEOUT_SECONDS,
+        "options": " ".join(f"-c tcp_{name}={value}" for name, value in _KEEPALIVE.items()),
+    }
+    arguments = {name: value for name, value in usual.items() if name not in url.query}
     # a server that was restarted leaves dead connections in the pool
-    engine = create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": BUSY_TIMEOUT_SECONDS})
+    engine = create_engine(url, pool_pre_ping=True, connect_args=arguments)
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
@@ -131,3 +149,20 @@ def _postgresql(url: str) -> Engine:
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
 
     return engine
+
+
+@contextmanager
+def only_node(engine: Engine) -> Iterator[bool]:
+    """Hold a PostgreSQL database for one node until the block ends; False where another one has it.
+
+    The server lets go of it when the connection ends, so also when the server is restarted; what keeps two
+    nodes of one machine apart then is the lock on their storage directory.
+    """
+    connection = engine.raw_connection()
+    connection.detach()
+    try:
+        driver: Any = connection.driver_connection
+        driver.autocommit = True
+        yield bool(driver.execute(f"SELECT pg_try_advisory_lock({_ONE_NODE_LOCK})").fetchone()[0])
+    finally:
+        connection.close()

@@ -17,6 +17,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import (
     JSON,
+    URL,
     DateTime,
     Dialect,
     Enum,
@@ -395,7 +396,7 @@ class Database:
         SQLAlchemy URL of a SQLite file, or of a PostgreSQL database.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | URL) -> None:
         self.engine = make_engine(url)
         self._writer = self.engine.execution_options(**{WRITE: True})
 
@@ -418,10 +419,15 @@ class Database:
         config.attributes["engine"] = self._writer
         command.upgrade(config, "head")
 
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether it is a file of SQLite; else it is PostgreSQL."""
+        return self.engine.dialect.name == "sqlite"
+
     def check(self) -> str:
         """Return ``ok`` or what SQLite's quick check found; PostgreSQL checks its pages itself."""
         with self.read() as session:
-            if self.engine.dialect.name != "sqlite":
+            if not self.is_sqlite:
                 return "ok"
             return str(session.execute(text("PRAGMA quick_check")).scalar_one())
 

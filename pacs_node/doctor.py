@@ -5,27 +5,28 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-import sqlite3
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
 from pathlib import Path
 
-from sqlalchemy import select, text
+from sqlalchemy import select
 from sqlalchemy.exc import DatabaseError
 
 from inference.errors import ModelUnavailableError
 from inference.registry import load_pipeline, profiles
-from pacs_node import audit, audit_chain, tls
+from pacs_node import audit, tls
 from pacs_node.config import Caller, DicomDestination, Settings
 from pacs_node.config_template import render_caller
-from pacs_node.db import AuditEvent, Database, journal_mode, sqlite_url
+from pacs_node.db import AuditEvent, Database
+from pacs_node.doctor_database import check_database
+from pacs_node.doctor_findings import Finding, Level
 from pacs_node.errors import ConfigurationError
 from pacs_node.gate import Visitor
 from pacs_node.listener import judge
+from pacs_node.storage import existing_database
 
 EXPIRES_SOON = timedelta(days=30)
 REFUSALS_OF = timedelta(days=30)
@@ -41,34 +42,6 @@ _FILE_SYSTEMS = {
     "smb3": "is on the network, where SQLite's locks are not safe",
 }
 _STA_UNSYNC = 0x0040
-
-
-class Level(StrEnum):
-    """How bad a finding is."""
-
-    GOOD = "ok"
-    WARNING = "warning"
-    PROBLEM = "PROBLEM"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What was found.
-
-    Parameters
-    ----------
-    about
-        The part of the node.
-    sentence
-        What is so.
-    todo
-        What to do about it; empty only where nothing is to be done.
-    """
-
-    level: Level
-    about: str
-    sentence: str
-    todo: str = ""
 
 
 def examine(settings: Settings, now: datetime) -> Iterator[Finding]:
@@ -147,68 +120,6 @@ def sync_seconds(directory: Path) -> float:
     finally:
         path.unlink(missing_ok=True)
     return sorted(took)[len(took) // 2]
-
-
-def check_database(settings: Settings, now: datetime) -> Iterator[Finding]:
-    """SQLite's version and mode, the database's own check, the chain of the audit record, and its times."""
-    version = sqlite3.sqlite_version
-    mode = journal_mode(sqlite3.sqlite_version_info[:3])
-    if mode == "WAL":
-        yield Finding(Level.GOOD, "database", f"SQLite {version}, journal mode WAL")
-    else:
-        yield Finding(
-            Level.GOOD,
-            "database",
-            f"SQLite {version} has the WAL-reset bug, so the journal mode is {mode}: safe, but slower. "
-            "A Python with SQLite 3.51.3 or newer is faster",
-        )
-    url = settings.storage.database_url or sqlite_url(Path(settings.storage.directory))
-    path = Path(url.removeprefix("sqlite:///"))
-    if not path.exists():
-        yield Finding(Level.GOOD, "database", f"{path} is made at the first start")
-        return
-    database = Database(url)
-    try:
-        yield from _look_into(database, path, mode, now)
-    except DatabaseError as error:
-        todo = "stop the node and restore the database from a backup; keep the broken file"
-        yield Finding(Level.PROBLEM, "database", f"{path} can't be read ({error.orig})", todo)
-    finally:
-        database.dispose()
-
-
-def _look_into(database: Database, path: Path, wanted: str, now: datetime) -> Iterator[Finding]:
-    restore = "stop the node, keep the file, and restore it from a backup"
-    with database.read() as session:
-        mode = str(session.execute(text("PRAGMA journal_mode")).scalar_one()).upper()
-        synchronous = int(session.execute(text("PRAGMA synchronous")).scalar_one())
-        latest = session.execute(
-            select(AuditEvent.at).order_by(AuditEvent.seq.desc()).limit(1)
-        ).scalar_one_or_none()
-        bad = audit_chain.first_bad_row(session)
-    if (mode, synchronous) != (wanted, 3):
-        yield Finding(
-            Level.PROBLEM,
-            "database",
-            f"journal mode {mode}, synchronous {synchronous}; it must be {wanted} and 3 (EXTRA)",
-            "another program has changed the database: let nothing but pacs-node open it, restart the node",
-        )
-    answer = database.check()
-    if answer != "ok":
-        yield Finding(Level.PROBLEM, "database", f"{path} is damaged: {answer[:200]}", restore)
-    else:
-        yield Finding(Level.GOOD, "database", f"{path}: quick check ok, synchronous EXTRA")
-    if bad is not None:
-        yield Finding(Level.PROBLEM, "audit", f"the record is changed or broken from row {bad}", restore)
-    else:
-        yield Finding(Level.GOOD, "audit", "the chain of the record is whole")
-    if latest is not None and latest > now + timedelta(seconds=5):
-        yield Finding(
-            Level.PROBLEM,
-            "clock",
-            f"the newest audit event is of {latest:%Y-%m-%d %H:%M:%S} UTC, which is to come",
-            "set the clock of this machine (timedatectl, chronyc tracking)",
-        )
 
 
 class _Timex(ctypes.Structure):
@@ -318,16 +229,11 @@ def check_callers(settings: Settings, now: datetime) -> Iterator[Finding]:
             yield Finding(Level.PROBLEM, "callers", sentence, todo)
         else:
             yield Finding(Level.GOOD, "callers", f"{sentence} may send")
-    url = settings.storage.database_url or sqlite_url(Path(settings.storage.directory))
-    if not Path(url.removeprefix("sqlite:///")).exists():
-        return
-    database = Database(url)
     try:
-        refused = refusals(database, now - REFUSALS_OF)
-    except DatabaseError:  # said by check_database
+        with existing_database(settings) as database:
+            refused = [] if database is None else refusals(database, now - REFUSALS_OF)
+    except (ConfigurationError, DatabaseError):  # said by check_database
         return
-    finally:
-        database.dispose()
     for item in refused:
         if item.visitor.calling_ae == "":
             yield Finding(Level.WARNING, "refused", item.sentence(), _wordless_todo(item.reason))

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from pacs_node.clock import utc_now
 from pacs_node.config import Settings, load_settings
-from pacs_node.doctor import Finding, Level, examine
+from pacs_node.doctor import examine
+from pacs_node.doctor_findings import Finding, Level
 from pacs_node.doctor_peers import check_destination, send_test
 from pacs_node.doctor_queue import check_queue
 from pacs_node.logs import silence_libraries

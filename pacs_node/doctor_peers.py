@@ -31,7 +31,8 @@ from pacs_node.config import DicomDestination, DicomWebDestination, Settings
 from pacs_node.delivery import make_destination
 from pacs_node.destinations import Destination, ObjectRef
 from pacs_node.dimse import DimseDestination
-from pacs_node.doctor import EXPIRES_SOON, Finding, Level
+from pacs_node.doctor import EXPIRES_SOON
+from pacs_node.doctor_findings import Finding, Level
 from pacs_node.errors import ConfigurationError
 from pacs_node.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
-from pathlib import Path
 
 from sqlalchemy import select
 from sqlalchemy.exc import DatabaseError
@@ -13,24 +12,24 @@ from sqlalchemy.exc import DatabaseError
 from pacs_node import breaker
 from pacs_node.backlog import waiting
 from pacs_node.config import Settings
-from pacs_node.db import Breaker, Database, sqlite_url
+from pacs_node.db import Breaker, Database
 from pacs_node.dead_letters import dead_letters
-from pacs_node.doctor import Finding, Level
+from pacs_node.doctor_findings import Finding, Level
+from pacs_node.errors import ConfigurationError
+from pacs_node.storage import existing_database
 
 
 def check_queue(settings: Settings, now: datetime) -> Iterator[Finding]:
     """What waits, destinations that aren't reached, and what has failed for good."""
-    url = settings.storage.database_url or sqlite_url(Path(settings.storage.directory))
-    if not Path(url.removeprefix("sqlite:///")).exists():
-        return
-    database = Database(url)
     try:
-        yield from list(_look(database, settings, now))
+        with existing_database(settings) as database:
+            if database is not None:
+                yield from list(_look(database, settings, now))
+    except ConfigurationError:  # said by check_database
+        return
     except DatabaseError as error:
         todo = "start this version of the node once: it brings the database up to date"
         yield Finding(Level.WARNING, "queue", f"can't be read ({error.orig})", todo)
-    finally:
-        database.dispose()
 
 
 def _look(database: Database, settings: Settings, now: datetime) -> Iterator[Finding]:

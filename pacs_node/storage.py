@@ -8,12 +8,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sqlalchemy import URL, make_url, text
 from sqlalchemy.exc import DatabaseError
 
 from pacs_node.config import Settings
+from pacs_node.connections import only_node
 from pacs_node.db import Database, sqlite_url
 from pacs_node.errors import ConfigurationError
 from pacs_node.spool import Spool
+
+
+def database_url(settings: Settings) -> URL:
+    """Where the rows are, with the password; its text shows stars instead.
+
+    Raises
+    ------
+    ConfigurationError
+        The file of the password can't be read.
+    """
+    storage = settings.storage
+    url = make_url(storage.database_url or sqlite_url(Path(storage.directory)))
+    if not storage.database_password_file:
+        return url
+    try:
+        password = Path(storage.database_password_file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"storage.database_password_file = {storage.database_password_file!r}: can't be read ({error})"
+        ) from None
+    return url.set(password=password)
 
 
 def open_database(settings: Settings) -> Database:
@@ -24,14 +47,57 @@ def open_database(settings: Settings) -> Database:
     ConfigurationError
         The directory or the database can't be used.
     """
-    url = settings.storage.database_url or sqlite_url(_directory(settings))
-    database = Database(url)
+    _directory(settings)
+    database = _opened(settings)
     try:
+        if not database.is_sqlite:
+            _keeps_what_it_commits(database)
         database.upgrade()
     except DatabaseError as error:
+        database.dispose()
         # the driver's words: those of SQLAlchemy quote the statement
-        raise ConfigurationError(f"the database {url} can't be used: {error.orig}") from None
+        raise ConfigurationError(f"the database {database.engine.url} can't be used: {error.orig}") from None
     return database
+
+
+@contextmanager
+def existing_database(settings: Settings) -> Iterator[Database | None]:
+    """Open the database as it is, for a look; None before the first start, where it is a file.
+
+    Raises
+    ------
+    ConfigurationError
+        Its driver or its password isn't there.
+    """
+    url = database_url(settings)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+        yield None
+        return
+    database = _opened(settings)
+    try:
+        yield database
+    finally:
+        database.dispose()
+
+
+def _opened(settings: Settings) -> Database:
+    try:
+        return Database(database_url(settings))
+    except ModuleNotFoundError:
+        raise ConfigurationError(
+            "storage.database_url: the driver for PostgreSQL is missing; install pacs-node[postgresql]"
+        ) from None
+
+
+def _keeps_what_it_commits(database: Database) -> None:
+    with database.read() as session:
+        fsync = session.execute(text("SHOW fsync")).scalar_one()
+    if fsync != "on":
+        database.dispose()
+        raise ConfigurationError(
+            "storage.database_url: this PostgreSQL runs with fsync = off, so it may lose what it has "
+            "committed; set fsync = on"
+        )
 
 
 def _directory(settings: Settings) -> Path:
@@ -70,12 +136,12 @@ def undisturbed(directory: Path, *, wait: bool) -> Iterator[bool]:
 
 @contextmanager
 def only_one(settings: Settings) -> Iterator[None]:
-    """Hold the storage for one ``serve``; the system lets go of it when the process ends, however it ends.
+    """Hold storage and database for one ``serve``; the system lets go of them however the process ends.
 
     Raises
     ------
     ConfigurationError
-        Another ``serve`` runs on this storage, or the directory can't be used.
+        Another ``serve`` runs on this storage or this database, or they can't be used.
     """
     directory = _directory(settings)
     with (directory / "serve.lock").open("w") as lock:
@@ -85,4 +151,23 @@ def only_one(settings: Settings) -> Iterator[None]:
             raise ConfigurationError(
                 f"storage.directory = {str(directory)!r}: another pacs-node serve runs on it"
             ) from None
+        with _only_one_at_the_database(settings):
+            yield
+
+
+@contextmanager
+def _only_one_at_the_database(settings: Settings) -> Iterator[None]:
+    """Two nodes in one database of PostgreSQL would take each other's leases and look for files in vain."""
+    if database_url(settings).get_backend_name() == "sqlite":
         yield
+        return
+    database = open_database(settings)
+    try:
+        with only_node(database.engine) as alone:
+            if not alone:
+                raise ConfigurationError(
+                    f"storage.database_url = {str(database.engine.url)!r}: another pacs-node serve runs on it"
+                )
+            yield
+    finally:
+        database.dispose()

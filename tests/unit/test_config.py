@@ -133,7 +133,13 @@ def test_any_text_survives_the_template(text: str) -> None:
         ({"destinations": [{**WEB, "url": "pacs/x"}]}, ["destinations[0].url = 'pacs/x'"]),
         ({"destinations": [{**WEB, "verify": "c-find"}]}, ["destinations[0].verify", "'qido'"]),
         ({"storage": {"reserve_mb": 0}}, ["storage.reserve_mb = 0:"]),
-        ({"storage": {"database_url": "postgresql://db/node"}}, ["storage.database_url", "sqlite:///"]),
+        ({"storage": {"database_url": "postgresql://db"}}, ["storage.database_url", "postgresql://user@"]),
+        (
+            {"storage": {"database_url": "postgresql://db:x/y"}},
+            ["storage.database_url", "postgresql://user@"],
+        ),
+        ({"storage": {"database_url": "mysql://db/node"}}, ["storage.database_url", "sqlite:///"]),
+        ({"storage": {"database_password_file": "x"}}, ["storage: ", "set database_url"]),
         ({"storage": {"database_url": "sqlite://"}}, ["storage.database_url", "sqlite:///"]),
         ({"storage": {"database_url": "sqlite:///:memory:"}}, ["storage.database_url", "sqlite:///"]),
         ({"completeness": {"quiet_seconds": float("inf")}}, ["completeness.quiet_seconds = inf:"]),
@@ -163,6 +169,33 @@ def test_every_problem_has_a_line_of_its_own() -> None:
 
 def test_a_password_is_never_in_the_file() -> None:
     assert "password" not in {*DicomDestination.model_fields, *DicomWebDestination.model_fields}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://node:s3cr@t/!@db/node",
+        "postgresql+psycopg://node:s3cr@t/!@db/node",
+        "postgresql://node@db/node?password=s3cr%40t/!",
+        "mysql://node:s3cr@t/!@db/node",
+    ],
+)
+def test_a_password_in_the_url_is_refused_and_not_repeated(url: str) -> None:
+    text = refusal({"storage": {"database_url": url}})
+    assert "storage.database_url = " in text
+    assert "s3cr" not in text
+
+
+def test_postgresql_is_a_database_too(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(
+        '[storage]\ndatabase_url = "postgresql+psycopg://node@db:5433/node?sslmode=verify-full"\n'
+        'database_password_file = "secret"\n',
+        encoding="utf-8",
+    )
+    storage = load_settings(path).storage
+    assert storage.database_url == "postgresql://node@db:5433/node?sslmode=verify-full"
+    assert storage.database_password_file == str(tmp_path / "secret")
 
 
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ from sqlalchemy import text
 from pacs_node import audit, db, doctor, doctor_peers
 from pacs_node.cli import main
 from pacs_node.config import Settings, parse_settings
-from pacs_node.doctor import Finding, Level
+from pacs_node.doctor_database import check_database
+from pacs_node.doctor_findings import Finding, Level
 from pacs_node.peer import ReceivingPeer
 from tests.certificates import make_certificate
 from tests.conftest import find_free_port
@@ -65,7 +66,7 @@ def test_a_healthy_node(storage: Path) -> None:
 def test_before_the_first_start_nothing_is_wrong(tmp_path: Path) -> None:
     ready = settings(tmp_path / "none")
     assert bad(doctor.check_disk(ready)) == []
-    assert bad(doctor.check_database(ready, NOW)) == []
+    assert bad(check_database(ready, NOW)) == []
     assert not (tmp_path / "none").exists()
 
 
@@ -102,13 +103,13 @@ def test_a_damaged_database(storage: Path) -> None:
     data = bytearray(path.read_bytes())
     data[8192:20000] = os.urandom(20000 - 8192)
     path.write_bytes(data)
-    found = bad(doctor.check_database(settings(storage), NOW))
+    found = bad(check_database(settings(storage), NOW))
     assert any(item.level is Level.PROBLEM and "backup" in item.todo for item in found)
 
 
 def test_no_database_at_all(storage: Path) -> None:
     (storage / "node.db").write_bytes(b"something else" * 100)
-    (finding,) = bad(doctor.check_database(settings(storage), NOW))
+    (finding,) = bad(check_database(settings(storage), NOW))
     assert "can't be read" in finding.sentence
 
 
@@ -129,13 +130,13 @@ def test_a_changed_audit_record(storage: Path) -> None:
             session.execute(text(f'DROP TRIGGER "{name}"'))
         session.execute(text("UPDATE audit_event SET actor = 'x' WHERE seq = 1"))
     opened.dispose()
-    found = bad(doctor.check_database(settings(storage), NOW))
+    found = bad(check_database(settings(storage), NOW))
     assert any(item.about == "audit" and "row 1" in item.sentence for item in found)
 
 
 def test_a_clock_that_went_back(storage: Path) -> None:
     record(storage, {"calling_ae": "A"}, at=NOW + timedelta(hours=1))
-    found = bad(doctor.check_database(settings(storage), NOW))
+    found = bad(check_database(settings(storage), NOW))
     assert [item.about for item in found] == ["clock"]
 
 

@@ -58,11 +58,11 @@ LAYERS: dict[str, tuple[str, ...]] = {
         (
             "errors clock states logs destinations peer present tcia request models_cli validators"
             " validators.* gate_pdu dataset_head commitment"
-            " confinement reader_tasks ballast"
+            " confinement reader_tasks ballast doctor_findings"
         ),
         "tls gate_message archive reader reader_process",
         "config_listener",
-        "config_archive config_audit config_web",
+        "config_archive config_audit config_storage config_web",
         "config_notify",
         "connections",
         "config db spool association dicomweb engines gate gate_association",
@@ -86,7 +86,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "summaries",
         "feedback",
         "listener intake worker delivery dead_letters timeline",
-        "reconcile missed",
+        "reconcile missed doctor_database",
         "missed_cli",
         "backup schedule queries preflight doctor",
         "doctor_peers doctor_queue",
@@ -110,7 +110,8 @@ ONLY: dict[str, str] = {
     "pacs_node.db": "pacs_node.connections pacs_node.states",
     "pacs_node.audit": "pacs_node.db",
     "pacs_node.accounts": "pacs_node pacs_node.audit pacs_node.db_accounts pacs_node.errors",
-    "pacs_node.tokens": "pacs_node pacs_node.accounts pacs_node.audit pacs_node.db pacs_node.db_accounts pacs_node.db_tokens",
+    "pacs_node.tokens": "pacs_node pacs_node.accounts pacs_node.audit pacs_node.db pacs_node.db_accounts "
+    "pacs_node.db_tokens",
     "pacs_node.sessions": "pacs_node pacs_node.accounts pacs_node.audit pacs_node.db pacs_node.db_accounts",
     "pacs_node.leases": "pacs_node.clock pacs_node.db pacs_node.errors",
     "pacs_node.lifecycle": "pacs_node.audit pacs_node.db pacs_node.errors pacs_node.states",
