@@ -22,6 +22,7 @@ MEDIA_TYPES = {
     "json": "application/json",
     "html": "text/html; charset=utf-8",
     "png": "image/png",
+    "stack": "image/webp",
 }
 
 
