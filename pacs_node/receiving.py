@@ -89,47 +89,16 @@ class Receiving:
             raise _MismatchError("the object is not of the class that was agreed on")
         self._recorder.check()
         with self._recorder.claim(identity.sop_instance_uid, sink.digest):
-            if self._is_known(identity):
-                self._store_known(identity, sink, request.transfer_syntax)
-            else:
-                arrival = self._arrival(identity, sink, request.transfer_syntax)
-                self._recorder.add(self._origin, arrival)
-                # its row shares a transaction with those of other associations that wait just now
-                self._recorder.flush()
-
-    def _arrival(self, identity: Identity, sink: Incoming, transfer_syntax_uid: str) -> Arrival:
-        """Make the object durable."""
-        return Arrival(identity, sink.keep(), transfer_syntax_uid, self.visitor.calling_ae, self._clock())
-
-    def _is_known(self, identity: Identity) -> bool:
-        with self._database.engine.connect() as connection:
-            return reception.is_known(connection, identity.sop_instance_uid)
-
-    def _store_known(self, identity: Identity, sink: Incoming, transfer_syntax_uid: str) -> None:
-        """Decide with the rows what it is: the same again, another object, or a result of ours."""
-        # the rows of this association too: it may have none itself yet
-        self._recorder.flush()
-        arrival = self._arrival(identity, sink, transfer_syntax_uid)
-        path = arrival.stored.path
-        with self._database.write() as session:
-            row = self._origin.row_in(session)
-            (outcome,) = reception.record_arrivals(session, [arrival], [row])
-            if not self._spool.absolute(path).exists():
-                # an old copy that retention removed just now: the sender has to send it again
-                raise FileNotFoundError(path)
-        self._origin.row = row
-        if outcome in {Reception.OWN_RESULT, Reception.ELSEWHERE}:
-            self._spool.remove(path)
+            stored = sink.keep()
+            arrival = Arrival(
+                identity, stored, request.transfer_syntax, self.visitor.calling_ae, self._clock()
+            )
+            outcome = self._recorder.record(self._origin, arrival)
         if outcome is Reception.ELSEWHERE:
             raise _MismatchError("another series has an instance of this UID")
 
     def notice(self, notice: Notice) -> Answer:
-        """Answer one notice, with the rows of all that was acknowledged before it."""
-        try:
-            self._recorder.flush()
-        except (SQLAlchemyError, NodeError) as error:
-            logger.exception("rows are missing")
-            return Answer(PROCESSING_FAILURE, type(error).__name__)
+        """Answer one notice; all that was acknowledged before it has its rows."""
         return self._notices.answer(notice)
 
     def _refuse(self, request: StoreRequest, status: int, reason: str) -> Answer:

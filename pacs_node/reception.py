@@ -12,13 +12,13 @@ from enum import Enum
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
-from sqlalchemy import Connection, bindparam, exists, insert, or_, select
+from sqlalchemy import Connection, Table, and_, bindparam, exists, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from inference.decode import MALFORMED_FILE
 from pacs_node import audit, lifecycle
 from pacs_node.dataset_head import read_head
-from pacs_node.db import Artifact, Conflict, Instance, Job, Series, Study
+from pacs_node.db import Artifact, Base, Conflict, Instance, Job, Series, Study
 from pacs_node.errors import UnreadableInstanceError
 from pacs_node.spool import StoredFile
 from pacs_node.states import JobState, SeriesState
@@ -164,7 +164,8 @@ def record_instance(
             received_at=at,
         )
     )
-    series.n_instances += 1
+    # not as it was read: others are counted by statements
+    series.n_instances = Series.n_instances + 1
     series.last_received_at = at
     session.flush()
     if series.state is not SeriesState.RECEIVING:
@@ -175,87 +176,87 @@ def record_instance(
 def record_arrivals(
     session: Session, arrivals: Sequence[Arrival], association_ids: Sequence[int]
 ) -> list[Reception]:
-    """Write the rows of many instances, those that are new in one statement for each series.
+    """Write the rows of some instances, in their order.
 
     Parameters
     ----------
     association_ids
         By which association each one came.
     """
-    uids = [arrival.identity.sop_instance_uid for arrival in arrivals]
-    seen = _known(session, uids)
-    outcomes: dict[int, Reception] = {}
-    new: dict[tuple[str, str], list[int]] = {}
-    for number, (arrival, uid) in enumerate(zip(arrivals, uids, strict=True)):
-        if uid not in seen:
-            seen.add(uid)
-            outcomes[number] = Reception.NEW
-            place = arrival.identity.study_uid, arrival.identity.series_uid
-            new.setdefault(place, []).append(number)
-    for numbers in new.values():
-        _record_new(session, [(arrivals[n], association_ids[n]) for n in numbers])
-    for number, arrival in enumerate(arrivals):
-        if number not in outcomes:
-            outcomes[number] = record_instance(
-                session,
-                arrival.identity,
-                arrival.stored,
-                transfer_syntax_uid=arrival.transfer_syntax_uid,
-                association_id=association_ids[number],
-                calling_ae=arrival.calling_ae,
-                at=arrival.at,
-            )
-    return [outcomes[number] for number in range(len(arrivals))]
+    connection = session.connection()
+    outcomes = []
+    for arrival, association_id in zip(arrivals, association_ids, strict=True):
+        if _add_to_open_series(connection, arrival, association_id):
+            outcomes.append(Reception.NEW)
+            continue
+        outcome = record_instance(
+            session,
+            arrival.identity,
+            arrival.stored,
+            transfer_syntax_uid=arrival.transfer_syntax_uid,
+            association_id=association_id,
+            calling_ae=arrival.calling_ae,
+            at=arrival.at,
+        )
+        session.flush()
+        outcomes.append(outcome)
+    return outcomes
 
 
-#: asked for each object that comes: a statement that is made once, without the machinery of objects
-_IS_KNOWN = select(
-    or_(
-        exists().where(Instance.sop_instance_uid == bindparam("uid")),
-        exists().where(Artifact.sop_instance_uid == bindparam("uid")),
-    )
+_UID_TAKEN = or_(
+    exists().where(Instance.sop_instance_uid == bindparam("uid")),
+    exists().where(Artifact.sop_instance_uid == bindparam("uid")),
+)
+_STUDY = select(Study.id).where(Study.study_uid == bindparam("study_uid")).scalar_subquery()
+_OPEN_SERIES = and_(
+    Series.study_id == _STUDY,
+    Series.series_uid == bindparam("in_series_uid"),
+    Series.state == SeriesState.RECEIVING,
+)
+_INSTANCE: Table = Base.metadata.tables[Instance.__tablename__]
+_SERIES: Table = Base.metadata.tables[Series.__tablename__]
+_GIVEN = (
+    "association_id",
+    "sop_instance_uid",
+    "sop_class_uid",
+    "transfer_syntax_uid",
+    "sha256",
+    "size",
+    "path",
+    "received_at",
+)
+# for what nearly every object is: without the machinery of objects, which takes more time than all the rest
+_INSERT = insert(_INSTANCE).from_select(
+    ["series_id", *_GIVEN],
+    select(Series.id, *(bindparam(name, type_=_INSTANCE.c[name].type) for name in _GIVEN)).where(
+        _OPEN_SERIES, ~_UID_TAKEN
+    ),
+)
+_COUNT = (
+    update(_SERIES)
+    .where(_OPEN_SERIES)
+    .values(n_instances=_SERIES.c.n_instances + 1, last_received_at=bindparam("received_at"))
 )
 
 
-def is_known(connection: Connection, sop_instance_uid: str) -> bool:
-    """Whether an instance or a result of ours has this UID."""
-    return bool(connection.execute(_IS_KNOWN, {"uid": sop_instance_uid}).scalar_one())
-
-
-def _known(session: Session, sop_instance_uids: Sequence[str]) -> set[str]:
-    known: set[str] = set()
-    for column in (Instance.sop_instance_uid, Artifact.sop_instance_uid):
-        known.update(
-            uid for uid in session.scalars(select(column).where(column.in_(sop_instance_uids))) if uid
-        )
-    return known
-
-
-def _record_new(session: Session, arrivals: Sequence[tuple[Arrival, int]]) -> None:
-    """Write the rows of new instances of one series."""
-    first = arrivals[0][0]
-    last = max(arrival.at for arrival, _ in arrivals)
-    series = _series(session, first.identity, first.calling_ae, first.at)
-    rows = [
-        {
-            "series_id": series.id,
-            "association_id": association_id,
-            "sop_instance_uid": arrival.identity.sop_instance_uid,
-            "sop_class_uid": arrival.identity.sop_class_uid,
-            "transfer_syntax_uid": arrival.transfer_syntax_uid,
-            "sha256": arrival.stored.sha256,
-            "size": arrival.stored.size,
-            "path": arrival.stored.path,
-            "received_at": arrival.at,
-        }
-        for arrival, association_id in arrivals
-    ]
-    session.execute(insert(Instance), rows)
-    series.n_instances += len(rows)
-    series.last_received_at = last
-    session.flush()
-    if series.state is not SeriesState.RECEIVING:
-        _reopen(session, series, at=last, reason="late instance")
+def _add_to_open_series(connection: Connection, arrival: Arrival, association_id: int) -> bool:
+    """Write the row of a new instance of a series that is known and open; False where it is anything else."""
+    identity, stored = arrival.identity, arrival.stored
+    place = {"study_uid": identity.study_uid, "in_series_uid": identity.series_uid, "received_at": arrival.at}
+    row = {
+        "uid": identity.sop_instance_uid,
+        "association_id": association_id,
+        "sop_instance_uid": identity.sop_instance_uid,
+        "sop_class_uid": identity.sop_class_uid,
+        "transfer_syntax_uid": arrival.transfer_syntax_uid,
+        "sha256": stored.sha256,
+        "size": stored.size,
+        "path": stored.path,
+    }
+    if connection.execute(_INSERT, place | row).rowcount != 1:
+        return False
+    connection.execute(_COUNT, place)
+    return True
 
 
 def is_recorded(session: Session, path: str) -> bool:

@@ -1,9 +1,9 @@
-"""Rows of received instances, written for many at once by one thread.
+"""Rows of received instances: whoever waits for its own writes those of all that wait.
 
-The listener answers when file and row are durable. An association waits for its row, so the instances of
-several associations share a transaction, and one that comes alone has its own at once. The file says by its
-name which bytes it must have and by its file meta information who sent it: what a killed listener left
-without a row, unanswered, gets its row at the next start.
+The listener answers when file and row are durable. Associations that wait at the same time share a
+transaction, and one that comes alone has its own at once, in its own thread. The file says by its name which
+bytes it must have and by its file meta information who sent it: what a killed listener left without a row,
+unanswered, gets its row at the next start.
 """
 
 from __future__ import annotations
@@ -31,16 +31,14 @@ logger = logging.getLogger(__name__)
 HEAD_BYTES = 4 << 20
 """Of a data set, in which its identity must stand."""
 
-_LINGER_S = 0.05
 _RETRY_S = 1.0
 _WAIT_S = 20.0
-_AT_ONCE = 200
-_MOST_WAITING = 1000
+_RECOVER_AT_ONCE = 200
 _LOST = "lost"
 
 
 class RowsMissingError(NodeError):
-    """Rows of instances that came before could not be written in time."""
+    """Rows of instances could not be written in time."""
 
 
 @dataclass(eq=False, slots=True)
@@ -62,12 +60,14 @@ class Origin:
         return row.id
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class _Waiting:
-    """What came by an association: an instance, or its end."""
+    """An instance that waits for its row, and what became of it."""
 
     origin: Origin
-    what: Arrival | tuple[str, datetime]
+    arrival: Arrival
+    outcome: Reception | None = None
+    trouble: Exception | None = None
 
 
 class Recorder:
@@ -95,91 +95,79 @@ class Recorder:
         self.clock = clock
         self._on_trouble = on_trouble
         self._broken = False
-        self._changed = threading.Condition()
+        #: who has it writes
+        self._turn = threading.Lock()
         self._waiting: list[_Waiting] = []
-        self._added = self._written = self._failures = 0
-        #: SOP Instance UID -> who has it, and the digest of the bytes; until its row is written
-        self._claimed: dict[str, tuple[object, str]] = {}
-        self._unwritten: set[str] = set()
-        self._urgent = False
-        self._stopping = False
+        self._ends: list[tuple[Origin, str, datetime]] = []
         self._trouble: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+        self._released = threading.Condition()
+        #: SOP Instance UID -> digest of the bytes that somebody is making durable
+        self._claimed: dict[str, str] = {}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._try_again, name="recorder", daemon=True)
 
     def start(self) -> None:
-        """Begin to write."""
+        """Begin to write again what could not be written."""
         self._thread.start()
 
     def stop(self) -> None:
         """Write what waits, once; what can't be written is found at the next start."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify_all()
+        self._stopping.set()
         self._thread.join()
 
     @contextmanager
     def claim(self, sop_instance_uid: str, digest: str) -> Iterator[None]:
-        """Have an instance for oneself; whoever had it before has its row by then.
+        """Have an instance for oneself.
 
         Raises
         ------
         RowsMissingError
             Somebody has it for too long.
         """
-        mine = object()
-        with self._changed:
-            if sop_instance_uid in self._claimed:
-                self._hurry()
-            if not self._changed.wait_for(lambda: sop_instance_uid not in self._claimed, _WAIT_S):
+        with self._released:
+            if not self._released.wait_for(lambda: sop_instance_uid not in self._claimed, _WAIT_S):
                 raise RowsMissingError("the same instance is being received")
-            self._claimed[sop_instance_uid] = (mine, digest)
+            self._claimed[sop_instance_uid] = digest
         try:
             yield
         finally:
-            with self._changed:
-                owner, _ = self._claimed.get(sop_instance_uid, (None, ""))
-                if owner is mine and sop_instance_uid not in self._unwritten:
-                    del self._claimed[sop_instance_uid]
-                    self._changed.notify_all()
+            with self._released:
+                del self._claimed[sop_instance_uid]
+                self._released.notify_all()
 
-    def add(self, origin: Origin, arrival: Arrival) -> None:
-        """Have the row of a durable, claimed instance written soon; the claim lasts until then."""
-        with self._changed:
-            self._unwritten.add(arrival.identity.sop_instance_uid)
-        self._put(_Waiting(origin, arrival))
+    def record(self, origin: Origin, arrival: Arrival) -> Reception:
+        """Write the row of a durable, claimed instance; it is committed on return.
 
-    def end(self, origin: Origin, ending: str) -> None:
-        """Have the end of an association written, behind its instances."""
-        self._put(_Waiting(origin, (ending, self.clock())))
-
-    def _put(self, item: _Waiting) -> None:
-        with self._changed:
-            self._waiting.append(item)
-            self._added += 1
-            # enough to begin with, or nothing was there and the thread sleeps
-            if len(self._waiting) in {1, _AT_ONCE}:
-                self._changed.notify_all()
-
-    def flush(self) -> None:
-        """Wait until the rows of all that was added are written.
+        After an error it is tried again later: the sender will have been told to keep the instance.
 
         Raises
         ------
-        SQLAlchemyError
-            They can't be written now; they are tried again.
-        RowsMissingError
-            It takes too long.
+        SQLAlchemyError, OSError, RowsMissingError
+            It could not be written in time, or retention has removed the file meanwhile.
         """
-        with self._changed:
-            target, failures = self._added, self._failures
-            if self._written < target:
-                self._hurry()
-            self._changed.wait_for(lambda: self._written >= target or self._failures > failures, _WAIT_S)
-            if self._written >= target:
-                return
-            if self._trouble is not None:
-                raise self._trouble
-            raise RowsMissingError("the database is too slow")
+        item = _Waiting(origin, arrival)
+        self._waiting.append(item)
+        self._write(item)
+        if item.outcome is None:
+            raise item.trouble or RowsMissingError("the database is too slow")
+        return item.outcome
+
+    def end(self, origin: Origin, ending: str) -> None:
+        """Write the end of an association, behind its instances; now or, if that fails, later."""
+        self._ends.append((origin, ending, self.clock()))
+        self._write()
+
+    def flush(self) -> None:
+        """Write all that waits.
+
+        Raises
+        ------
+        SQLAlchemyError, OSError, RowsMissingError
+            It can't be written now; it is tried again.
+        """
+        self._write()
+        if self._trouble is not None:
+            raise self._trouble
 
     def report(self, error: Exception) -> None:
         """Pass a trouble with the disk or the database on; after one that loses data nothing is taken."""
@@ -188,7 +176,7 @@ class Recorder:
             self._on_trouble(error)
 
     def check(self) -> None:
-        """Wait where too many rows are missing; raises as `flush` where they can't be written.
+        """Look whether an instance can be taken; raises as `flush` where rows can't be written.
 
         Raises
         ------
@@ -197,75 +185,71 @@ class Recorder:
         """
         if self._broken:
             raise DiskFailedError("the disk has failed")
-        if self._trouble is not None or len(self._waiting) > _MOST_WAITING:
+        if self._trouble is not None:
             self.flush()
 
-    def _hurry(self) -> None:
-        self._urgent = True
-        self._changed.notify_all()
+    def _try_again(self) -> None:
+        while not self._stopping.wait(_RETRY_S):
+            if self._trouble is not None:
+                self._write()
+        self._write()
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._stopping)
-                if not self._waiting:
-                    return
-                # others may join
-                self._changed.wait_for(self._enough, _LINGER_S)
-                batch = self._waiting[:_AT_ONCE]
-                self._urgent = len(self._waiting) > _AT_ONCE
-            if not self._tried(batch):
-                with self._changed:
-                    if self._stopping:
-                        return
-                    self._changed.wait_for(lambda: self._stopping or self._urgent, _RETRY_S)
-
-    def _enough(self) -> bool:
-        return self._urgent or self._stopping or len(self._waiting) >= _AT_ONCE
-
-    def _tried(self, batch: Sequence[_Waiting]) -> bool:
+    def _write(self, item: _Waiting | None = None) -> None:
+        """Write all that waits, unless somebody has seen to the item before it was our turn."""
+        if not self._turn.acquire(timeout=_WAIT_S):
+            self._trouble = RowsMissingError("the database is too slow")
+            return
         try:
-            self._write(batch)
+            if item is None or (item.outcome is None and item.trouble is None):
+                self._write_all()
+        finally:
+            self._turn.release()
+
+    def _write_all(self) -> None:
+        items, ends = self._waiting[:], self._ends[:]
+        try:
+            self._commit(items, ends)
         except (SQLAlchemyError, OSError) as error:
             logger.exception("rows of received instances could not be written; they are tried again")
-            with self._changed:
-                self._trouble = error
-                self._failures += 1
-                self._changed.notify_all()
+            self._trouble = error
+            for item in items:
+                item.trouble = error
             self.report(error)
-            return False
-        with self._changed:
-            self._trouble = None
-            del self._waiting[: len(batch)]
-            self._written += len(batch)
-            for item in batch:
-                if isinstance(item.what, Arrival):
-                    self._unwritten.discard(item.what.identity.sop_instance_uid)
-                    self._claimed.pop(item.what.identity.sop_instance_uid, None)
-            self._changed.notify_all()
-        return True
+            return
+        self._trouble = None
+        del self._waiting[: len(items)], self._ends[: len(ends)]
+        for item in items:
+            if item.outcome in {Reception.OWN_RESULT, Reception.ELSEWHERE}:
+                self.spool.remove(item.arrival.stored.path)
 
-    def _write(self, batch: Sequence[_Waiting]) -> None:
-        arrivals = [(item.origin, item.what) for item in batch if isinstance(item.what, Arrival)]
+    def _commit(self, items: Sequence[_Waiting], ends: Sequence[tuple[Origin, str, datetime]]) -> None:
+        if not items and all(origin.row is None for origin, _, _ in ends):
+            return
+        rows: dict[Origin, int] = {}
         with self.database.write() as session:
-            rows = {origin: origin.row_in(session) for origin in dict.fromkeys(o for o, _ in arrivals)}
+            there = [item for item in items if self._is_there(item)]
+            for item in there:
+                rows[item.origin] = rows.get(item.origin) or item.origin.row_in(session)
             outcomes = reception.record_arrivals(
-                session, [arrival for _, arrival in arrivals], [rows[origin] for origin, _ in arrivals]
+                session, [item.arrival for item in there], [rows[item.origin] for item in there]
             )
-            for item in batch:
-                row = rows.get(item.origin, item.origin.row)
-                if not isinstance(item.what, Arrival) and row is not None:
-                    ending, at = item.what
-                    session.execute(
-                        update(db.Association)
-                        .where(db.Association.id == row)
-                        .values(closed_at=at, ending=ending)
-                    )
+            for origin, ending, at in ends:
+                row = rows.get(origin, origin.row)
+                session.execute(
+                    update(db.Association).where(db.Association.id == row).values(closed_at=at, ending=ending)
+                )
         for origin, row in rows.items():
             origin.row = row
-        for (_, arrival), outcome in zip(arrivals, outcomes, strict=True):
-            if outcome in {Reception.OWN_RESULT, Reception.ELSEWHERE}:
-                self.spool.remove(arrival.stored.path)
+        for item, outcome in zip(there, outcomes, strict=True):
+            item.outcome = outcome
+
+    def _is_there(self, item: _Waiting) -> bool:
+        """Whether retention, which has the write lock then, has not removed its file as an old copy."""
+        path = item.arrival.stored.path
+        if self.spool.absolute(path).exists():
+            return True
+        item.trouble = FileNotFoundError(path)
+        return False
 
     def recover(self, files: Iterable[str]) -> int:
         """Write the rows of those stored files that have none, or remove what isn't what its name says.
@@ -279,6 +263,11 @@ class Recorder:
         -------
         int
             How many there were.
+
+        Raises
+        ------
+        SQLAlchemyError, OSError, RowsMissingError
+            They can't be read or written now.
         """
         with self.database.read() as session:
             named = reception.recorded_paths(session)
@@ -288,8 +277,10 @@ class Recorder:
             if path not in named:
                 self._recover(path, origins)
                 count += 1
-        for origin in origins.values():
-            self.end(origin, _LOST)
+                if len(self._waiting) >= _RECOVER_AT_ONCE:
+                    self.flush()
+        self._ends += [(origin, _LOST, self.clock()) for origin in origins.values()]
+        self.flush()
         return count
 
     def _recover(self, path: str, origins: dict[str, Origin]) -> None:
@@ -308,7 +299,7 @@ class Recorder:
         origin = origins.setdefault(found.source_ae, Origin(found.source_ae, "", now))
         with self.claim(identity.sop_instance_uid, found.stored.sha256):
             if not self._is_recorded(path):
-                self.add(origin, _arrival(identity, found, now))
+                self._waiting.append(_Waiting(origin, _arrival(identity, found, now)))
                 logger.info("a file without a row is recorded", extra={"path": path})
 
     def _is_recorded(self, path: str) -> bool:
@@ -317,8 +308,8 @@ class Recorder:
 
     def _remove(self, path: str) -> None:
         """Remove what nobody was told success for, unless its bytes are arriving just now."""
-        with self._changed, self.database.write() as session:
-            arriving = {digest for _, digest in self._claimed.values()}
+        with self._released, self.database.write() as session:
+            arriving = self._claimed.values()
             if not reception.is_recorded(session, path) and not any(digest in path for digest in arriving):
                 self.spool.remove(path)
                 logger.info("removed a damaged file without a row", extra={"path": path})

@@ -36,7 +36,7 @@ from pacs_node import audit, reception
 from pacs_node.config import Caller, ListenerSettings
 from pacs_node.db import Artifact, Association, AuditEvent, Database, Instance, Job, Series
 from pacs_node.listener import Listener
-from pacs_node.spool import Spool
+from pacs_node.spool import Incoming, Spool, StoredFile
 from pacs_node.states import JobState, SeriesState
 from tests.conftest import find_free_port
 from tests.ct_factory import make_ct_series
@@ -350,14 +350,14 @@ def test_a_file_that_retention_removes_meanwhile_is_no_success(
     """It is there when the same comes again, and gone when that is to be answered."""
     (ds,) = make_ct_series(1, matrix=8)
     assert store(port, ds) == [0]
-    real = reception.record_arrivals
+    real = Incoming.keep
 
-    def remove_first(session: Any, arrivals: Any, association_ids: Any) -> Any:
-        for arrival in arrivals:
-            spool.remove(arrival.stored.path)
-        return real(session, arrivals, association_ids)
+    def keep(sink: Incoming) -> StoredFile:
+        stored = real(sink)
+        spool.remove(stored.path)
+        return stored
 
-    monkeypatch.setattr(reception, "record_arrivals", remove_first)
+    monkeypatch.setattr(Incoming, "keep", keep)
     assert store(port, ds) == [0x0110]
 
 

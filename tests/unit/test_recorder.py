@@ -1,10 +1,12 @@
-"""Rows that follow their files: written together, once each, by whoever may, and never forgotten."""
+"""Rows of durable files: written together, once each, by whoever has its turn, and never forgotten."""
 
 from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -39,9 +41,21 @@ def arrival(number: int, *, series: str = "1.2", content: str = "") -> Arrival:
     return Arrival(identity, stored, "1.2.840.10008.1.2.1", "PACS", START)
 
 
-def add(rows: Recorder, source: Origin, item: Arrival) -> None:
+def add(rows: Recorder, source: Origin, item: Arrival) -> Reception:
+    path = rows.spool.absolute(item.stored.path)
+    path.touch()
     with rows.claim(item.identity.sop_instance_uid, item.stored.sha256):
-        rows.add(source, item)
+        return rows.record(source, item)
+
+
+def together(rows: Recorder, sources: Sequence[Origin], items: Sequence[Arrival]) -> list[Reception]:
+    """Let all wait before anybody has its turn."""
+    with ThreadPoolExecutor(len(items)) as pool:
+        with rows._turn:
+            done = [pool.submit(add, rows, *pair) for pair in zip(sources, items, strict=True)]
+            while len(rows._waiting) < len(items):
+                time.sleep(0.001)
+        return [future.result() for future in done]
 
 
 def total(database: Database, table: type[Instance | Conflict | Series | Association]) -> int:
@@ -49,34 +63,53 @@ def total(database: Database, table: type[Instance | Conflict | Series | Associa
         return session.execute(select(func.count(table.id))).scalar_one()
 
 
-def test_many_rows_share_a_transaction(rows: Recorder, database: Database) -> None:
+def test_who_waits_at_the_same_time_shares_a_transaction(rows: Recorder, database: Database) -> None:
     commits: list[Any] = []
-    event.listen(database.engine, "commit", commits.append)
     sources = [origin() for _ in range(3)]
-    for number in range(90):
-        add(rows, sources[number % 3], arrival(number))
+    assert add(rows, sources[0], arrival(99)) is Reception.NEW
+    event.listen(database.engine, "commit", commits.append)
+    outcomes = together(rows, [sources[n % 3] for n in range(9)], [arrival(number) for number in range(9)])
+    assert outcomes == [Reception.NEW] * 9
+    assert len(commits) == 1
     for source in sources:
         rows.end(source, "released")
-    rows.flush()
-    assert total(database, Instance) == 90
+    assert total(database, Instance) == 10
     assert total(database, Series) == 1
     assert total(database, Association) == 3
-    assert 1 <= len(commits) < 30
     with database.read() as session:
         assert set(session.scalars(select(Association.ending))) == {"released"}
-        assert set(session.scalars(select(Series.n_instances))) == {90}
+        assert set(session.scalars(select(Series.n_instances))) == {10}
+
+
+def test_the_same_at_the_same_time_is_there_once(rows: Recorder, database: Database) -> None:
+    """Two that have no claim, as a row that was tried again has none."""
+    item = arrival(1)
+    rows.spool.absolute(item.stored.path).touch()
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(lambda _: rows.record(origin(), item), range(2)))
+    assert set(outcomes) == {Reception.NEW, Reception.DUPLICATE}
+    assert total(database, Instance) == 1
+
+
+def test_one_whose_file_is_gone_does_not_hold_up_the_others(rows: Recorder, database: Database) -> None:
+    with rows.claim("1.2.3.1", "a"), pytest.raises(FileNotFoundError):
+        rows.record(origin(), arrival(1))
+    assert add(rows, origin(), arrival(2)) is Reception.NEW
+    assert total(database, Instance) == 1
 
 
 def test_an_association_that_brought_nothing_has_no_row(rows: Recorder, database: Database) -> None:
     rows.end(origin(), "aborted")
-    rows.flush()
     assert total(database, Association) == 0
 
 
-def test_a_claim_waits_for_the_row_of_whoever_had_it(rows: Recorder, database: Database) -> None:
-    add(rows, origin(), arrival(1))
-    with rows.claim("1.2.3.1", "other"):
-        assert total(database, Instance) == 1
+def test_a_claim_waits_for_whoever_has_it(rows: Recorder) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with rows.claim("1.2.3.1", "other"):
+            second = pool.submit(add, rows, origin(), arrival(1))
+            time.sleep(0.02)
+            assert not second.done()
+        assert second.result() is Reception.NEW
 
 
 def test_a_claim_that_came_to_nothing_is_free_again(rows: Recorder) -> None:
@@ -109,30 +142,22 @@ def test_rows_that_could_not_be_written_are_written_later(
     rows = Recorder(database, spool, clock, told.append)
     rows.start()
     source = origin()
-    add(rows, source, arrival(1))
     with pytest.raises(OperationalError):
-        rows.flush()
+        add(rows, source, arrival(1))
     with pytest.raises(OperationalError):
         rows.check()
+    rows.end(source, "aborted")
     assert told
     assert (total(database, Instance), source.row) == (0, None)
     failing.clear()
     rows.check()
+    assert total(database, Instance) == 1
     add(rows, source, arrival(2))
     rows.stop()
+    with database.read() as session:
+        assert session.scalars(select(Association.ending)).all() == ["aborted"]
     assert total(database, Instance) == 2
     assert total(database, Association) == 1
-
-
-def test_who_brings_too_much_waits(
-    rows: Recorder, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(recorder, "_MOST_WAITING", 3)
-    source = origin()
-    for number in range(40):
-        rows.check()
-        add(rows, source, arrival(number))
-        assert number + 1 - total(database, Instance) <= 5
 
 
 def test_many_at_once_are_what_they_would_be_one_by_one(database: Database) -> None:
