@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
+from sqlalchemy.exc import DatabaseError
 
 from pacs_node.backup import Report, back_up, restore
+from pacs_node.backup_rows import rows_of
 from pacs_node.clock import utc_now
-from pacs_node.config import Settings, load_settings
-from pacs_node.db import sqlite_url
+from pacs_node.config import load_settings
 from pacs_node.errors import BackupError
+from pacs_node.storage import database_url
 
 _MOST = 20
 
@@ -37,14 +41,13 @@ def backup_command(config_path: Path, folder: Path) -> None:
     altered in the node itself.
     """
     settings = load_settings(config_path)
-    database, storage = _places(settings)
-    if not database.exists():
-        raise click.ClickException(f"{database}: there is no node yet")
+    url, storage = database_url(settings), Path(settings.storage.directory)
+    rows = rows_of(url)
     started = time.monotonic()
-    try:
-        report = back_up(database, storage, folder.absolute(), utc_now())
-    except BackupError as error:
-        raise click.ClickException(str(error)) from None
+    with _explained():
+        if not rows.are_there():
+            raise BackupError(f"{url}: there is no node yet")
+        report = back_up(rows, storage, folder.absolute(), utc_now())
     _show(report, f"backup of {report.files} files, {report.copied} of them new", time.monotonic() - started)
 
 
@@ -54,25 +57,28 @@ def backup_command(config_path: Path, folder: Path) -> None:
 def restore_command(config_path: Path, folder: Path) -> None:
     """Put the backup in FOLDER where the configuration says; every file is held against its row.
 
-    Overwrites nothing: the storage directory must be empty. Start the node afterwards. What came after the
-    backup must be sent again; what was delivered after it is delivered again, as the same objects. Exit
-    status: 0 whole; 3 files are missing or altered.
+    Overwrites nothing: the storage directory must be empty, and so a database of PostgreSQL (createdb). Start
+    the node afterwards. What came after the backup must be sent again; what was delivered after it is
+    delivered again, as the same objects. Exit status: 0 whole; 3 files are missing or altered.
     """
-    database, storage = _places(load_settings(config_path))
+    settings = load_settings(config_path)
     started = time.monotonic()
-    try:
-        report = restore(folder.absolute(), database, storage)
-    except BackupError as error:
-        raise click.ClickException(str(error)) from None
+    with _explained():
+        rows = rows_of(database_url(settings))
+        report = restore(folder.absolute(), rows, Path(settings.storage.directory))
     _show(report, f"restored {report.copied} of {report.files} files", time.monotonic() - started)
 
 
-def _places(settings: Settings) -> tuple[Path, Path]:
-    storage = Path(settings.storage.directory)
-    url = settings.storage.database_url or sqlite_url(storage)
-    if not url.startswith("sqlite:///"):
-        raise click.ClickException("the database is no SQLite file: use pg_dump for it")
-    return Path(url.removeprefix("sqlite:///")), storage
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Say what went wrong in a sentence."""
+    try:
+        yield
+    except BackupError as error:
+        raise click.ClickException(str(error)) from None
+    except DatabaseError as error:
+        # the driver's words: those of SQLAlchemy quote the statement
+        raise click.ClickException(f"the database can't be read: {error.orig}") from None
 
 
 def _show(report: Report, done: str, seconds: float) -> None:

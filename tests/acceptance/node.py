@@ -37,6 +37,8 @@ class Node:
     settle_seconds: float = 1.5
     quiet_seconds: float = 4.0
     profile: str = DEFAULT_PROFILE
+    #: of PostgreSQL; empty means the SQLite file
+    database_url: str = ""
     process: subprocess.Popen[bytes] | None = None
 
     def __post_init__(self) -> None:
@@ -45,7 +47,7 @@ class Node:
             destinations=list(self.destinations),
             overrides={
                 "listener": {"port": self.port},
-                "storage": {"reserve_mb": 100},
+                "storage": {"reserve_mb": 100, "database_url": self.database_url},
                 "pipeline": {"profile": self.profile},
                 "completeness": {
                     "settle_seconds": self.settle_seconds,
@@ -105,7 +107,7 @@ class Node:
         return status
 
     def database(self) -> Database:
-        return Database(sqlite_url(self.storage))
+        return Database(self.database_url or sqlite_url(self.storage))
 
     def ask(self, question: Callable[[Session], object]) -> object:
         """Answer of the database to one question."""
@@ -140,7 +142,8 @@ class Node:
             ]
             return "\n".join(["series", *series, "jobs", *jobs, "deliveries", *sent])
 
-        return str(self.ask(lines)) if (self.storage / "node.db").exists() else "no database"
+        there = self.database_url or (self.storage / "node.db").exists()
+        return str(self.ask(lines)) if there else "no database"
 
     def wait_finished(self, n_studies: int, seconds: float = 180) -> None:
         """Wait until that many studies are at an end and everything is committed."""

@@ -12,6 +12,7 @@ from sqlalchemy import select, update
 
 from pacs_node import backup
 from pacs_node.backup import MANIFEST, back_up, restore
+from pacs_node.backup_rows import SqliteRows
 from pacs_node.config import RetentionSettings
 from pacs_node.db import Database, Delivery, Instance, sqlite_url
 from pacs_node.errors import BackupError
@@ -36,11 +37,11 @@ def done(node: SmallNode) -> SmallNode:
 
 def back(node: SmallNode, target: Path) -> backup.Report:
     storage = node.spool.directory
-    return back_up(storage / "node.db", storage, target, node.clock.forward(seconds=1))
+    return back_up(SqliteRows(storage / "node.db"), storage, target, node.clock.forward(seconds=1))
 
 
 def again(source: Path, place: Path) -> backup.Report:
-    return restore(source, place / "node.db", place)
+    return restore(source, SqliteRows(place / "node.db"), place)
 
 
 def found(place: Path, seen: Seen | None = None) -> list[str]:

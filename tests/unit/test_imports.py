@@ -64,6 +64,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "config_listener",
         "config_archive config_audit config_storage config_web",
         "config_notify",
+        "oidc_metadata",
+        "oidc",
         "connections",
         "config db spool association dicomweb engines gate gate_association",
         "db_accounts db_feedback db_notices db_tokens",
@@ -86,7 +88,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "summaries",
         "feedback",
         "listener intake worker delivery dead_letters timeline",
-        "reconcile missed doctor_database",
+        "reconcile missed doctor_database backup_rows",
         "missed_cli",
         "backup schedule queries preflight doctor",
         "doctor_peers doctor_queue",
@@ -169,6 +171,7 @@ IMPORTERS: dict[str, str] = {
     "fastapi": "pacs_node.web.api*",
     "uvicorn": "pacs_node.web*",
     "argon2": "pacs_node.accounts",
+    "jwt": "pacs_node.oidc*",
     "torch": "inference.* pacs_node.engines",
 }
 
