@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from pacs_node import accounts, sessions
+from pacs_node.account_admin import add_account, reset_account
 from pacs_node.accounts import AccountError, BusyError, Passwords, Permission
 from pacs_node.db import Database
 from pacs_node.db_accounts import Account, Role
@@ -151,16 +152,18 @@ class AccountPages:
     def add_user(self, request: Request) -> Response:
         """Add an account with a one-time password, which is shown once."""
         form, actor = form_of(request), known_visitor(request).actor
-        password = accounts.one_time_password()
         try:
-            name = accounts.check_name(form.get("name", ""))
-            hashed = accounts.hashed(self._passwords, name, password, one_time=True)
-            with self._database.write() as session:
-                at = self._renderer.clock()
-                accounts.add(session, name, _role(form.get("role")), hashed, at=at, actor=actor)
+            shown = add_account(
+                self._database,
+                self._passwords,
+                form.get("name", ""),
+                _role(form.get("role")),
+                at=self._renderer.clock(),
+                actor=actor,
+            )
         except AccountError as error:
             return self._users_page(request, str(error))
-        return self._users_page(request, shown=(name, password))
+        return self._users_page(request, shown=shown)
 
     def change_user(self, request: Request) -> Response:
         """Change the role of an account, disable or enable it."""
@@ -183,19 +186,14 @@ class AccountPages:
 
     def reset_user(self, request: Request) -> Response:
         """Give an account a one-time password, which is shown once, and unlock it."""
-        actor = known_visitor(request).actor
-        password = accounts.one_time_password()
+        name, actor = form_of(request).get("name", ""), known_visitor(request).actor
         try:
-            with self._database.read() as session:
-                name = accounts.find(session, form_of(request).get("name", "")).name
-            hashed = accounts.hashed(self._passwords, name, password, one_time=True)
-            with self._database.write() as session:
-                account = accounts.find(session, name)
-                accounts.set_password(session, account, hashed, at=self._renderer.clock(), actor=actor)
-                sessions.forget_failures(session, name)
+            shown = reset_account(
+                self._database, self._passwords, name, at=self._renderer.clock(), actor=actor
+            )
         except AccountError as error:
             return self._users_page(request, str(error))
-        return self._users_page(request, shown=(name, password))
+        return self._users_page(request, shown=shown)
 
 
 def _check_new(name: str, form: dict[str, str]) -> None:

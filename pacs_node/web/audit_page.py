@@ -12,28 +12,20 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from pacs_node import audit_chain, audit_list
+from pacs_node import audit_list
 from pacs_node.audit import Event
-from pacs_node.audit_chain import HeadsUnreadableError, Verdict
+from pacs_node.audit_chain import Verdict
 from pacs_node.audit_export import FORMATS, Selection
 from pacs_node.audit_message import Origin
+from pacs_node.audit_review import MEDIA_TYPES, RecordError, check_record
 from pacs_node.config import Settings
 from pacs_node.db import Database
 from pacs_node.web.guard import Looks
 from pacs_node.web.render import Renderer
 
-MOST_CHECKED = 200_000
-"""Rows that the page checks: while it reads them, nobody may write where SQLite has no write-ahead log."""
-
 _PAGE_LENGTH = 100
 _FIELDS = ("study", "actor", "event", "since", "until")
 _LONGEST_FIELD = 200
-_MEDIA_TYPES = {
-    "jsonl": ("application/x-ndjson", "jsonl"),
-    "csv": ("text/csv; charset=utf-8", "csv"),
-    "dicom": ("text/plain; charset=utf-8", "xml.txt"),
-    "fhir": ("application/x-ndjson", "fhir.jsonl"),
-}
 
 
 class AuditPages:
@@ -62,19 +54,10 @@ class AuditPages:
 
     def checked(self, request: Request) -> Response:
         """The check of the whole chain, as ``pacs-node audit verify`` does it."""
-        with self._database.read() as session:
-            last = audit_list.last_row(session)
-            if last is not None and last.seq > MOST_CHECKED:
-                raise HTTPException(
-                    409,
-                    f"The record has more than {MOST_CHECKED} rows. "
-                    "Check it by pacs-node audit verify, on a copy of the database if the node is busy.",
-                )
-            try:
-                heads = audit_chain.read_heads(self._heads) if self._heads.exists() else []
-            except HeadsUnreadableError as error:
-                raise HTTPException(409, f"The noted heads can't be read: {error}") from None
-            verdict = audit_chain.verify(session, heads)
+        try:
+            verdict = check_record(self._database, self._heads)
+        except RecordError as error:
+            raise HTTPException(409, str(error)) from None
         self._looks.note(
             request, Event.AUDIT_CHECKED, every=True, rows=verdict.rows, first_bad=verdict.first_bad
         )
@@ -117,7 +100,7 @@ class AuditPages:
         self._looks.note(request, Event.AUDIT_EXPORTED, every=True, format=form, chosen=asked or None)
         with self._database.read() as session:
             last = audit_list.last_row(session)
-        media_type, ending = _MEDIA_TYPES[form]
+        media_type, ending = MEDIA_TYPES[form]
         return StreamingResponse(
             audit_list.export(self._database, selection, form, self._origin, last.seq if last else 0),
             media_type=media_type,

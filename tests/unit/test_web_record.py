@@ -202,7 +202,7 @@ def test_check_sees_a_cut_end_by_the_noted_head(auditor: Browser, story: Story) 
 
 
 def test_long_records_are_not_checked_on_the_page(auditor: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pacs_node.web.audit_page.MOST_CHECKED", 3)
+    monkeypatch.setattr("pacs_node.audit_review.MOST_CHECKED", 3)
     answer = auditor.post("/audit")
     assert (answer.status_code, "pacs-node audit verify" in answer.text) == (409, True)
 
