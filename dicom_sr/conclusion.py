@@ -11,7 +11,12 @@ from collections.abc import Iterator, Sequence
 from dicom_sr.codes import MASS, feature_codes, finding_code, site_words
 from dicom_sr.content import descriptor, operating_point
 from dicom_sr.context import OtherSeries, ResultContext
-from dicom_sr.evaluations import lung_rads_category, observation_words
+from dicom_sr.evaluations import (
+    is_lung_rads,
+    lung_rads_category,
+    lung_rads_undetermined,
+    observation_words,
+)
 from dicom_sr.wording import ENGLISH, Wording
 from inference.types import Finding, ModelCard, Result
 
@@ -28,7 +33,7 @@ def result_sentences(result: Result, context: ResultContext) -> list[str]:
         lines.append(wording.say("nodules", count=len(result.findings)))
     lines += [finding_sentence(finding, wording) for finding in result.findings]
     lines.append(_lung_rads(result, wording))
-    lines += [f"{observation_words(o)}." for o in result.observations if not o.name.startswith("lung_rads")]
+    lines += [f"{observation_words(o)}." for o in result.observations if not is_lung_rads(o)]
     lines += _not_assessed(result.findings, wording)
     lines += [wording.say("warning", text=warning) for warning in result.warnings]
     return [*lines, *provenance_sentences(context)]
@@ -119,7 +124,7 @@ def _features(finding: Finding, wording: Wording) -> Iterator[str]:
 def _lung_rads(result: Result, wording: Wording) -> str:
     category = lung_rads_category(result.observations)
     if category is None:
-        return wording.say("lung_rads_undetermined")
+        return lung_rads_undetermined(result.observations, wording)
     return wording.say("lung_rads", category=category)
 
 

@@ -22,7 +22,7 @@ from inference.types import ModelCard, Observation, Result, Volume
 
 THICK_SLICE_MM = 2.5
 """Thicker slices limit what can be seen of small nodules."""
-_LUNG_RADS = ("lung_rads", "lung_rads_version")
+_LUNG_RADS = ("lung_rads", "lung_rads_version", "lung_rads_undetermined")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,12 @@ def lung_rads_category(observations: Sequence[Observation]) -> str | None:
     return ", ".join(said) or None
 
 
+def lung_rads_undetermined(observations: Sequence[Observation], wording: Wording) -> str:
+    """Why there is no category: in the words of the result, else that none is assigned."""
+    said = [o.value for o in observations if o.name == "lung_rads_undetermined"]
+    return " ".join(said) or wording.say("lung_rads_undetermined")
+
+
 def _item(concept: Code, value: Code | Millimetres | str) -> Any:
     if isinstance(value, Code):
         return CodeContentItem(concept, value, Relation.CONTAINS)
@@ -111,8 +117,13 @@ def _item(concept: Code, value: Code | Millimetres | str) -> Any:
     return text(concept, value)
 
 
+def is_lung_rads(observation: Observation) -> bool:
+    """Whether it is a category, its edition, or why there is none; the rules that held are words beside."""
+    return observation.name in _LUNG_RADS
+
+
 def _is_coded(observation: Observation) -> bool:
-    return observation.name in _LUNG_RADS or _artifact(observation) is not None
+    return is_lung_rads(observation) or _artifact(observation) is not None
 
 
 def _artifact(observation: Observation) -> Code | None:
@@ -129,14 +140,14 @@ def _quality(volume: Volume, observations: Sequence[Observation]) -> Iterator[Ro
 
 def _lung_rads(observations: Sequence[Observation], wording: Wording) -> Iterator[Row]:
     """RadLex says no version, so that has a row of its own; S is a second category, never instead of one."""
-    said = [o for o in observations if o.name in _LUNG_RADS]
+    said = [o for o in observations if is_lung_rads(o)]
     for one in said:
         if one.name == "lung_rads":
             yield codes.LUNG_RADS, codes.LUNG_RADS_CATEGORIES.get(one.value, one.value)
-        else:
+        elif one.name == "lung_rads_version":
             yield codes.LUNG_RADS_VERSION, one.value
     if not any(one.name == "lung_rads" for one in said):
-        yield codes.LUNG_RADS, wording.say("lung_rads_undetermined")
+        yield codes.LUNG_RADS, lung_rads_undetermined(observations, wording)
 
 
 def _operating_points(cards: Sequence[ModelCard]) -> Iterator[Row]:

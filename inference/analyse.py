@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from inference.cade import detect
+from inference.guidelines.reading import SOLID_PART
 from inference.lungs import Lungs, find_lungs
-from inference.measure import attenuation, measure, site
+from inference.measure import attenuation, measure, site, solid_part_mm
 from inference.pleura import pleural_contact
 from inference.radiomics import radiomics
 from inference.record import RecordReading
@@ -141,6 +142,7 @@ def _finding(
 ) -> Finding:
     mask, origin, reading = found.mask, found.origin, found.reading
     measured = measure(volume, mask, origin)
+    kind = attenuation(volume, mask, origin) if reading is None else _rated_attenuation(reading)
     return Finding(
         tracking_uid=derived_uid(*identity, "finding", str(number)),
         tracking_id=f"N{number}",
@@ -152,11 +154,14 @@ def _finding(
         short_axis=measured.short_axis,
         measurements=measured.measurements,
         detection_probability=found.probability,
-        attenuation=attenuation(volume, mask, origin) if reading is None else _rated_attenuation(reading),
+        attenuation=kind,
         site=site(lungs.labels, mask, origin),
         malignancy=None if reading is None else Malignancy(reading.malignancy),
         features=() if reading is None else tuple(one for one in reading.features if one.name != UNTOLD),
-        descriptors=() if reading is None else _descriptors(volume, lungs, found, reading),
+        descriptors=(
+            *(_solid_part(volume, found) if kind is Attenuation.PART_SOLID else ()),
+            *(() if reading is None else _descriptors(volume, lungs, found, reading)),
+        ),
     )
 
 
@@ -166,6 +171,11 @@ def _rated_attenuation(reading: CadxReading) -> Attenuation:
     if texture.value <= 2:
         return Attenuation.GROUND_GLASS
     return Attenuation.SOLID if texture.value == 5 else Attenuation.PART_SOLID
+
+
+def _solid_part(volume: Volume, found: _Found) -> tuple[Descriptor, ...]:
+    size = solid_part_mm(volume, found.mask, found.origin)
+    return () if size is None else (Descriptor(SOLID_PART, size, "mm", "measured"),)
 
 
 def _descriptors(volume: Volume, lungs: Lungs, found: _Found, reading: CadxReading) -> tuple[Descriptor, ...]:

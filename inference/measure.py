@@ -217,6 +217,24 @@ def attenuation(volume: Volume, mask: Mask, origin: Index) -> Attenuation:
     return Attenuation.PART_SOLID
 
 
+def solid_part_mm(volume: Volume, mask: Mask, origin: Index) -> float | None:
+    """Mean diameter of the largest solid part of a nodule, mm; None without one.
+
+    Mean of long and short axis on the slice where the part is largest, as guidelines measure it. Solid are HU
+    above `SOLID_HU` in the mask, averaged over 3 x 3 pixels against noise.
+    """
+    where = tuple(slice(o, o + n) for o, n in zip(origin, mask.shape, strict=True))
+    hu = ndimage.uniform_filter(volume.array[where].astype(np.float32), (1, 3, 3), mode="nearest")
+    parts, count = ndimage.label(mask & (hu > SOLID_HU))
+    if not count:
+        return None
+    part = parts == 1 + int(np.bincount(parts.ravel())[1:].argmax())
+    plane = part[int(part.sum(axis=(1, 2)).argmax())]
+    long_axis, short_axis = _axes(plane, volume)
+    long_mm = _length_mm(long_axis, volume)
+    return (long_mm + min(_length_mm(short_axis, volume), long_mm)) / 2
+
+
 def site(labels: NDArray[np.uint8], mask: Mask, origin: Index) -> Site:
     """The side of the lung label under most of the mask. The lobe needs a model: it stays None."""
     where = tuple(slice(o, o + n) for o, n in zip(origin, mask.shape, strict=True))

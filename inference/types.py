@@ -186,8 +186,8 @@ class Descriptor:
     unit
         UCUM; ``1`` for a number without unit.
     source
-        What it is: ``IBSI QCFX``, ``sentence pair``, ``structure sentence``, ``radiomic similarity`` or
-        ``pleura``.
+        What it is: ``measured``, ``IBSI QCFX``, ``sentence pair``, ``structure sentence``,
+        ``radiomic similarity`` or ``pleura``.
     """
 
     name: str

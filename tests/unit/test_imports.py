@@ -32,9 +32,12 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "errors types uids headers decode_probes digest durable mesh prompts cards",
         (
             "datasets datasets.* intensity decode geometry lungs segment weights catalogue download"
-            " torchscript risk radiomics record phantom phantom.* guidelines guidelines.*"
+            " torchscript risk radiomics record phantom phantom.*"
         ),
-        "compare select cade measure retinanet pull inventory record_files pleura views descriptors",
+        (
+            "compare select cade measure retinanet pull inventory record_files pleura views descriptors"
+            " guidelines guidelines.*"
+        ),
         "load registry openclip_model",
         "windows sam2_model lora insertion cadx_network fusion published extent",
         "prompted detector cadx convert full",
@@ -148,7 +151,7 @@ ONLY: dict[str, str] = {
     "pacs_node.clock pacs_node.config pacs_node.config_listener pacs_node.db pacs_node.db_accounts "
     "pacs_node.db_tokens pacs_node.errors pacs_node.kept_files pacs_node.logs pacs_node.metrics "
     "pacs_node.missed pacs_node.operator_actions pacs_node.overview pacs_node.tokens inference.inventory "
-    "pacs_node.present pacs_node.queries pacs_node.sessions "
+    "pacs_node.oidc pacs_node.present pacs_node.queries pacs_node.sessions "
     "pacs_node.states pacs_node.storage pacs_node.study_detail pacs_node.timeline pacs_node.tls "
     "dicom_sr.context",
 }

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from inference.measure import attenuation, measure, site
+from inference.measure import attenuation, measure, site, solid_part_mm
 from inference.types import Attenuation, Laterality, Site, SourceFrame, Volume
 
 Floats = NDArray[np.float64]
@@ -140,6 +140,19 @@ def test_attenuation_type(shell: int, core: int, expected: Attenuation) -> None:
     hu[ellipsoid(volume, (5.0, 5.0, 5.0))] = core
     volume.array[...] = np.clip(hu + rng.normal(0, 30, hu.shape), -1024, 3071)
     assert attenuation(volume, mask, (0, 0, 0)) is expected
+
+
+@pytest.mark.parametrize("core_mm", [4.0, 6.0, 10.0])
+def test_solid_part_of_a_part_solid_nodule(core_mm: float) -> None:
+    volume = grid((1.0, 0.7, 0.7), (25, 41, 41))
+    mask = ellipsoid(volume, (8.0, 8.0, 8.0))
+    hu = np.where(mask, -600, -860)
+    hu[ellipsoid(volume, (core_mm / 2,) * 3)] = 20
+    hu[4, 20, 20] = 20  # a vessel elsewhere in it is not its solid part
+    volume.array[...] = np.clip(hu + np.random.default_rng(0).normal(0, 30, hu.shape), -1024, 3071)
+    assert solid_part_mm(volume, mask, (0, 0, 0)) == pytest.approx(core_mm, abs=0.7)
+    volume.array[...] = -600
+    assert solid_part_mm(volume, mask, (0, 0, 0)) is None
 
 
 def test_site_is_the_side_under_most_of_the_mask() -> None:
