@@ -152,7 +152,7 @@ def test_study_page_tells_the_whole_story(browser: Browser, story: Story) -> Non
         "Doe, Jane",
         "133 slices of 512 x 512",
         "N1 right upper lobe part-solid 12.3 \u00d7 9.0 10.7 612 -312 97 % 41 % image alone",
-        "spiculation: marked 80 %",
+        "spiculation marked 80 %",
         "emphysema present (70 %)",
         "Automatic result of job 1. Not reviewed by a physician.",
         "warning Slices are thick.",
