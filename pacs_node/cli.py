@@ -36,6 +36,7 @@ from pacs_node.evaluate_cli import evaluate
 from pacs_node.missed_cli import missed
 from pacs_node.models_cli import models
 from pacs_node.storage import open_database
+from pacs_node.study_search import StudyQuery, list_studies
 from pacs_node.timeline import timeline, words
 from pacs_node.tokens_cli import tokens
 from pacs_node.validate_cli import validate
@@ -264,7 +265,7 @@ def status(config_path: Path, study: str | None) -> None:
 def _show_latest(database: Database, console: Console) -> None:
     """One line for each study; whole UIDs, so that they can be copied."""
     with database.read() as session:
-        for line in queries.study_list(session, search="", before_id=None, limit=30):
+        for line in list_studies(session, StudyQuery(), limit=30):
             accession = line.accession_number or "no accession number"
             text = (
                 f"{line.received_at:%Y-%m-%d %H:%M:%S}  {line.study_uid}  {accession}  {line.state.sentence}"

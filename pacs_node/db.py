@@ -27,6 +27,7 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
+from sqlalchemy.engine.default import DefaultExecutionContext
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
 
@@ -73,6 +74,20 @@ def _state(kind: type[StrEnum]) -> Enum:
     )
 
 
+SEARCHED = ("patient_id", "patient_name", "accession_number", "study_uid")
+"""Columns of a study that `Study.search` holds; whoever changes or erases one writes that too."""
+
+
+def folded(*texts: str) -> str:
+    """What a search compares: without case, each text on a line of its own."""
+    return "\n".join(text.casefold().replace("\n", " ").replace("\0", " ") for text in texts)
+
+
+def _search_text(context: DefaultExecutionContext) -> str:
+    values = context.get_current_parameters()  # type: ignore[no-untyped-call] # SQLAlchemy has it untyped
+    return folded(*(values[name] for name in SEARCHED))
+
+
 class Association(Base):
     """One DICOM association in which instances arrived."""
 
@@ -91,15 +106,26 @@ class Study(Base):
     """One study; the patient's identity stands here and nowhere else."""
 
     __tablename__ = "study"
+    __table_args__ = (
+        Index("study_by_state", "state", "first_received_at"),
+        Index("study_by_delivery", "delivery", "first_received_at"),
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     study_uid: Mapped[str] = mapped_column(unique=True)
     patient_id: Mapped[str] = mapped_column(index=True)
-    patient_name: Mapped[str]
+    patient_name: Mapped[str] = mapped_column(index=True)
     accession_number: Mapped[str] = mapped_column(index=True)
-    study_date: Mapped[str]
+    study_date: Mapped[str] = mapped_column(index=True)
     description: Mapped[str]
     first_received_at: Mapped[datetime] = mapped_column(index=True)
+    #: `SEARCHED` for a search: see `folded`
+    search: Mapped[str] = mapped_column(default=_search_text)
+    #: where it and its results are, in the words of `pacs_node.study_state`, which keeps them
+    state: Mapped[str] = mapped_column(default="receiving", server_default="receiving")
+    delivery: Mapped[str | None]
+    #: the job that speaks for it
+    shown_job_id: Mapped[int | None]
     series: Mapped[list[Series]] = relationship(back_populates="study", order_by="Series.id")
 
 
@@ -368,13 +394,22 @@ class Errand(Base):
     status: Mapped[str | None]
 
 
+_FAILED = text("outcome > 0")
+
+
 class AuditEvent(Base):
     """Append-only, hash-chained record of every transition and access; no patient data, only UIDs."""
 
     __tablename__ = "audit_event"
+    # the lists that are asked for, the newest first
+    __table_args__ = (
+        Index("audit_event_by_event", "event", "at"),
+        Index("audit_event_by_actor", "actor", "at"),
+        Index("audit_event_failures", "at", sqlite_where=_FAILED, postgresql_where=_FAILED),
+    )
 
     seq: Mapped[int] = mapped_column(primary_key=True)
-    at: Mapped[datetime]
+    at: Mapped[datetime] = mapped_column(index=True)
     actor: Mapped[str]
     event: Mapped[str]
     #: DCM code of the event type, PS3.15 A.5.3

@@ -16,6 +16,7 @@ from pacs_node.db import Artifact, Delivery, Instance, Job, Series, Study
 from pacs_node.errors import AnalysisFailedError
 from pacs_node.leases import LEASE, LeaseWatch, new_token
 from pacs_node.states import DeliveryState, JobOutcome, JobState, SeriesState
+from pacs_node.study_state import restate
 
 RETRY_WAIT = timedelta(seconds=5)
 
@@ -88,6 +89,7 @@ def enqueue(
     )
     session.add(job)
     session.flush()
+    restate(session, series.study)
     audit.record(
         session,
         audit.Event.JOB_CREATED,
@@ -280,6 +282,7 @@ def add_delivery(session: Session, artifact: Artifact, destination: str, *, at: 
         sha256=artifact.sha256,
     )
     session.flush()
+    restate(session, artifact.job.series.study)
 
 
 def deliver_again(session: Session, delivery: Delivery, *, at: datetime, actor: str, status: str) -> None:

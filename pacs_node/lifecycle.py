@@ -1,4 +1,4 @@
-"""Changes of state: a compare-and-set and its event row in one transaction."""
+"""Changes of state: a compare-and-set, its event row and the word of the study in one transaction."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from pacs_node.states import (
     JobState,
     SeriesState,
 )
+from pacs_node.study_state import restate
 
 
 def move_series(
@@ -27,6 +28,7 @@ def move_series(
 ) -> None:
     """Change the state of a series; `values` are further columns to set."""
     _compare_and_set(session, series, SERIES_CHANGES, new, values)
+    restate(session, series.study)
     audit.record(
         session,
         audit.Event.SERIES_CHANGED,
@@ -66,6 +68,7 @@ def move_job(
         The row has another state or another lease by now.
     """
     _compare_and_set(session, job, JOB_CHANGES, new, values, token=token)
+    restate(session, job.series.study)
     failed = new is JobState.FAILED
     audit.record(
         session,
@@ -101,6 +104,7 @@ def move_delivery(
     """Change the state of a delivery; `token` and errors as for `move_job`."""
     _compare_and_set(session, delivery, DELIVERY_CHANGES, new, values, token=token)
     artifact = delivery.artifact
+    restate(session, artifact.job.series.study)
     audit.record(
         session,
         audit.Event.DELIVERY_CHANGED,

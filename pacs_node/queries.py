@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import ColumnElement, or_, select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from pacs_node.db import Artifact, Delivery, Job, Series, Study
 from pacs_node.jobs import NOT_ANALYSED, REFUSAL
-from pacs_node.states import DeliveryState, JobState, SeriesState
+from pacs_node.states import JobState, SeriesState
+from pacs_node.study_state import WORST_FIRST, delivery_word, shown_job, study_word
+from pacs_node.study_state import DeliveryWord as DeliveryWord  # noqa: PLC0414 - asked for here too
+from pacs_node.study_state import StudyWord as StudyWord  # noqa: PLC0414
 from pacs_node.timeline import TimelineLine as TimelineLine  # noqa: PLC0414 - asked for here too
 from pacs_node.timeline import timeline as timeline  # noqa: PLC0414
 
@@ -33,31 +36,6 @@ class Tone(StrEnum):
     BUSY = "busy"
     NOTICE = "notice"
     FAILED = "failed"
-
-
-class StudyWord(StrEnum):
-    """Where a study is on its way."""
-
-    RECEIVING = "receiving"
-    RECEIVED = "received"
-    QUEUED = "queued"
-    ANALYSING = "analysing"
-    ANALYSED = "analysed"
-    NOT_ANALYSED = "not analysed"
-    NOTHING_TO_ANALYSE = "nothing to analyse"
-    CANCELLED = "cancelled"
-    FAILED = "failed"
-
-
-class DeliveryWord(StrEnum):
-    """Where the results of a study are on their way."""
-
-    WAITING = "waiting to be sent"
-    SENDING = "being sent"
-    FAILING = "delivery failing"
-    FAILED = "delivery failed"
-    SENT = "sent, not verified"
-    VISIBLE = "visible in PACS"
 
 
 _STUDY_TONES = {
@@ -169,34 +147,6 @@ def find_studies(session: Session, key: str) -> list[Study]:
     return list(session.execute(select(Study).where(same).order_by(Study.id.desc())).scalars())
 
 
-def study_list(
-    session: Session, search: str = "", before_id: int | None = None, limit: int = 50
-) -> tuple[StudyLine, ...]:
-    """Studies, the newest first.
-
-    Parameters
-    ----------
-    search
-        Words that must all occur in patient ID, patient name, accession number or Study Instance UID.
-        Case doesn't matter.
-    before_id
-        Only studies that came before this row: the last `StudyLine.id` of the page before.
-    limit
-        The most lines to return.
-    """
-    # SQLite ends a pattern at NUL
-    query = select(Study).where(*[_mentions(word) for word in search.replace("\0", " ").split()])
-    if before_id is not None:
-        query = query.where(Study.id < min(before_id, LARGEST_ID))
-    studies = session.execute(query.order_by(Study.id.desc()).limit(limit)).scalars().all()
-    return study_lines(session, studies)
-
-
-def _mentions(word: str) -> ColumnElement[bool]:
-    texts = (Study.patient_id, Study.patient_name, Study.accession_number, Study.study_uid)
-    return or_(*[text.icontains(word, autoescape=True) for text in texts])
-
-
 def study_lines(session: Session, studies: Sequence[Study]) -> tuple[StudyLine, ...]:
     """Rows of the list for these studies, in their order."""
     states = study_states(session, studies)
@@ -232,7 +182,7 @@ def study_states(session: Session, studies: Sequence[Study]) -> dict[int, StudyS
         ids = [study.id for study in chunk]
         series = _series_by_study(session, ids)
         jobs = _jobs_by_study(session, ids)
-        shown = {key: _shown_job(rows) for key, rows in jobs.items()}
+        shown = {key: shown_job(rows) for key, rows in jobs.items()}
         job_ids = [job.id for job in shown.values() if job is not None]
         deliveries = _deliveries_by_job(session, job_ids)
         results = _results_by_job(session, job_ids)
@@ -279,20 +229,6 @@ def _results_by_job(session: Session, job_ids: Sequence[int]) -> dict[int, str |
     return {row.job_id: row.path for row in session.execute(query)}
 
 
-def _shown_job(jobs: Sequence[Job]) -> Job | None:
-    """The one that speaks for the study: what runs, else what waits, else the last that ended."""
-    for states in (
-        {JobState.RUNNING},
-        {JobState.QUEUED},
-        {JobState.SUCCEEDED, JobState.FAILED},
-        {JobState.CANCELLED},
-    ):
-        for job in reversed(jobs):
-            if job.state in states:
-                return job
-    return None
-
-
 def _state(
     study: Study,
     series: Sequence[Series],
@@ -301,40 +237,34 @@ def _state(
     result_path: str | None,
 ) -> StudyState:
     last_image = max((row.last_received_at for row in series), default=study.first_received_at)
-    n_open = sum(row.state == SeriesState.RECEIVING for row in series)
-    if n_open:
-        images = sum(row.n_instances for row in series)
-        return StudyState(
-            StudyWord.RECEIVING,
-            f"{_counted(images, 'image')} so far, {n_open} of {len(series)} series open",
-            last_image,
-        )
-    if any(row.state == SeriesState.COMPLETE for row in series):
-        return StudyState(StudyWord.RECEIVED, "a series is being chosen", last_image)
+    word = study_word((row.state for row in series), job)
+    if word is StudyWord.RECEIVING:
+        images = _counted(sum(row.n_instances for row in series), "image")
+        n_open = sum(row.state == SeriesState.RECEIVING for row in series)
+        return StudyState(word, f"{images} so far, {n_open} of {len(series)} series open", last_image)
+    if word is StudyWord.RECEIVED:
+        return StudyState(word, "a series is being chosen", last_image)
     if job is None:
         reasons = "; ".join(dict.fromkeys(_reason(row.reason_code, row.reason) for row in series))
-        return StudyState(StudyWord.NOTHING_TO_ANALYSE, reasons, last_image)
-    word, detail, since = _job_words(job)
+        return StudyState(word, reasons, last_image)
+    detail, since = _job_words(job)
     return StudyState(word, detail, since, delivery, result_path)
 
 
-def _job_words(job: Job) -> tuple[StudyWord, str, datetime]:
+def _job_words(job: Job) -> tuple[str, datetime]:
+    """What is known of a job beyond its word, and when it got there."""
     report = job.kind == REFUSAL
     why = _reason(job.reason_code, job.reason)
     ended = job.finished_at or job.created_at
     if job.state == JobState.RUNNING:
         detail = f"the report that says why not: {why}" if report else f"attempt {job.attempts}"
-        return StudyWord.ANALYSING, detail, job.started_at or job.created_at
+        return detail, job.started_at or job.created_at
     if job.state == JobState.QUEUED:
-        detail = f"the report that says why not: {why}" if report else job.last_error or ""
-        return StudyWord.QUEUED, detail, job.created_at
+        return f"the report that says why not: {why}" if report else job.last_error or "", job.created_at
     if job.state == JobState.FAILED:
-        return StudyWord.FAILED, why or job.last_error or "", ended
-    if job.state == JobState.CANCELLED:
-        return StudyWord.CANCELLED, why, ended
-    if job.outcome == NOT_ANALYSED:
-        return StudyWord.NOT_ANALYSED, why, ended
-    return StudyWord.ANALYSED, "", ended
+        return why or job.last_error or "", ended
+    said = job.state == JobState.CANCELLED or job.outcome == NOT_ANALYSED
+    return why if said else "", ended
 
 
 def _summary(deliveries: Sequence[Delivery]) -> DeliverySummary | None:
@@ -343,34 +273,13 @@ def _summary(deliveries: Sequence[Delivery]) -> DeliverySummary | None:
     by_word: defaultdict[DeliveryWord, list[Delivery]] = defaultdict(list)
     for delivery in deliveries:
         by_word[delivery_word(delivery)].append(delivery)
-    order = (
-        DeliveryWord.FAILED,
-        DeliveryWord.FAILING,
-        DeliveryWord.SENDING,
-        DeliveryWord.WAITING,
-        DeliveryWord.SENT,
-    )
-    word = next((word for word in order if by_word[word]), DeliveryWord.VISIBLE)
+    word = next(word for word in WORST_FIRST if by_word[word])
     rows = by_word[word]
     if word in {DeliveryWord.FAILED, DeliveryWord.FAILING}:
         detail = "; ".join(sorted({f"{row.destination}: {row.status or 'no status'}" for row in rows}))
         return DeliverySummary(word, detail, max(row.next_attempt_at for row in rows))
     times = [row.verified_at or row.sent_at or row.created_at for row in rows]
     return DeliverySummary(word, "", max(times))
-
-
-def delivery_word(delivery: Delivery) -> DeliveryWord:
-    """The state of one delivery as a word."""
-    if delivery.state == DeliveryState.PENDING:
-        # both times are equal until an attempt has moved the next one
-        fresh = delivery.next_attempt_at == delivery.created_at
-        return DeliveryWord.WAITING if fresh or not delivery.attempts else DeliveryWord.FAILING
-    return {
-        DeliveryState.SENDING: DeliveryWord.SENDING,
-        DeliveryState.SENT: DeliveryWord.SENT,
-        DeliveryState.COMMITTED: DeliveryWord.VISIBLE,
-        DeliveryState.FAILED: DeliveryWord.FAILED,
-    }[delivery.state]
 
 
 def study_tone(word: StudyWord) -> Tone:

@@ -22,6 +22,7 @@ from pacs_node.db import Artifact, Base, Conflict, Instance, Job, Series, Study
 from pacs_node.errors import UnreadableInstanceError
 from pacs_node.spool import StoredFile
 from pacs_node.states import JobState, SeriesState
+from pacs_node.study_state import StudyWord
 
 _ACTOR = "listener"
 _UID = re.compile(r"[0-9.]{1,64}")
@@ -351,6 +352,7 @@ def _series(session: Session, identity: Identity, calling_ae: str, at: datetime)
             state=SeriesState.RECEIVING,
         )
         session.add(series)
+        study.state, study.delivery, study.shown_job_id = StudyWord.RECEIVING, None, None
         session.flush()
         audit.record(
             session,

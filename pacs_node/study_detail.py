@@ -19,11 +19,11 @@ from pacs_node.queries import (
     TimelineLine,
     Tone,
     delivery_tone,
-    delivery_word,
     study_lines,
     timeline,
 )
 from pacs_node.states import DeliveryState, JobState, SeriesState
+from pacs_node.study_state import delivery_word
 
 _JOB_TONES = {
     JobState.SUCCEEDED: Tone.DONE,

@@ -22,8 +22,9 @@ from pacs_node.kept_files import ChangedFileError, NoFileError, kept_file, path_
 from pacs_node.metrics import NodeCollector, exposition
 from pacs_node.operator_actions import LONGEST_REASON
 from pacs_node.overview import alarms, disk_space, overview
-from pacs_node.queries import StudyLine, StudyWord, study_list, study_tone
+from pacs_node.queries import StudyLine, StudyWord, study_tone
 from pacs_node.study_detail import JobLine, study_detail
+from pacs_node.study_search import StudyQuery, list_studies
 from pacs_node.web.guard import Looks, address_of, known_visitor
 from pacs_node.web.protection import HEADERS, REPORT_POLICY
 from pacs_node.web.render import Renderer
@@ -87,7 +88,7 @@ class Pages:
         search = request.query_params.get("q", "")[:_LONGEST_SEARCH]
         before = _row_id(request.query_params.get("before"))
         with self._database.read() as session:
-            found = study_list(session, search, before, _PAGE_LENGTH + 1)
+            found = list_studies(session, StudyQuery(search), before, _PAGE_LENGTH + 1)
         lines = found[:_PAGE_LENGTH]
         # the words of a search may be a patient's name, which the record must not hold
         self._looks.note(
@@ -130,7 +131,6 @@ class Pages:
             job=job,
             result=self._result(job),
             pictures={} if job is None else {file.name: file for file in job.kept("png")},
-            stacks={} if job is None else {file.name: file for file in job.kept("stack")},
             not_reviewed=NOT_REVIEWED,
             refresh=None if detail.line.state.finished else _REFRESH_SECONDS,
         )

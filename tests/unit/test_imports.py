@@ -32,12 +32,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "errors types uids headers decode_probes digest durable mesh prompts cards",
         (
             "datasets datasets.* intensity decode geometry lungs segment weights catalogue download"
-            " torchscript risk radiomics record phantom phantom.*"
+            " torchscript risk radiomics record phantom phantom.* guidelines guidelines.*"
         ),
-        (
-            "compare select cade measure retinanet pull inventory record_files pleura views descriptors"
-            " guidelines guidelines.*"
-        ),
+        "compare select cade measure retinanet pull inventory record_files pleura views descriptors",
         "load registry openclip_model",
         "windows sam2_model lora insertion cadx_network fusion published extent",
         "prompted detector cadx convert full",
@@ -73,7 +70,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "config db spool association dicomweb engines gate gate_association",
         "db_accounts db_feedback db_notices db_tokens",
         (
-            "audit leases storage case dimse config_template config_docs migrations migrations.*"
+            "audit study_state leases storage case dimse config_template config_docs migrations migrations.*"
             " archive_dimse archive_web completeness"
         ),
         (
@@ -81,12 +78,10 @@ LAYERS: dict[str, tuple[str, ...]] = {
             " audit_message audit_chain accounts"
         ),
         "audit_xml sessions tokens",
-        "account_admin",
         "audit_fhir",
         "audit_export",
         "audit_syslog",
         "audit_list",
-        "audit_review",
         "jobs outbox reception notices",
         "recorder",
         "receiving",
@@ -96,6 +91,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "reconcile missed doctor_database backup_rows",
         "missed_cli",
         "backup schedule queries preflight doctor",
+        "study_search",
         "doctor_peers doctor_queue",
         "overview study_detail operator_actions kept_files",
         "metrics",
@@ -121,9 +117,11 @@ ONLY: dict[str, str] = {
     "pacs_node.db_tokens",
     "pacs_node.sessions": "pacs_node pacs_node.accounts pacs_node.audit pacs_node.db pacs_node.db_accounts",
     "pacs_node.leases": "pacs_node.clock pacs_node.db pacs_node.errors",
-    "pacs_node.lifecycle": "pacs_node.audit pacs_node.db pacs_node.errors pacs_node.states",
+    "pacs_node.study_state": "pacs_node.db pacs_node.states",
+    "pacs_node.lifecycle": "pacs_node.audit pacs_node.db pacs_node.errors pacs_node.states "
+    "pacs_node.study_state",
     "pacs_node.reception": "inference.decode pacs_node.audit pacs_node.dataset_head pacs_node.db "
-    "pacs_node.errors pacs_node.lifecycle pacs_node.spool pacs_node.states",
+    "pacs_node.errors pacs_node.lifecycle pacs_node.spool pacs_node.states pacs_node.study_state",
     "pacs_node.gate": "pacs_node pacs_node.gate_pdu pacs_node.tls",
     "pacs_node.gate_association": "inference.decode pacs_node pacs_node.gate_message pacs_node.gate_pdu",
     "pacs_node.recorder": "pacs_node.damage pacs_node pacs_node.clock pacs_node.db pacs_node.errors "
@@ -147,12 +145,13 @@ ONLY: dict[str, str] = {
     "pacs_node.association pacs_node.breaker pacs_node.commitment_scu pacs_node.config pacs_node.db "
     "pacs_node.destinations pacs_node.dicomweb pacs_node.dimse pacs_node.errors pacs_node.jobs "
     "pacs_node.lifecycle pacs_node.outbox pacs_node.states pacs_node.storage pacs_node.tls pacs_node",
-    "pacs_node.web*": "pacs_node pacs_node.web* pacs_node.account_admin pacs_node.accounts pacs_node.audit pacs_node.audit_* "
+    "pacs_node.web*": "pacs_node pacs_node.web* pacs_node.accounts pacs_node.audit pacs_node.audit_* "
     "pacs_node.clock pacs_node.config pacs_node.config_listener pacs_node.db pacs_node.db_accounts "
     "pacs_node.db_tokens pacs_node.errors pacs_node.kept_files pacs_node.logs pacs_node.metrics "
     "pacs_node.missed pacs_node.operator_actions pacs_node.overview pacs_node.tokens inference.inventory "
-    "pacs_node.oidc pacs_node.present pacs_node.queries pacs_node.sessions "
-    "pacs_node.states pacs_node.storage pacs_node.study_detail pacs_node.timeline pacs_node.tls "
+    "pacs_node.present pacs_node.queries pacs_node.sessions "
+    "pacs_node.states pacs_node.storage pacs_node.study_detail "
+    "pacs_node.study_search pacs_node.study_state pacs_node.timeline pacs_node.tls "
     "dicom_sr.context",
 }
 

@@ -17,11 +17,11 @@ from pacs_node.queries import (
     TimelineLine,
     Tone,
     find_studies,
-    study_list,
     study_state,
     timeline,
 )
 from pacs_node.states import DeliveryState
+from pacs_node.study_search import StudyQuery, list_studies
 from pacs_node.timeline import words
 from tests.node_story import START, Story, analysed
 
@@ -219,28 +219,30 @@ def three(database: Database, tmp_path: Path) -> list[Story]:
 def test_search(three: list[Story], search: str, found: str) -> None:
     names = {story.study_uid: story.name for story in three}
     with three[0].database.read() as session:
-        lines = study_list(session, search)
+        lines = list_studies(session, StudyQuery(search))
     assert "".join(names[line.study_uid] for line in lines) == found
 
 
 def test_search_by_study_uid(three: list[Story]) -> None:
     with three[0].database.read() as session:
-        assert [line.patient_id for line in study_list(session, three[1].study_uid)] == ["PID-2"]
+        assert [line.patient_id for line in list_studies(session, StudyQuery(three[1].study_uid))] == [
+            "PID-2"
+        ]
 
 
 def test_pages_follow_each_other(three: list[Story]) -> None:
     with three[0].database.read() as session:
-        first = study_list(session, limit=2)
-        second = study_list(session, before_id=first[-1].id, limit=2)
+        first = list_studies(session, StudyQuery(), limit=2)
+        second = list_studies(session, StudyQuery(), first[-1].id, 2)
         assert [line.patient_id for line in (*first, *second)] == ["PID-3", "PID-2", "PID-1"]
-        assert study_list(session, before_id=second[-1].id) == ()
-        assert len(study_list(session, before_id=10**30)) == 3
+        assert list_studies(session, StudyQuery(), second[-1].id) == ()
+        assert list_studies(session, StudyQuery(), 10**30) == ()
 
 
 def test_list_counts_images_and_names_modalities(story: Story) -> None:
     story.receive(3).receive(2, series=2, modality="SR")
     with story.database.read() as session:
-        (line,) = study_list(session)
+        (line,) = list_studies(session, StudyQuery())
     assert (line.n_images, line.modalities, line.received_at) == (
         5,
         ("CT", "SR"),

@@ -1,0 +1,168 @@
+"""The list of studies: every order page by page, every filter, and the words in the rows that filters ask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select, text
+
+from pacs_node.db import Database, Study
+from pacs_node.queries import study_states
+from pacs_node.states import DeliveryState
+from pacs_node.study_search import StudyOrder, StudyQuery, count_studies, list_studies
+from pacs_node.study_state import DeliveryWord, StudyWord
+from tests.node_story import START, Story
+
+REASON = ("TOO_THICK", "Slices are too thick.")
+
+#: what may happen to a study, in an order that the node would allow
+STEPS: dict[str, Callable[[Story], object]] = {
+    "receive": lambda story: story.receive(2),
+    "another series": lambda story: story.receive(1, series=2),
+    "close": lambda story: story.close(),
+    "close the other": lambda story: story.close(2),
+    "set aside": lambda story: story.set_aside(1, *REASON),
+    "set the other aside": lambda story: story.set_aside(2, *REASON),
+    "queue": lambda story: story.queue(),
+    "refuse": lambda story: story.queue(refusal=REASON),
+    "start": lambda story: story.start(),
+    "interrupt": lambda story: story.interrupt("time limit"),
+    "finish": lambda story: story.finish(),
+    "finish refusal": lambda story: story.finish(reason=REASON, kinds=("sr",)),
+    "fail": lambda story: story.finish(failed=True, reason=REASON, kinds=("sr",)),
+    "late": lambda story: story.receive(1, first=7),
+    "sent": lambda story: story.deliver(DeliveryState.SENT),
+    "verified": lambda story: story.deliver(DeliveryState.COMMITTED),
+    "put off": lambda story: story.deliver(DeliveryState.PENDING, status="refused"),
+    "given up": lambda story: story.deliver(DeliveryState.FAILED, status="A900"),
+}
+WAYS = (
+    "receive, close, queue, start, finish, sent",
+    "receive, close, queue, start, finish, put off, verified",
+    "receive, close, queue, start, interrupt, start, fail, given up",
+    "receive, another series, close, close the other, set aside, set the other aside, refuse, start, "
+    "finish refusal, verified",
+    "receive, close, set aside",
+    "receive, close, queue, start, finish, another series",
+    "receive, close, queue, start, late, finish",
+)
+
+
+#: what the migration adds
+INDEXES = {
+    "study": "ix_{}_patient_name ix_{}_study_date {}_by_state {}_by_delivery",
+    "audit_event": "ix_{}_at {}_by_event {}_by_actor {}_failures",
+}
+
+
+def told(database: Database) -> tuple[list[tuple[str, str | None]], list[tuple[str, str | None]]]:
+    """The words that rows hold, and those that follow from the other rows."""
+    with database.read() as session:
+        studies = session.execute(select(Study).order_by(Study.id)).scalars().all()
+        states = [study_states(session, studies)[study.id] for study in studies]
+    stored = [(study.state, study.delivery) for study in studies]
+    return stored, [(state.word, None if state.delivery is None else state.delivery.word) for state in states]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_row_of_a_study_holds_its_words_after_each_step(story: Story, way: str) -> None:
+    seen = set()
+    for step in way.split(", "):
+        STEPS[step](story)
+        stored, derived = told(story.database)
+        assert stored == derived, step
+        seen.update(stored)
+    assert len(seen) > 1
+
+
+@pytest.fixture
+def all_ways(database: Database, tmp_path: Path) -> Database:
+    """A study for each way."""
+    for number, way in enumerate(WAYS):
+        story = Story(
+            database,
+            tmp_path,
+            f"way {number}",
+            START + timedelta(days=number),
+            patient_id=f"PID-{number % 3}",
+            patient_name=f"M\u00dcLLER^{'CAB'[number % 3]}",
+            accession_number=f"A{number % 2}",
+            study_date=f"202603{10 - number:02d}",
+        )
+        for step in way.split(", "):
+            STEPS[step](story)
+    return database
+
+
+def test_an_upgrade_writes_the_words_of_what_is_there(all_ways: Database) -> None:
+    before = told(all_ways)
+    with all_ways.write() as session:
+        for table, names in INDEXES.items():
+            for name in names.split():
+                session.execute(text(f"DROP INDEX {name.format(table)}"))
+        for name in ("search", "state", "delivery", "shown_job_id"):
+            session.execute(text(f"ALTER TABLE study DROP COLUMN {name}"))
+        session.execute(text("UPDATE alembic_version SET version_num = '0008'"))
+    all_ways.upgrade()
+    assert told(all_ways) == before
+    assert found(all_ways, StudyQuery("m\u00fcller pid-1")) == [4, 1]
+
+
+def found(database: Database, query: StudyQuery, after: int | None = None, limit: int = 50) -> list[int]:
+    """Numbers of the ways that a query lists."""
+    with database.read() as session:
+        return [line.id - 1 for line in list_studies(session, query, after, limit)]
+
+
+@pytest.mark.parametrize("descending", [True, False])
+@pytest.mark.parametrize("order", StudyOrder)
+def test_pages_of_every_order_hold_each_study_once(
+    all_ways: Database, order: StudyOrder, descending: bool
+) -> None:
+    query = StudyQuery(order=order, descending=descending)
+    whole, after, paged = found(all_ways, query), None, []
+    while page := found(all_ways, query, after, 2):
+        paged += page
+        after = page[-1] + 1
+    assert paged == whole
+    assert sorted(whole) == list(range(len(WAYS)))
+    assert whole == found(all_ways, replace(query, descending=not descending))[::-1]
+
+
+@pytest.mark.parametrize(
+    ("query", "ways"),
+    [
+        (StudyQuery(order=StudyOrder.PATIENT, descending=False), [1, 4, 2, 5, 0, 3, 6]),
+        (StudyQuery(order=StudyOrder.STUDY_DATE, descending=False), [6, 5, 4, 3, 2, 1, 0]),
+        (StudyQuery(state=StudyWord.ANALYSED), [1, 0]),
+        (StudyQuery(state=StudyWord.RECEIVING), [6, 5]),
+        (StudyQuery(state=StudyWord.NOT_ANALYSED), [3]),
+        (StudyQuery(state=StudyWord.NOTHING_TO_ANALYSE), [4]),
+        (StudyQuery(delivery=DeliveryWord.VISIBLE), [3, 1]),
+        (StudyQuery(delivery=DeliveryWord.FAILED), [2]),
+        (StudyQuery("pid-0", since=START + timedelta(days=1), until=START + timedelta(days=6)), [3]),
+        (StudyQuery(first_day="20260308", last_day="20260309"), [2, 1]),
+        (StudyQuery("a1 pid-1", state=StudyWord.ANALYSED), [1]),
+    ],
+)
+def test_filters(all_ways: Database, query: StudyQuery, ways: list[int]) -> None:
+    assert found(all_ways, query) == ways
+    with all_ways.read() as session:
+        assert count_studies(session, query) == len(ways)
+
+
+def test_a_count_ends_where_nobody_counts_on(all_ways: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pacs_node.study_search.MOST_COUNTED", 4)
+    with all_ways.read() as session:
+        assert count_studies(session, StudyQuery()) == 5
+
+
+def test_words_don_t_reach_from_one_text_into_the_next(story: Story) -> None:
+    story.receive(1)
+    assert found(story.database, StudyQuery("doe^jane")) == [0]
+    assert found(story.database, StudyQuery("1doe")) == []
+    assert found(story.database, StudyQuery("1\ndoe")) == [0]
