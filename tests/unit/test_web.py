@@ -165,7 +165,7 @@ def test_study_page_tells_the_whole_story(browser: Browser, story: Story) -> Non
         "load 1.5, analyse 40.2",
     ):
         assert expected in page.text, expected
-    assert page.all("img")[1]["alt"] == "Slice with the outline of nodule N1, right upper lobe"
+    assert page.all("img")[1]["alt"] == "Key slice with the outline of nodule N1, right upper lobe"
     assert not page.all("body")[0]
 
 
