@@ -131,6 +131,7 @@ class Pages:
             job=job,
             result=self._result(job),
             pictures={} if job is None else {file.name: file for file in job.kept("png")},
+            stacks={} if job is None else {file.name: file for file in job.kept("stack")},
             not_reviewed=NOT_REVIEWED,
             refresh=None if detail.line.state.finished else _REFRESH_SECONDS,
         )

@@ -32,9 +32,12 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "errors types uids headers decode_probes digest durable mesh prompts cards",
         (
             "datasets datasets.* intensity decode geometry lungs segment weights catalogue download"
-            " torchscript risk radiomics record phantom phantom.* guidelines guidelines.*"
+            " torchscript risk radiomics record phantom phantom.*"
         ),
-        "compare select cade measure retinanet pull inventory record_files pleura views descriptors",
+        (
+            "compare select cade measure retinanet pull inventory record_files pleura views descriptors"
+            " guidelines guidelines.*"
+        ),
         "load registry openclip_model",
         "windows sam2_model lora insertion cadx_network fusion published extent",
         "prompted detector cadx convert full",
@@ -78,10 +81,12 @@ LAYERS: dict[str, tuple[str, ...]] = {
             " audit_message audit_chain accounts"
         ),
         "audit_xml sessions tokens",
+        "account_admin",
         "audit_fhir",
         "audit_export",
         "audit_syslog",
         "audit_list",
+        "audit_review",
         "jobs outbox reception notices",
         "recorder",
         "receiving",
@@ -91,8 +96,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "reconcile missed doctor_database backup_rows",
         "missed_cli",
         "backup schedule queries preflight doctor",
-        "study_search",
         "doctor_peers doctor_queue",
+        "study_search",
         "overview study_detail operator_actions kept_files",
         "metrics",
         "web web.*",
@@ -145,11 +150,11 @@ ONLY: dict[str, str] = {
     "pacs_node.association pacs_node.breaker pacs_node.commitment_scu pacs_node.config pacs_node.db "
     "pacs_node.destinations pacs_node.dicomweb pacs_node.dimse pacs_node.errors pacs_node.jobs "
     "pacs_node.lifecycle pacs_node.outbox pacs_node.states pacs_node.storage pacs_node.tls pacs_node",
-    "pacs_node.web*": "pacs_node pacs_node.web* pacs_node.accounts pacs_node.audit pacs_node.audit_* "
+    "pacs_node.web*": "pacs_node pacs_node.web* pacs_node.account_admin pacs_node.accounts pacs_node.audit pacs_node.audit_* "
     "pacs_node.clock pacs_node.config pacs_node.config_listener pacs_node.db pacs_node.db_accounts "
     "pacs_node.db_tokens pacs_node.errors pacs_node.kept_files pacs_node.logs pacs_node.metrics "
     "pacs_node.missed pacs_node.operator_actions pacs_node.overview pacs_node.tokens inference.inventory "
-    "pacs_node.present pacs_node.queries pacs_node.sessions "
+    "pacs_node.oidc pacs_node.present pacs_node.queries pacs_node.sessions "
     "pacs_node.states pacs_node.storage pacs_node.study_detail "
     "pacs_node.study_search pacs_node.study_state pacs_node.timeline pacs_node.tls "
     "dicom_sr.context",
