@@ -33,6 +33,7 @@ from pacs_node.completeness import (
 from pacs_node.config import ArchiveSettings, CompletenessSettings
 from pacs_node.db import Association, Conflict, Database, Instance, Job, Series, Study
 from pacs_node.reader import Reader
+from pacs_node.returned import ReturnedObjects
 from pacs_node.spool import Spool
 from pacs_node.states import JobState, SeriesState
 
@@ -63,6 +64,8 @@ class Intake:
         Part of a job's key: a new version analyses again when it is asked to.
     reader
         Opens the received files.
+    returned
+        Looks whether a SEG or report is an edited result of ours; None: nobody does.
     clock, monotonic
         The time of day, for rows; and a clock that is never set, in seconds, for silence.
     """
@@ -76,6 +79,7 @@ class Intake:
         *,
         reader: Reader,
         archive: ArchiveSettings | None = None,
+        returned: ReturnedObjects | None = None,
         clock: Clock = utc_now,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -86,6 +90,7 @@ class Intake:
         self._silences = Silences(clock, monotonic)
         self._pipeline_version = pipeline_version
         self._reader = reader
+        self._returned = returned
         self._clock = clock
         #: series id -> (instances looked at, slices had no gap)
         self._looked_at: dict[int, tuple[int, bool]] = {}
@@ -204,6 +209,7 @@ class Intake:
         if not quiet and self._waiting.get(study_id) == seen:
             return
         self._compare_conflicts(study_id)
+        edited = self._returned.look_at(study_id) if self._returned is not None else frozenset()
         with self._database.read() as session:
             candidates = [self._candidate(session, row) for row in session.get_one(Study, study_id).series]
         verdicts, own = _verdicts(candidates, self._reader)
@@ -217,7 +223,7 @@ class Intake:
             now = {series.series_uid: series.n_instances for series in study.series}
             opened = any(series.state is SeriesState.RECEIVING for series in study.series)
             if now == seen and not opened and not session.execute(_open_conflicts(study_id)).all():
-                self._decide(session, study, verdicts, own)
+                self._decide(session, study, verdicts, own | edited)
 
     def _candidate(self, session: Session, series: Series) -> _Candidate:
         refusal, paths = self._refused_before(session, series), self._paths(series)

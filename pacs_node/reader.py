@@ -28,7 +28,7 @@ import numpy as np
 from inference.errors import ReasonCode, UnsuitableSeriesError
 from inference.load import LoadedSeries, SeriesPlan, assemble, load_series, plan_series
 from inference.select import SeriesVerdict
-from pacs_node import reader_tasks
+from pacs_node import reader_tasks, returned_files
 from pacs_node.errors import NodeError
 
 logger = logging.getLogger(__name__)
@@ -70,6 +70,24 @@ class Reader(Protocol):
     def readable(self, paths: Sequence[Path]) -> list[Path]:
         """Those whose headers can be read."""
 
+    def returned(self, path: Path) -> dict[str, Any]:
+        """What a SEG or a report says; see `pacs_node.returned_files.read_object`.
+
+        Raises
+        ------
+        UnsuitableSeriesError
+            It can't be read.
+        """
+
+    def masks(self, ours: Path, theirs: Path) -> dict[str, dict[str, float]]:
+        """Hold the masks of two SEG against each other; see `pacs_node.returned_files.compare_masks`.
+
+        Raises
+        ------
+        UnsuitableSeriesError
+            They can't be compared.
+        """
+
     def load(self, paths: Sequence[Path]) -> LoadedSeries:
         """Load a series.
 
@@ -98,6 +116,14 @@ class OpenReader:
     def readable(self, paths: Sequence[Path]) -> list[Path]:
         """Those whose headers can be read."""
         return _chosen(paths, reader_tasks.screen(paths, _nothing))
+
+    def returned(self, path: Path) -> dict[str, Any]:
+        """What a SEG or a report says."""
+        return returned_files.read_object((path,), _nothing)
+
+    def masks(self, ours: Path, theirs: Path) -> dict[str, dict[str, float]]:
+        """Hold the masks of two SEG against each other."""
+        return returned_files.compare_masks((ours, theirs), _nothing)
 
     def load(self, paths: Sequence[Path]) -> LoadedSeries:
         """Load a series."""
@@ -159,6 +185,16 @@ class ConfinedReader:
                 rest = rest[error.done + 1 :]
         return found
 
+    def returned(self, path: Path) -> dict[str, Any]:
+        """What a SEG or a report says."""
+        found: dict[str, Any] = self._ask("returned", (path,))
+        return found
+
+    def masks(self, ours: Path, theirs: Path) -> dict[str, dict[str, float]]:
+        """Hold the masks of two SEG against each other."""
+        found: dict[str, dict[str, float]] = self._ask("masks", (ours, theirs))
+        return found
+
     def load(self, paths: Sequence[Path]) -> LoadedSeries:
         """Load a series; its pixels are decoded in the child."""
         voxels = os.memfd_create("voxels")
@@ -218,7 +254,7 @@ class ConfinedReader:
         """For the next step: the child's start, then headers, then pixels."""
         if steps < 0:
             return _START_SECONDS
-        pixels = name == "compare" or (name == "decode" and steps >= files)
+        pixels = name in {"compare", "masks"} or (name == "decode" and steps >= files)
         return self._decode_seconds if pixels else self._header_seconds
 
     def _hear(self, seconds: float) -> bytes:

@@ -73,7 +73,7 @@ def _be_thrown_away(channel: socket.socket, request: int, answer: int, voxels: i
         task = json.loads(_content(request))
         paths = [Path(path) for path in task["paths"]]
         extra = {"voxels": voxels} if task["name"] == "decode" else {}
-        _confine(paths, decodes=task["name"] in {"decode", "compare"})
+        _confine(paths, decodes=task["name"] in {"decode", "compare", "masks"})
 
         def progress() -> None:
             channel.send(b".")

@@ -18,6 +18,7 @@ from inference.geometry import has_no_gaps
 from inference.headers import patient, text
 from inference.load import decode_slices, plan_series, read_header
 from inference.select import SeriesVerdict, judge_series
+from pacs_node.returned_files import compare_masks, read_object
 
 Progress = Callable[[], None]
 
@@ -114,5 +115,7 @@ TASKS: dict[str, Callable[..., Any]] = {
     "compare": compare,
     "screen": screen,
     "decode": decode,
+    "returned": read_object,
+    "masks": compare_masks,
 }
 """By the names that go between the processes."""

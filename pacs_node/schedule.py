@@ -24,7 +24,9 @@ from pacs_node.missed import MissedStudies
 from pacs_node.reader import confined_reader
 from pacs_node.reconcile import Reconciler, open_archive
 from pacs_node.retention import Retention
+from pacs_node.returned import ReturnedObjects
 from pacs_node.storage import open_database, open_spool
+from pacs_node.summaries import Summaries
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ COMMITMENT_SECONDS = 1
 ARCHIVE_SECONDS = 2
 MISSED_SECONDS = 60
 HEAD_SECONDS = 3600
+SUMMARY_SECONDS = 2
 
 _COUNT_QUESTION_S = 15.0
 _LIST_QUESTION_S = 300.0
@@ -117,6 +120,7 @@ def run(settings: Settings, stop: Event) -> None:
     """Tick until `stop` is set, as the settings say."""
     database, spool = open_database(settings), open_spool(settings)
     version = load_pipeline(settings.pipeline.profile, models=Path(settings.pipeline.models)).version
+    summaries = Summaries(database, Path(settings.storage.directory))
     intake = Intake(
         database,
         spool,
@@ -124,12 +128,14 @@ def run(settings: Settings, stop: Event) -> None:
         version,
         reader=confined_reader(),
         archive=settings.archive,
+        returned=ReturnedObjects(database, spool, confined_reader(), summaries),
     )
     reporter = Reporter(database, settings)
     head = head_task(settings, database)
     # a node that is restarted more often than each hour notes it too
     head.tick()
     tasks = [Task(reporter.tick, COMMITMENT_SECONDS), *archive_tasks(settings, database), head]
+    tasks.append(Task(summaries.tick, SUMMARY_SECONDS))
     retention = Retention(database, spool, settings.retention, unproved=settings.unproved)
     run_schedule(database, intake, retention, stop, more=tasks)
     reporter.stop()

@@ -81,17 +81,26 @@ class Summaries:
             self._since = None
         self._ticks += 1
         with self._database.read() as session:
-            due = _due(session, self._since)
-        read = [(job, self._content(job)) for job in due]
-        if read:
-            with self._database.write() as session:
-                for job, content in read:
-                    _write(session, job, content)
+            due = _due(session, since=self._since)
+        self._read(due)
         # the oldest come first: those before the last of them have their rows
         last = due[-1].finished_at if due else self._newest() if self._since is None else None
         if last is not None:
             self._since = last - _OVERLAP
         return len(due)
+
+    def read_study(self, study_id: int) -> None:
+        """Write the rows of one study now."""
+        with self._database.read() as session:
+            due = _due(session, study_id=study_id)
+        self._read(due)
+
+    def _read(self, due: Sequence[_Ended]) -> None:
+        read = [(job, self._content(job)) for job in due]
+        if read:
+            with self._database.write() as session:
+                for job, content in read:
+                    _write(session, job, content)
 
     def _newest(self) -> datetime | None:
         newest = select(AnalysisSummary.finished_at).order_by(AnalysisSummary.job_id.desc()).limit(1)
@@ -113,7 +122,7 @@ class Summaries:
         return found if isinstance(found, dict) else {}
 
 
-def _due(session: Session, since: datetime | None) -> list[_Ended]:
+def _due(session: Session, *, since: datetime | None = None, study_id: int | None = None) -> list[_Ended]:
     """Jobs without a row, or with one of an earlier end; the oldest first."""
     query = (
         select(Job, Series.study_id)
@@ -128,6 +137,8 @@ def _due(session: Session, since: datetime | None) -> list[_Ended]:
     )
     if since is not None:
         query = query.where(Job.finished_at >= since)
+    if study_id is not None:
+        query = query.where(Series.study_id == study_id)
     rows = session.execute(query).tuples().all()
     ids = [job.id for job, _ in rows]
     results = select(Artifact.job_id, Artifact.path).where(Artifact.job_id.in_(ids), Artifact.kind == "json")

@@ -29,8 +29,10 @@ from pacs_node.jobs import NewArtifact
 from pacs_node.leases import LeaseWatch
 from pacs_node.reader import OpenReader
 from pacs_node.reception import Reception, read_identity, record_instance
+from pacs_node.returned import ReturnedObjects
 from pacs_node.spool import Spool
 from pacs_node.states import DeliveryState, JobState, SeriesState
+from pacs_node.summaries import Summaries
 from tests.ct_factory import make_ct_series
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -115,6 +117,13 @@ class SmallNode:
             VERSION,
             reader=OpenReader(),
             archive=self.archive,
+            returned=ReturnedObjects(
+                self.database,
+                self.spool,
+                OpenReader(),
+                Summaries(self.database, self.spool.directory),
+                self.clock,
+            ),
             clock=self.clock,
             monotonic=self.clock.monotonic,
         )

@@ -32,12 +32,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "errors types uids headers decode_probes digest durable mesh prompts cards",
         (
             "datasets datasets.* intensity decode geometry lungs segment weights catalogue download"
-            " torchscript risk radiomics record phantom phantom.*"
+            " torchscript risk radiomics record phantom phantom.* guidelines guidelines.*"
         ),
-        (
-            "compare select cade measure retinanet pull inventory record_files pleura views descriptors"
-            " guidelines guidelines.*"
-        ),
+        "compare select cade measure retinanet pull inventory record_files pleura views descriptors",
         "load registry openclip_model",
         "windows sam2_model lora insertion cadx_network fusion published extent",
         "prompted detector cadx convert full",
@@ -58,6 +55,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "capture pdf",
     ),
     "pacs_node": (
+        "returned_files",
         (
             "errors clock states logs destinations peer present tcia request models_cli validators"
             " validators.* gate_pdu dataset_head commitment"
@@ -81,23 +79,22 @@ LAYERS: dict[str, tuple[str, ...]] = {
             " audit_message audit_chain accounts"
         ),
         "audit_xml sessions tokens",
-        "account_admin",
         "audit_fhir",
         "audit_export",
         "audit_syslog",
         "audit_list",
-        "audit_review",
         "jobs outbox reception notices",
         "recorder",
         "receiving",
         "summaries",
         "feedback",
+        "returned",
         "listener intake worker delivery dead_letters timeline",
         "reconcile missed doctor_database backup_rows",
         "missed_cli",
         "backup schedule queries preflight doctor",
-        "doctor_peers doctor_queue",
         "study_search",
+        "doctor_peers doctor_queue",
         "overview study_detail operator_actions kept_files",
         "metrics",
         "web web.*",
@@ -141,6 +138,8 @@ ONLY: dict[str, str] = {
     "pacs_node.case": "inference.* dicom_sr.* pacs_node pacs_node.reader pacs_node.request "
     "pacs_node.spool pacs_node.states",
     "pacs_node.confinement": "",
+    "pacs_node.returned_files": "dicom_sr.codes dicom_sr.header inference.decode inference.errors "
+    "inference.headers inference.uids",
     "pacs_node.reader_process": "inference.errors inference.load pacs_node pacs_node.confinement "
     "pacs_node.reader_tasks",
     "pacs_node.breaker": "pacs_node pacs_node.audit pacs_node.db pacs_node.destinations",
@@ -150,11 +149,11 @@ ONLY: dict[str, str] = {
     "pacs_node.association pacs_node.breaker pacs_node.commitment_scu pacs_node.config pacs_node.db "
     "pacs_node.destinations pacs_node.dicomweb pacs_node.dimse pacs_node.errors pacs_node.jobs "
     "pacs_node.lifecycle pacs_node.outbox pacs_node.states pacs_node.storage pacs_node.tls pacs_node",
-    "pacs_node.web*": "pacs_node pacs_node.web* pacs_node.account_admin pacs_node.accounts pacs_node.audit pacs_node.audit_* "
+    "pacs_node.web*": "pacs_node pacs_node.web* pacs_node.accounts pacs_node.audit pacs_node.audit_* "
     "pacs_node.clock pacs_node.config pacs_node.config_listener pacs_node.db pacs_node.db_accounts "
     "pacs_node.db_tokens pacs_node.errors pacs_node.kept_files pacs_node.logs pacs_node.metrics "
     "pacs_node.missed pacs_node.operator_actions pacs_node.overview pacs_node.tokens inference.inventory "
-    "pacs_node.oidc pacs_node.present pacs_node.queries pacs_node.sessions "
+    "pacs_node.present pacs_node.queries pacs_node.sessions "
     "pacs_node.states pacs_node.storage pacs_node.study_detail "
     "pacs_node.study_search pacs_node.study_state pacs_node.timeline pacs_node.tls "
     "dicom_sr.context",
