@@ -249,9 +249,9 @@ class PostgresqlRows:
         return found
 
     def _run(self, program: str, *options: str) -> None:
-        password = self._url.password
-        url = self._url.set(drivername="postgresql", password=None).render_as_string()
-        command = [self._find(program), *options, "--no-password", f"--dbname={url}"]
+        url, password = self._url, self._url.password
+        place = URL.create("postgresql", url.username, None, url.host, url.port, url.database, url.query)
+        command = [self._find(program), *options, "--no-password", f"--dbname={place.render_as_string()}"]
         environment = os.environ | ({} if password is None else {"PGPASSWORD": str(password)})
         answer = subprocess.run(  # noqa: S603 - a fixed program, no shell
             command, env=environment, capture_output=True, text=True, errors="replace", check=False

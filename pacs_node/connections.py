@@ -9,9 +9,6 @@ from __future__ import annotations
 import random
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError
@@ -22,7 +19,6 @@ WRITE = "pacs_node_write"
 
 _TRY_SECONDS = (0.0005, 0.003)
 _ADVISORY_LOCK = 0x70616373  # any number that nobody else takes
-_ONE_NODE_LOCK = _ADVISORY_LOCK + 1
 #: a server that is gone, or a node, is noticed by the other side within about half a minute
 _KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 
@@ -149,20 +145,3 @@ def _postgresql(url: URL) -> Engine:
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
 
     return engine
-
-
-@contextmanager
-def only_node(engine: Engine) -> Iterator[bool]:
-    """Hold a PostgreSQL database for one node until the block ends; False where another one has it.
-
-    The server lets go of it when the connection ends, so also when the server is restarted; what keeps two
-    nodes of one machine apart then is the lock on their storage directory.
-    """
-    connection = engine.raw_connection()
-    connection.detach()
-    try:
-        driver: Any = connection.driver_connection
-        driver.autocommit = True
-        yield bool(driver.execute(f"SELECT pg_try_advisory_lock({_ONE_NODE_LOCK})").fetchone()[0])
-    finally:
-        connection.close()

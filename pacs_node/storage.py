@@ -12,9 +12,9 @@ from sqlalchemy import URL, make_url, text
 from sqlalchemy.exc import DatabaseError
 
 from pacs_node.config import Settings
-from pacs_node.connections import only_node
 from pacs_node.db import Database, sqlite_url
 from pacs_node.errors import ConfigurationError
+from pacs_node.one_node import only_node
 from pacs_node.spool import Spool
 
 

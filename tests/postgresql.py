@@ -54,6 +54,26 @@ class Server:
         """URL of a new database with the newest schema and no rows."""
         return self._create(self._empty.rpartition("/")[2])
 
+    def nothing(self) -> str:
+        """URL of a new database without a table."""
+        return self._create("template1")
+
+    def tell(self, statement: str) -> None:
+        """Have the server do something, as its owner."""
+        engine = create_engine(self._url("postgres"), isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.execute(text(statement))
+        engine.dispose()
+
+    def with_password(self, password: str) -> str:
+        """URL of a new, empty database of a user who must show a password."""
+        self.tell(f"CREATE ROLE guarded LOGIN PASSWORD '{password}'")
+        self.tell("CREATE DATABASE guarded OWNER guarded")
+        rules = self._data / "pg_hba.conf"
+        rules.write_text("host all guarded 127.0.0.1/32 scram-sha-256\n" + rules.read_text())
+        self.tell("SELECT pg_reload_conf()")
+        return f"postgresql://guarded@127.0.0.1:{self.port}/guarded"
+
     def _create(self, template: str) -> str:
         name = f"node{next(self._numbers)}"
         engine = create_engine(self._url("postgres"), isolation_level="AUTOCOMMIT")

@@ -32,9 +32,12 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "errors types uids headers decode_probes digest durable mesh prompts cards",
         (
             "datasets datasets.* intensity decode geometry lungs segment weights catalogue download"
-            " torchscript risk radiomics record phantom phantom.* guidelines guidelines.*"
+            " torchscript risk radiomics record phantom phantom.*"
         ),
-        "compare select cade measure retinanet pull inventory record_files pleura views descriptors",
+        (
+            "compare select cade measure retinanet pull inventory record_files pleura views descriptors"
+            " guidelines guidelines.*"
+        ),
         "load registry openclip_model",
         "windows sam2_model lora insertion cadx_network fusion published extent",
         "prompted detector cadx convert full",
@@ -67,7 +70,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "config_notify",
         "oidc_metadata",
         "oidc",
-        "connections",
+        "connections one_node",
         "config db spool association dicomweb engines gate gate_association",
         "db_accounts db_feedback db_notices db_tokens",
         (
@@ -79,10 +82,12 @@ LAYERS: dict[str, tuple[str, ...]] = {
             " audit_message audit_chain accounts"
         ),
         "audit_xml sessions tokens",
+        "account_admin",
         "audit_fhir",
         "audit_export",
         "audit_syslog",
         "audit_list",
+        "audit_review",
         "jobs outbox reception notices",
         "recorder",
         "receiving",
@@ -93,8 +98,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "reconcile missed doctor_database backup_rows",
         "missed_cli",
         "backup schedule queries preflight doctor",
-        "study_search",
         "doctor_peers doctor_queue",
+        "study_search",
         "overview study_detail operator_actions kept_files",
         "metrics",
         "web web.*",
@@ -126,8 +131,8 @@ ONLY: dict[str, str] = {
     "pacs_node.errors pacs_node.lifecycle pacs_node.spool pacs_node.states pacs_node.study_state",
     "pacs_node.gate": "pacs_node pacs_node.gate_pdu pacs_node.tls",
     "pacs_node.gate_association": "inference.decode pacs_node pacs_node.gate_message pacs_node.gate_pdu",
-    "pacs_node.recorder": "pacs_node.damage pacs_node pacs_node.clock pacs_node.db pacs_node.errors "
-    "pacs_node.reception pacs_node.spool",
+    "pacs_node.recorder": "pacs_node.damage pacs_node pacs_node.clock pacs_node.connections pacs_node.db "
+    "pacs_node.errors pacs_node.reception pacs_node.spool",
     "pacs_node.receiving": "pacs_node pacs_node.audit pacs_node.db pacs_node.errors "
     "pacs_node.gate pacs_node.gate_association pacs_node.notices pacs_node.reception pacs_node.recorder "
     "pacs_node.spool",
@@ -149,11 +154,11 @@ ONLY: dict[str, str] = {
     "pacs_node.association pacs_node.breaker pacs_node.commitment_scu pacs_node.config pacs_node.db "
     "pacs_node.destinations pacs_node.dicomweb pacs_node.dimse pacs_node.errors pacs_node.jobs "
     "pacs_node.lifecycle pacs_node.outbox pacs_node.states pacs_node.storage pacs_node.tls pacs_node",
-    "pacs_node.web*": "pacs_node pacs_node.web* pacs_node.accounts pacs_node.audit pacs_node.audit_* "
+    "pacs_node.web*": "pacs_node pacs_node.web* pacs_node.account_admin pacs_node.accounts pacs_node.audit pacs_node.audit_* "
     "pacs_node.clock pacs_node.config pacs_node.config_listener pacs_node.db pacs_node.db_accounts "
     "pacs_node.db_tokens pacs_node.errors pacs_node.kept_files pacs_node.logs pacs_node.metrics "
     "pacs_node.missed pacs_node.operator_actions pacs_node.overview pacs_node.tokens inference.inventory "
-    "pacs_node.present pacs_node.queries pacs_node.sessions "
+    "pacs_node.oidc pacs_node.present pacs_node.queries pacs_node.sessions "
     "pacs_node.states pacs_node.storage pacs_node.study_detail "
     "pacs_node.study_search pacs_node.study_state pacs_node.timeline pacs_node.tls "
     "dicom_sr.context",
