@@ -70,7 +70,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "config_notify",
         "oidc_metadata",
         "oidc",
-        "connections",
+        "connections one_node",
         "config db spool association dicomweb engines gate gate_association",
         "db_accounts db_feedback db_notices db_tokens",
         (
@@ -131,8 +131,8 @@ ONLY: dict[str, str] = {
     "pacs_node.errors pacs_node.lifecycle pacs_node.spool pacs_node.states pacs_node.study_state",
     "pacs_node.gate": "pacs_node pacs_node.gate_pdu pacs_node.tls",
     "pacs_node.gate_association": "inference.decode pacs_node pacs_node.gate_message pacs_node.gate_pdu",
-    "pacs_node.recorder": "pacs_node.damage pacs_node pacs_node.clock pacs_node.db pacs_node.errors "
-    "pacs_node.reception pacs_node.spool",
+    "pacs_node.recorder": "pacs_node.damage pacs_node pacs_node.clock pacs_node.connections pacs_node.db "
+    "pacs_node.errors pacs_node.reception pacs_node.spool",
     "pacs_node.receiving": "pacs_node pacs_node.audit pacs_node.db pacs_node.errors "
     "pacs_node.gate pacs_node.gate_association pacs_node.notices pacs_node.reception pacs_node.recorder "
     "pacs_node.spool",
