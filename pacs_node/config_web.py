@@ -45,6 +45,9 @@ class WebSettings(Section):
         description="File with the bearer token that GET /metrics (Prometheus) wants; empty: it answers to "
         "this machine only, and behind a proxy to nobody.",
     )
+    api_requests_per_minute: int = Field(
+        600, ge=0, le=1_000_000, description="Requests of one token of the JSON API; 0: no limit."
+    )
     idle_minutes: float = Field(
         15.0, gt=0, le=1440, description="A session without a click ends after this time."
     )

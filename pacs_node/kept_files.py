@@ -24,6 +24,7 @@ MEDIA_TYPES = {
     "png": "image/png",
     "stack": "image/webp",
 }
+OTHER = "application/octet-stream"
 
 
 class NoFileError(NodeError):
@@ -57,7 +58,7 @@ class KeptFile:
     @property
     def media_type(self) -> str:
         """What to call its content."""
-        return MEDIA_TYPES.get(self.kind, "application/octet-stream")
+        return MEDIA_TYPES.get(self.kind, OTHER)
 
     @property
     def disposition(self) -> str | None:

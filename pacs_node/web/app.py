@@ -23,6 +23,7 @@ from pacs_node.storage import open_database
 from pacs_node.tls import page_context
 from pacs_node.web.account_pages import AccountPages
 from pacs_node.web.actions import Actions
+from pacs_node.web.api.app import ADDRESS, make_api
 from pacs_node.web.audit_page import AuditPages
 from pacs_node.web.guard import Guard, Looks, Rule
 from pacs_node.web.protection import KnownHosts, OnlyProxy, ProtectiveHeaders
@@ -83,18 +84,21 @@ def make_app(
     Returns
     -------
     Starlette
-        ``state.rules`` holds the routes with the permission of each.
+        ``state.rules`` holds the routes with the permission of each, ``state.api`` the JSON API.
     """
     renderer, looks = Renderer(settings, clock), Looks(database, clock)
     guard = Guard(database, settings.web, renderer)
     pages = Pages(database, settings, renderer, looks)
-    people = AccountPages(database, Passwords(cost), renderer, guard.cookies)
+    passwords = Passwords(cost)
+    people = AccountPages(database, passwords, renderer, guard.cookies)
     record = AuditPages(database, settings, renderer, looks)
     rules = _rules(pages, people, Actions(database, settings, clock), record)
+    api = make_api(database, settings, clock, looks, passwords)
     app = Starlette(
         routes=[
             *(Route(rule.path, guard.endpoint(rule), methods=[rule.method]) for rule in rules),
             Mount("/static", StaticFiles(directory=_STATIC)),
+            Mount(ADDRESS, api),
         ],
         middleware=[
             Middleware(ProtectiveHeaders, https=settings.web.is_https),
@@ -107,7 +111,7 @@ def make_app(
             Exception: pages.failed,
         },
     )
-    app.state.rules = rules
+    app.state.rules, app.state.api = rules, api
     return app
 
 

@@ -1,0 +1,140 @@
+"""The API as an application of its own, mounted beside the pages and behind the same protection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import OperationalError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.routing import Route
+
+from dicom_sr.context import RESEARCH_USE
+from pacs_node.accounts import Passwords
+from pacs_node.clock import Clock
+from pacs_node.config import Settings
+from pacs_node.db import Database
+from pacs_node.web.api import problems
+from pacs_node.web.api.gate import Gate
+from pacs_node.web.api.node import Node
+from pacs_node.web.api.operation import Operation
+from pacs_node.web.api.people import People
+from pacs_node.web.api.problems import Code, Problem, ProblemError, declared
+from pacs_node.web.api.record import Record
+from pacs_node.web.api.studies import Studies
+from pacs_node.web.guard import Looks
+
+ADDRESS = "/api/v1"
+_VERSION = "1.0.0"
+_DESCRIPTION = f"""The questions and actions of the page, for programs. {RESEARCH_USE}
+
+Each request shows a token of its client (`Authorization: Bearer`), which `pacs-node tokens add NAME --role \
+ROLE` makes; cookies mean nothing. What shows patient data is recorded in the audit record with the client's \
+name. Problems are `application/problem+json` (RFC 9457) with a `code`. Texts of DICOM origin are as the \
+sender wrote them: whoever shows them must escape them."""
+_EVERYWHERE = (
+    Code.NO_TOKEN,
+    Code.WRONG_TOKEN,
+    Code.ROLE,
+    Code.INVALID,
+    Code.TOO_MANY,
+    Code.FAILED,
+    Code.UNAVAILABLE,
+)
+
+
+def make_api(
+    database: Database, settings: Settings, clock: Clock, looks: Looks, passwords: Passwords
+) -> FastAPI:
+    """Build the API over a database.
+
+    Parameters
+    ----------
+    looks, passwords
+        Shared with the pages.
+
+    Returns
+    -------
+    FastAPI
+        ``state.operations`` holds the operations with the permission of each.
+    """
+    gate = Gate(database, settings.web, clock)
+    operations = (
+        *Node(database, settings, clock, looks).operations(),
+        *Studies(database, settings, clock, looks).operations(),
+        *Record(database, settings, clock, looks).operations(),
+        *People(database, passwords, clock).operations(),
+    )
+    api = FastAPI(
+        title="pacs-node",
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        exception_handlers={
+            ProblemError: problems.on_problem,
+            HTTPException: problems.on_http,
+            RequestValidationError: problems.on_invalid,
+            OperationalError: problems.on_unavailable,
+            Exception: problems.on_failure,
+        },
+    )
+    for operation in operations:
+        api.include_router(_router(operation, gate))
+    document = _document(api)
+
+    def openapi(request: Request) -> JSONResponse:  # noqa: ARG001 - a route gets it
+        return JSONResponse(document)
+
+    api.router.routes.append(Route("/openapi.json", openapi, methods=["GET"]))
+    api.state.operations, api.state.document = operations, document
+    return api
+
+
+def _router(operation: Operation, gate: Gate) -> APIRouter:
+    router = APIRouter(route_class=gate.route_class(operation.permission))
+    router.add_api_route(
+        operation.path,
+        operation.view,
+        methods=[operation.method],
+        operation_id=operation.name,
+        summary=operation.summary,
+        description=f"{operation.summary}\n\nPermission: `{operation.permission}`.",
+        tags=[operation.tag],
+        status_code=operation.status,
+        responses=declared((*_EVERYWHERE, *operation.problems)) | operation.responses,
+    )
+    return router
+
+
+def _document(api: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, with what the framework doesn't know of."""
+    found = get_openapi(
+        title="pacs-node",
+        version=_VERSION,
+        description=_DESCRIPTION,
+        routes=api.routes,
+        servers=[{"url": ADDRESS}],
+    )
+    components = found["components"]
+    schemas = components["schemas"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas |= problem.pop("$defs") | {"Problem": problem}
+    components["schemas"] = dict(sorted(schemas.items()))
+    components["securitySchemes"] = {
+        "token": {"type": "http", "scheme": "bearer", "description": "pacs-node tokens add NAME --role ROLE"}
+    }
+    found["security"] = [{"token": []}]
+    return found
+
+
+def operations_of(api: FastAPI) -> Sequence[Operation]:
+    """Return the operations of an API."""
+    found: Sequence[Operation] = api.state.operations
+    return found

@@ -1,0 +1,77 @@
+"""Kinds of values that the API takes and gives."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+)
+
+
+class Answer(BaseModel):
+    """Base of what the API gives."""
+
+    model_config = ConfigDict(from_attributes=True, use_attribute_docstrings=True, frozen=True)
+
+
+class Sent(BaseModel):
+    """Base of what the API takes: an unknown name is an error."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, frozen=True, extra="forbid", strict=True)
+
+
+def _whole(value: Any) -> Any:
+    """Text that JSON can carry: half a character becomes a question mark."""
+    return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _seconds(value: Any) -> Any:
+    return value.total_seconds() if isinstance(value, timedelta) else value
+
+
+def _utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("the time is out of range") from None
+
+
+class Asked(BaseModel):
+    """Base of what is asked for in the address."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, frozen=True)
+
+
+Text = Annotated[str, BeforeValidator(_whole)]
+"""Any text, as it was sent; JSON escapes what needs it."""
+
+Number = Annotated[float | None, BeforeValidator(_finite)]
+"""A measured value; null where there is none."""
+
+Seconds = Annotated[float | None, BeforeValidator(_seconds)]
+"""A duration; null where something takes no time."""
+
+Moment = Annotated[AwareDatetime, AfterValidator(_utc)]
+"""A time with its zone, RFC 3339."""
+
+Uid = Annotated[str, StringConstraints(pattern=r"^[0-9.]{1,64}$")]
+Plain = StringConstraints(pattern=r"^[^\x00]*$")
+"""Databases take no NUL."""
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,31}$")]
+RowId = Annotated[int, Field(ge=1, le=2**31 - 1)]
+
+Cursor = Annotated[str | None, Field(max_length=400)]
