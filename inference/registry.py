@@ -21,7 +21,7 @@ from inference.digest import sha256_of
 from inference.errors import ModelUnavailableError
 from inference.types import ModelCard
 
-PIPELINE_VERSION = "1.0.0"
+PIPELINE_VERSION = "1.1.0"
 """For people. What tells two pipelines apart for certain is the digest behind it."""
 
 DEFAULT_PROFILE = "reference"

@@ -38,6 +38,7 @@ class _Options:
     record: RecordReading | None = None
     models: Path | None = None
     forms: tuple[str, ...] = STANDARD
+    screening: bool | None = None
 
 
 _Study = dict[str, list[tuple[Path, Dataset]]]
@@ -54,6 +55,7 @@ def analyze_directory(
     record: Path | None = None,
     models: Path | None = None,
     forms: tuple[str, ...] = STANDARD,
+    screening: bool | None = None,
 ) -> int:
     """Analyse every study below a folder.
 
@@ -69,6 +71,8 @@ def analyze_directory(
         Folder of ``pacs-node models``, for the profile ``full``.
     forms
         Objects to make, each in its encoding; see `dicom_sr.profiles`.
+    screening
+        Whether these are screening examinations; None to decide by the images' headers.
 
     Returns
     -------
@@ -86,7 +90,7 @@ def analyze_directory(
         console.rule(f"study {study_uid}")
         try:
             reading = _record(record or find_beside(directory), study_uid, studies[study_uid])
-            options = _Options(place, profile, device, reading, models, forms)
+            options = _Options(place, profile, device, reading, models, forms, screening)
             outcome = _analyze_study(studies[study_uid], options, console)
         except RecordError as error:
             console.print(f"the clinical record can't be used: {error}", markup=False)
@@ -185,6 +189,7 @@ def _request(
         record=options.record,
         models=options.models,
         forms=options.forms,
+        screening=options.screening,
     )
 
 

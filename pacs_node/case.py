@@ -31,11 +31,13 @@ from dicom_sr.verify import reread, reread_not_analysed
 from dicom_sr.wording import ENGLISH, read_wording
 from inference.analyse import analyse
 from inference.errors import UnsuitableSeriesError
+from inference.guidelines.reading import guideline_observations
+from inference.guidelines.screening import occasion_of
 from inference.load import LoadedSeries, read_header
 from inference.prompts import PAIRS
 from inference.record import RecordReading, from_dicom, merge
 from inference.registry import FUSION, TEXT, Pipeline, load_pipeline
-from inference.types import Result, Volume
+from inference.types import Observation, Result, Volume
 from pacs_node import __version__
 from pacs_node.reader import OpenReader, Reader, confined_reader
 from pacs_node.request import CaseFile, CaseOutcome, CaseRequest, Refusal
@@ -100,6 +102,7 @@ def run_case(request: CaseRequest, progress: Progress | None = None) -> CaseOutc
             )
             result = replace(
                 result,
+                observations=(*result.observations, *_by_guidelines(request, loaded, result, reading)),
                 warnings=(
                     *result.warnings,
                     *request.notes,
@@ -121,6 +124,13 @@ def _reader(request: CaseRequest) -> Reader:
 def _reading(request: CaseRequest, loaded: LoadedSeries) -> RecordReading:
     """The record of the file, its gaps filled from the images' header."""
     return merge(request.record or RecordReading(), from_dicom(loaded.headers[0]))
+
+
+def _by_guidelines(
+    request: CaseRequest, loaded: LoadedSeries, result: Result, reading: RecordReading
+) -> tuple[Observation, ...]:
+    occasion = occasion_of(loaded.headers[0], site_says=request.screening)
+    return guideline_observations(result.findings, occasion, reading.record)
 
 
 def _record_warnings(request: CaseRequest, pipeline: Pipeline, reading: RecordReading) -> Iterator[str]:

@@ -165,6 +165,11 @@ for _verb, _part, _help in (
     "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Where results go."
 )
 @click.option("--profile", default=DEFAULT_PROFILE, show_default=True, help="Model cards to use.")
+@click.option(
+    "--screening/--no-screening",
+    default=None,
+    help="Whether these are screening examinations; without it by what the images say. Lung-RADS asks.",
+)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option(
     "--record",

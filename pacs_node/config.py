@@ -78,6 +78,11 @@ class PipelineSettings(Section):
         description="Folder of pacs-node models, relative to this file; only the profile full reads it.",
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where the computation runs.")
+    examinations: Literal["by-header", "screening", "other"] = Field(
+        "by-header",
+        description="Whether all studies that come are lung cancer screening, or none (other): Lung-RADS "
+        "holds for screening only. by-header asks the images' procedure codes and descriptions.",
+    )
     engine: Literal["process", "in-process"] = Field(
         "process", description="process: in a child that may die without harm; in-process: for debugging."
     )

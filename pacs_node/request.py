@@ -60,6 +60,8 @@ class CaseRequest:
         Whether the files are opened in a child of their own; see `pacs_node.reader`.
     notes
         Sentences for a result that is made: what else its reader must know of the images.
+    screening
+        Whether it is a screening examination by the site's word; None to decide by the images' headers.
     wording
         Table of the report's sentences in another language, None for English.
     """
@@ -85,6 +87,7 @@ class CaseRequest:
     notes: tuple[str, ...] = ()
     wording: Path | None = None
     confined: bool = False
+    screening: bool | None = None
 
     def with_refusal(self, refusal: Refusal) -> CaseRequest:
         """Return the same request, but for the report only."""

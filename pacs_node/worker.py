@@ -30,6 +30,9 @@ from pacs_node.storage import open_database
 
 logger = logging.getLogger(__name__)
 
+#: what the request says for `pipeline.examinations`
+_SCREENING = {"by-header": None, "screening": True, "other": False}
+
 _ACTOR = "worker"
 _IDLE_SECONDS = 0.5
 _POLL_SECONDS = 0.2
@@ -177,6 +180,7 @@ class Worker:
             notes=(sentence_of_lack(series),) if lacks_images(series) else (),
             wording=Path(wording) if (wording := self._settings.pipeline.wording) else None,
             confined=self._engine.confined,
+            screening=_SCREENING[self._settings.pipeline.examinations],
         )
 
     def _fresh_directory(self, session: Session, job: Job) -> Path:
