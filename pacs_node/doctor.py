@@ -8,28 +8,22 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from sqlalchemy import select
 from sqlalchemy.exc import DatabaseError
 
 from inference.errors import ModelUnavailableError
 from inference.registry import load_pipeline, profiles
-from pacs_node import audit, tls
-from pacs_node.config import Caller, DicomDestination, Settings
-from pacs_node.config_template import render_caller
-from pacs_node.db import AuditEvent, Database
+from pacs_node import tls
+from pacs_node.config import DicomDestination, Settings
 from pacs_node.doctor_database import check_database
 from pacs_node.doctor_findings import Finding, Level
 from pacs_node.errors import ConfigurationError
-from pacs_node.gate import Visitor
-from pacs_node.listener import judge
+from pacs_node.refusals import REFUSALS_OF, advice, refusals
 from pacs_node.storage import existing_database
 
 EXPIRES_SOON = timedelta(days=30)
-REFUSALS_OF = timedelta(days=30)
 _SLOW_SYNC_S = 0.05
 _SYNCS = 10
 #: statfs(2): not durable, or without the locks that SQLite needs
@@ -235,69 +229,6 @@ def check_callers(settings: Settings, now: datetime) -> Iterator[Finding]:
     except (ConfigurationError, DatabaseError):  # said by check_database
         return
     for item in refused:
-        if item.visitor.calling_ae == "":
-            yield Finding(Level.WARNING, "refused", item.sentence(), _wordless_todo(item.reason))
-        elif judge(item.visitor, settings.callers, settings.listener.ae_title) is not None:
-            yield Finding(Level.WARNING, "refused", item.sentence(), _admitting(item.visitor, settings))
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """Somebody who was refused: why, how often, and when last."""
-
-    visitor: Visitor
-    reason: str
-    count: int
-    last: datetime
-
-    def sentence(self) -> str:
-        """Say so; what peers sent is quoted."""
-        who = f"{self.visitor.calling_ae!r} calling {self.visitor.called_ae!r} " * bool(
-            self.visitor.calling_ae
-        )
-        place = f"from {self.visitor.address or 'many addresses'}"
-        return f"{who}{place}: {self.reason}; {self.count} times, last {self.last:%Y-%m-%d %H:%M:%S} UTC"
-
-
-def refusals(database: Database, since: datetime) -> list[Refused]:
-    """Read who was refused, the latest first, each sender and reason once."""
-    name = audit.Event.ASSOCIATION_REFUSED.value[0]
-    query = (
-        select(AuditEvent).where(AuditEvent.event == name, AuditEvent.at >= since).order_by(AuditEvent.seq)
-    )
-    found: dict[tuple[Visitor, str], Refused] = {}
-    with database.read() as session:
-        for row in session.execute(query).scalars():
-            fields = {key: str(row.objects.get(key, "")) for key in ("calling_ae", "called_ae", "address")}
-            visitor = Visitor(**fields, certificate=str(row.objects.get("certificate", "")))
-            key = (visitor, str(row.objects.get("reason", "")))
-            before = found.get(key)
-            count = int(row.objects.get("count", 1)) + (before.count if before else 0)
-            found[key] = Refused(*key, count, row.at)
-    return sorted(found.values(), key=lambda item: item.last, reverse=True)
-
-
-def _wordless_todo(reason: str) -> str:
-    if "speaks TLS" in reason:
-        return "switch TLS off at this sender, or set listener.tls_certificate_file and the two beside it"
-    if reason.startswith("TLS:"):
-        return (
-            "if it is your PACS: let it speak TLS 1.2 or newer and show a certificate, and put that "
-            "certificate or its authority into listener.tls_client_ca_file"
-        )
-    return "if this is no sender of yours, look for a port scanner, or close the port to it by a firewall"
-
-
-def _admitting(visitor: Visitor, settings: Settings) -> str:
-    """The lines of the configuration that would admit a visitor."""
-    called = visitor.called_ae if visitor.called_ae != settings.listener.ae_title else None
-    try:
-        caller = Caller(
-            ae_title=visitor.calling_ae,
-            address=visitor.address,
-            called_ae_title=called,
-            certificate_sha256=visitor.certificate or None,
-        )
-    except ValueError:
-        return "its AE titles or address can't stand in a configuration: correct them at the sender"
-    return "if it is your PACS, add this to the configuration and restart the node:\n" + render_caller(caller)
+        what = advice(item, settings)
+        if what is not None:
+            yield Finding(Level.WARNING, "refused", item.sentence(), what)
