@@ -10,7 +10,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Collection
 
-from pydicom import Dataset
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import BaseTag
@@ -21,6 +20,12 @@ MAX_ELEMENTS = 100_000
 MAX_VALUE_BYTES = 1 << 16
 """Of an element that is asked for."""
 
+_SHORT = frozenset(
+    (
+        *(b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH"),
+        *(b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US"),
+    )
+)
 _LONG = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
@@ -37,16 +42,15 @@ class _Reader:
         self._data = data
         self._little_endian = little_endian
         order = "<" if little_endian else ">"
-        self._tag = struct.Struct(f"{order}HH").unpack_from
-        self._short = struct.Struct(f"{order}H").unpack_from
+        self._explicit = struct.Struct(f"{order}HH2sH").unpack_from
         self._long = struct.Struct(f"{order}L").unpack_from
         self._at = 0
         self._left = MAX_ELEMENTS
         # as pydicom does: some senders encode otherwise than they say
         self._implicit = implicit and not _is_vr(data[4:6])
 
-    def collect(self, wanted: Collection[int], last: int) -> Dataset:
-        found = Dataset()
+    def collect(self, wanted: Collection[int], last: int) -> list[RawDataElement]:
+        found = []
         while len(self._data) - self._at >= 8:
             tag, vr, length, implicit = self._head(implicit=self._implicit)
             if tag > last:
@@ -59,16 +63,14 @@ class _Reader:
             if tag in wanted:
                 if length > MAX_VALUE_BYTES or self._at > len(self._data):
                     raise HeadError("an identifying element is too long, or cut off")
-                self._put(found, tag, vr, start)
+                found.append(self._element(tag, vr, self._data[start : self._at]))
         return found
 
-    def _put(self, found: Dataset, tag: int, vr: bytes, start: int) -> None:
-        value = self._data[start : self._at]
+    def _element(self, tag: int, vr: bytes, value: bytes) -> RawDataElement:
         name = vr.decode("ascii") if vr else dictionary_VR(tag)
-        raw = RawDataElement(
-            BaseTag(tag), name, len(value), value, start, not vr, self._little_endian, is_raw=True
+        return RawDataElement(
+            BaseTag(tag), name, len(value), value, 0, not vr, self._little_endian, is_raw=True
         )
-        found[tag] = raw
 
     def _head(self, *, implicit: bool) -> tuple[int, bytes, int, bool]:
         """Read tag, VR (empty where implicit) and length; whether the element is in Implicit VR."""
@@ -78,14 +80,16 @@ class _Reader:
         data, at = self._data, self._at
         if len(data) - at < 8:
             raise HeadError("the data set ends within a sequence")
-        group, element = self._tag(data, at)
-        vr = data[at + 4 : at + 6]
+        group, element, vr, length = self._explicit(data, at)
+        if not implicit and vr in _SHORT and group != 0xFFFE:
+            self._at = at + 8
+            return group << 16 | element, vr, length, False
         if implicit or group == 0xFFFE or not _is_vr(vr):
             self._at = at + 8
             return group << 16 | element, b"", int(self._long(data, at + 4)[0]), True
         if vr not in _LONG:
             self._at = at + 8
-            return group << 16 | element, vr, int(self._short(data, at + 6)[0]), False
+            return group << 16 | element, vr, length, False
         if len(data) - at < 12:
             raise HeadError("the data set ends within an element")
         self._at = at + 12
@@ -114,7 +118,7 @@ class _Reader:
 
 def read_head(
     data: bytes, wanted: Collection[int], last: int, *, implicit: bool, little_endian: bool
-) -> Dataset:
+) -> list[RawDataElement]:
     """Read some elements of the beginning of a data set.
 
     Parameters
@@ -130,8 +134,8 @@ def read_head(
 
     Returns
     -------
-    Dataset
-        Those of `wanted` that are there, not yet converted.
+    list of RawDataElement
+        Those of `wanted` that are there, not yet converted, in their order; they don't say where they stood.
 
     Raises
     ------

@@ -8,17 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
+from functools import lru_cache
 
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
-from sqlalchemy import Connection, Table, and_, bindparam, exists, insert, or_, select, update
+from sqlalchemy import Connection, select
 from sqlalchemy.orm import Session
 
 from inference.decode import MALFORMED_FILE
-from pacs_node import audit, lifecycle
+from pacs_node import audit, lifecycle, quick_rows
 from pacs_node.dataset_head import read_head
-from pacs_node.db import Artifact, Base, Conflict, Instance, Job, Series, Study
+from pacs_node.db import Artifact, Conflict, Instance, Job, Series, Study
 from pacs_node.errors import UnreadableInstanceError
 from pacs_node.spool import StoredFile
 from pacs_node.states import JobState, SeriesState
@@ -37,8 +39,15 @@ _TEXTS = {
     "series_description": "SeriesDescription",
     "modality": "Modality",
 }
-_TAGS = ["SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"]
-_TAG_NUMBERS = frozenset(tag for tag in map(tag_for_keyword, [*_TAGS, *_TEXTS.values()]) if tag is not None)
+_UIDS = {
+    0x00080016: "SOPClassUID",
+    0x00080018: "SOPInstanceUID",
+    0x0020000D: "StudyInstanceUID",
+    0x0020000E: "SeriesInstanceUID",
+}
+_TAGS = frozenset(
+    (*_UIDS, *(tag for tag in map(tag_for_keyword, ["SpecificCharacterSet", *_TEXTS.values()]) if tag))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,30 +102,35 @@ def read_identity(dataset: bytes, transfer_syntax_uid: str) -> Identity:
     UnreadableInstanceError
         The bytes are no data set in that transfer syntax, or a UID is missing or malformed.
     """
-    syntax = UID(transfer_syntax_uid)
     try:
-        head = _parse_head(dataset, syntax)
-        texts = {name: str(head.get(keyword) or "")[:1024] for name, keyword in _TEXTS.items()}
-        uids = [str(head.get(keyword) or "") for keyword in _TAGS[1:]]
+        head = _read_head(dataset, transfer_syntax_uid)
+        texts = _texts(tuple(element for element in head if element.tag not in _UIDS))
     except MALFORMED_FILE as error:
         raise UnreadableInstanceError(f"the data set can't be parsed ({type(error).__name__})") from error
-    for keyword, uid in zip(_TAGS[1:], uids, strict=True):
-        if not is_uid(uid):
+    found = {int(element.tag): element.value or b"" for element in head}
+    uids = []
+    for tag, keyword in _UIDS.items():
+        uids.append(found.get(tag, b"").decode("ascii", "replace").rstrip("\0 "))
+        if not is_uid(uids[-1]):
             raise UnreadableInstanceError(f"{keyword} is missing or no valid UID")
     sop_class, sop_instance, study, series = uids
     return Identity(sop_class, sop_instance, study, series, **texts)
 
 
-def _parse_head(dataset: bytes, syntax: UID) -> Dataset:
+def _read_head(dataset: bytes, transfer_syntax_uid: str) -> list[RawDataElement]:
+    syntax = UID(transfer_syntax_uid)
     if syntax == DeflatedExplicitVRLittleEndian:
         dataset = zlib.decompressobj(-zlib.MAX_WBITS).decompress(dataset, _INFLATED_HEAD)
     return read_head(
-        dataset,
-        _TAG_NUMBERS,
-        _LAST_TAG,
-        implicit=syntax.is_implicit_VR,
-        little_endian=syntax.is_little_endian,
+        dataset, _TAGS, _LAST_TAG, implicit=syntax.is_implicit_VR, little_endian=syntax.is_little_endian
     )
+
+
+@lru_cache(maxsize=32)
+def _texts(elements: tuple[RawDataElement, ...]) -> dict[str, str]:
+    """Decode the texts, which are the same in all slices of a series; PostgreSQL keeps no NUL."""
+    head = Dataset({element.tag: element for element in elements})
+    return {name: str(head.get(keyword) or "")[:1024].replace("\0", "") for name, keyword in _TEXTS.items()}
 
 
 def record_instance(
@@ -175,21 +189,27 @@ def record_instance(
 
 
 def record_arrivals(
-    session: Session, arrivals: Sequence[Arrival], association_ids: Sequence[int]
+    connection: Connection, arrivals: Sequence[Arrival], association_ids: Sequence[int]
 ) -> list[Reception]:
     """Write the rows of some instances, in their order.
 
     Parameters
     ----------
+    connection
+        In a transaction that has the write lock.
     association_ids
         By which association each one came.
     """
-    connection = session.connection()
-    outcomes = []
-    for arrival, association_id in zip(arrivals, association_ids, strict=True):
-        if _add_to_open_series(connection, arrival, association_id):
-            outcomes.append(Reception.NEW)
-            continue
+    return [
+        Reception.NEW
+        if _add_to_open_series(connection, arrival, association_id)
+        else _record_otherwise(connection, arrival, association_id)
+        for arrival, association_id in zip(arrivals, association_ids, strict=True)
+    ]
+
+
+def _record_otherwise(connection: Connection, arrival: Arrival, association_id: int) -> Reception:
+    with Session(connection) as session:
         outcome = record_instance(
             session,
             arrival.identity,
@@ -200,64 +220,26 @@ def record_arrivals(
             at=arrival.at,
         )
         session.flush()
-        outcomes.append(outcome)
-    return outcomes
-
-
-_UID_TAKEN = or_(
-    exists().where(Instance.sop_instance_uid == bindparam("uid")),
-    exists().where(Artifact.sop_instance_uid == bindparam("uid")),
-)
-_STUDY = select(Study.id).where(Study.study_uid == bindparam("study_uid")).scalar_subquery()
-_OPEN_SERIES = and_(
-    Series.study_id == _STUDY,
-    Series.series_uid == bindparam("in_series_uid"),
-    Series.state == SeriesState.RECEIVING,
-)
-_INSTANCE: Table = Base.metadata.tables[Instance.__tablename__]
-_SERIES: Table = Base.metadata.tables[Series.__tablename__]
-_GIVEN = (
-    "association_id",
-    "sop_instance_uid",
-    "sop_class_uid",
-    "transfer_syntax_uid",
-    "sha256",
-    "size",
-    "path",
-    "received_at",
-)
-# for what nearly every object is: without the machinery of objects, which takes more time than all the rest
-_INSERT = insert(_INSTANCE).from_select(
-    ["series_id", *_GIVEN],
-    select(Series.id, *(bindparam(name, type_=_INSTANCE.c[name].type) for name in _GIVEN)).where(
-        _OPEN_SERIES, ~_UID_TAKEN
-    ),
-)
-_COUNT = (
-    update(_SERIES)
-    .where(_OPEN_SERIES)
-    .values(n_instances=_SERIES.c.n_instances + 1, last_received_at=bindparam("received_at"))
-)
+    return outcome
 
 
 def _add_to_open_series(connection: Connection, arrival: Arrival, association_id: int) -> bool:
-    """Write the row of a new instance of a series that is known and open; False where it is anything else."""
     identity, stored = arrival.identity, arrival.stored
-    place = {"study_uid": identity.study_uid, "in_series_uid": identity.series_uid, "received_at": arrival.at}
-    row = {
-        "uid": identity.sop_instance_uid,
-        "association_id": association_id,
-        "sop_instance_uid": identity.sop_instance_uid,
-        "sop_class_uid": identity.sop_class_uid,
-        "transfer_syntax_uid": arrival.transfer_syntax_uid,
-        "sha256": stored.sha256,
-        "size": stored.size,
-        "path": stored.path,
-    }
-    if connection.execute(_INSERT, place | row).rowcount != 1:
-        return False
-    connection.execute(_COUNT, place)
-    return True
+    return quick_rows.add_to_open_series(
+        connection,
+        {
+            "study_uid": identity.study_uid,
+            "in_series": identity.series_uid,
+            "association_id": association_id,
+            "sop_instance_uid": identity.sop_instance_uid,
+            "sop_class_uid": identity.sop_class_uid,
+            "transfer_syntax_uid": arrival.transfer_syntax_uid,
+            "sha256": stored.sha256,
+            "size": stored.size,
+            "path": stored.path,
+        },
+        arrival.at,
+    )
 
 
 def is_recorded(session: Session, path: str) -> bool:

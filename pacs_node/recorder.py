@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import update
+from sqlalchemy import Connection, insert, update
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
 
 from pacs_node import db, reception
 from pacs_node.clock import Clock, utc_now
+from pacs_node.connections import WRITE
 from pacs_node.damage import DiskFailedError, is_disk_failure
 from pacs_node.errors import NodeError, UnreadableInstanceError
 from pacs_node.reception import Arrival, Reception
@@ -50,14 +50,14 @@ class Origin:
     opened_at: datetime
     row: int | None = None
 
-    def row_in(self, session: Session) -> int:
+    def row_in(self, connection: Connection) -> int:
         """Return the row's id; a new one counts only once the transaction is committed."""
         if self.row is not None:
             return self.row
-        row = db.Association(calling_ae=self.calling_ae, address=self.address, opened_at=self.opened_at)
-        session.add(row)
-        session.flush()
-        return row.id
+        new = insert(db.Association).values(
+            calling_ae=self.calling_ae, address=self.address, opened_at=self.opened_at
+        )
+        return int(connection.execute(new.returning(db.Association.id)).scalar_one())
 
 
 @dataclass(eq=False, slots=True)
@@ -91,6 +91,7 @@ class Recorder:
         on_trouble: Callable[[Exception], None] | None = None,
     ) -> None:
         self.database = database
+        self._writer = database.engine.execution_options(**{WRITE: True})
         self.spool = spool
         self.clock = clock
         self._on_trouble = on_trouble
@@ -226,16 +227,16 @@ class Recorder:
         if not items and all(origin.row is None for origin, _, _ in ends):
             return
         rows: dict[Origin, int] = {}
-        with self.database.write() as session:
+        with self._writer.begin() as connection:
             there = [item for item in items if self._is_there(item)]
             for item in there:
-                rows[item.origin] = rows.get(item.origin) or item.origin.row_in(session)
+                rows[item.origin] = rows.get(item.origin) or item.origin.row_in(connection)
             outcomes = reception.record_arrivals(
-                session, [item.arrival for item in there], [rows[item.origin] for item in there]
+                connection, [item.arrival for item in there], [rows[item.origin] for item in there]
             )
             for origin, ending, at in ends:
                 row = rows.get(origin, origin.row)
-                session.execute(
+                connection.execute(
                     update(db.Association).where(db.Association.id == row).values(closed_at=at, ending=ending)
                 )
         for origin, row in rows.items():

@@ -26,9 +26,10 @@ _LENGTH = 0x00020000
 
 
 def head(data: bytes, syntax: UID = ExplicitVRLittleEndian) -> Dataset:
-    return read_head(
+    found = read_head(
         data, WANTED, LAST, implicit=syntax.is_implicit_VR, little_endian=syntax.is_little_endian
     )
+    return Dataset({element.tag: element for element in found})
 
 
 def values(ds: Dataset) -> dict[str, str]:

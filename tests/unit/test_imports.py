@@ -129,7 +129,9 @@ ONLY: dict[str, str] = {
     "pacs_node.lifecycle": "pacs_node.audit pacs_node.db pacs_node.errors pacs_node.states "
     "pacs_node.study_state",
     "pacs_node.reception": "inference.decode pacs_node.audit pacs_node.dataset_head pacs_node.db "
-    "pacs_node.errors pacs_node.lifecycle pacs_node.spool pacs_node.states pacs_node.study_state",
+    "pacs_node.errors pacs_node.lifecycle pacs_node.quick_rows pacs_node.spool pacs_node.states "
+    "pacs_node.study_state",
+    "pacs_node.quick_rows": "pacs_node.db pacs_node.states",
     "pacs_node.gate": "pacs_node pacs_node.gate_pdu pacs_node.tls",
     "pacs_node.gate_association": "inference.decode pacs_node pacs_node.gate_message pacs_node.gate_pdu",
     "pacs_node.recorder": "pacs_node.damage pacs_node pacs_node.clock pacs_node.connections pacs_node.db "
@@ -160,7 +162,7 @@ ONLY: dict[str, str] = {
     "pacs_node.clock pacs_node.config pacs_node.config_listener pacs_node.db pacs_node.db_accounts "
     "pacs_node.db_tokens pacs_node.errors pacs_node.kept_files pacs_node.logs pacs_node.metrics "
     "pacs_node.missed pacs_node.operator_actions pacs_node.overview pacs_node.tokens inference.inventory "
-    "pacs_node.oidc pacs_node.present pacs_node.queries pacs_node.sessions "
+    "pacs_node.oidc* pacs_node.present pacs_node.queries pacs_node.sessions "
     "pacs_node.states pacs_node.storage pacs_node.study_detail "
     "pacs_node.study_search pacs_node.study_state pacs_node.timeline pacs_node.tls "
     "dicom_sr.context",

@@ -102,6 +102,11 @@ def test_long_texts_are_cut() -> None:
     assert len(explicit(minimal(StudyDescription="x" * 5000)).study_description) == 1024
 
 
+def test_no_nul_gets_into_a_text() -> None:
+    """PostgreSQL would refuse the row, and with it those of all that wait at the same time."""
+    assert explicit(minimal(PatientName="A\0B^C")).patient_name == "AB^C"
+
+
 def test_several_values_are_one_text() -> None:
     assert "A" in explicit(minimal(StudyDescription=["A", "B"])).study_description
 

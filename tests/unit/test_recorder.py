@@ -14,6 +14,7 @@ from sqlalchemy import event, func, select
 from sqlalchemy.exc import OperationalError
 
 from pacs_node import reception, recorder
+from pacs_node.connections import WRITE
 from pacs_node.db import Association, AuditEvent, Conflict, Database, Instance, Series
 from pacs_node.reception import Arrival, Identity, Reception
 from pacs_node.recorder import Origin, Recorder, RowsMissingError
@@ -172,13 +173,13 @@ def test_many_at_once_are_what_they_would_be_one_by_one(database: Database) -> N
         first = expected.get(uid := arrivals[-1].identity.sop_instance_uid)
         outcomes.append(_outcome(first, (series, content)))
         expected[uid] = first or (series, content)
-    with database.write() as session:
-        row = origin().row_in(session)
+    with database.engine.execution_options(**{WRITE: True}).begin() as connection:
+        row = origin().row_in(connection)
         found = [
             outcome
             for start in range(0, 40, 13)
             for outcome in reception.record_arrivals(
-                session, arrivals[start : start + 13], [row] * len(arrivals[start : start + 13])
+                connection, arrivals[start : start + 13], [row] * len(arrivals[start : start + 13])
             )
         ]
     assert found == outcomes
