@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydicom import Dataset, dcmread
-from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage
+from pydicom import Dataset
 from sqlalchemy import select
 
 from dicom_sr.part10 import save
@@ -24,7 +23,7 @@ from inference.types import Finding, Volume
 from inference.uids import derived_uid
 from pacs_node import jobs
 from pacs_node.db import Artifact, AuditEvent, Job
-from pacs_node.db_feedback import ReturnedObject, Verdict, VerdictKind
+from pacs_node.db_feedback import ReturnedObject, Verdict
 from pacs_node.jobs import NewArtifact
 from pacs_node.reader import ConfinedReader, OpenReader
 from pacs_node.reception import Reception
@@ -90,31 +89,47 @@ def _naming(document: Dataset) -> Dataset:
     return study
 
 
-@pytest.fixture
-def case(node: SmallNode) -> Case:
+@dataclass(frozen=True)
+class Made:
+    """What one analysis gives; made once, as it takes a second."""
+
+    images: Sequence[Dataset]
+    headers: Sequence[Dataset]
+    volume: Volume
+    findings: tuple[Finding, ...]
+    seg: Dataset
+    sr: Dataset
+    summary: str
+
+
+@pytest.fixture(scope="module")
+def made() -> Made:
     images = chest(matrix=32, pixel_spacing_mm=(10.0, 10.0))
-    node.receive(*images)
-    node.settle()
-    job, token = node.claim()
     volume, headers, context = make_volume(images), without_pixels(images), make_context()
     findings = tuple(replace(one, tracking_id=f"N{n}") for n, one in enumerate(_findings(volume), start=1))
     result = make_result(volume, findings, context)
     seg = build_seg(volume, findings, headers, context)
     sr = build_report(volume, result, seg, headers, context)
+    summary = json.dumps(result_json(volume, result, headers, context))
+    return Made(images, headers, volume, findings, seg, sr, summary)
+
+
+@pytest.fixture
+def case(node: SmallNode, made: Made) -> Case:
+    node.receive(*made.images)
+    node.settle()
+    job, token = node.claim()
     folder = node.spool.directory / "results" / f"{job.id:08d}"
     folder.mkdir(parents=True)
-    (folder / "result.json").write_text(json.dumps(result_json(volume, result, headers, context)))
-    artifacts = [_artifact(node, "seg", seg, folder), _artifact(node, "sr", sr, folder)]
-    digest = sha256((folder / "result.json").read_bytes()).hexdigest()
-    node.finish(
-        job,
-        token,
-        [
-            *artifacts,
-            NewArtifact("json", str(folder.relative_to(node.spool.directory) / "result.json"), digest),
-        ],
-    )
-    return Case(node, volume, findings, headers, seg, sr)
+    (folder / "result.json").write_text(made.summary)
+    name = str(folder.relative_to(node.spool.directory) / "result.json")
+    artifacts = [
+        _artifact(node, "seg", made.seg, folder),
+        _artifact(node, "sr", made.sr, folder),
+        NewArtifact("json", name, sha256(made.summary.encode()).hexdigest()),
+    ]
+    node.finish(job, token, artifacts)
+    return Case(node, made.volume, made.findings, made.headers, made.seg, made.sr)
 
 
 def _findings(volume: Volume) -> tuple[Finding, ...]:
@@ -218,7 +233,8 @@ def test_what_is_left_out_is_rejected_only_by_a_whole_successor(case: Case) -> N
 def test_a_signed_report_without_any_finding_rejects_all(case: Case) -> None:
     stranger = replace(case.findings[0], tracking_uid=derived_uid("other"), tracking_id="R1")
     case.receive(case.edited_sr((stranger,)))
-    assert case.said() == [("N1", "rejected"), ("N2", "rejected"), ("N3", "rejected"), ("new", "missed")]
+    said = [("N1", "rejected"), ("N2", "rejected"), ("N3", "rejected"), ("new", "missed")]
+    assert sorted(case.said()) == said
 
 
 def test_a_later_result_of_a_node_like_this_one_says_nothing(case: Case) -> None:
@@ -354,7 +370,7 @@ def test_the_very_same_object_is_no_news(case: Case) -> None:
 
 def test_without_our_own_object_nothing_can_be_told(case: Case) -> None:
     with case.node.database.write() as session:
-        for artifact in session.execute(select(Artifact)).scalars():
+        for artifact in session.execute(select(Artifact).where(Artifact.kind != "json")).scalars():
             artifact.path = None
     case.receive(case.edited_seg((_grown(case.findings[0]), *case.findings[1:])))
     assert case.said() == []
@@ -382,6 +398,3 @@ def test_the_child_says_the_same(case: Case, tmp_path: Path) -> None:
             assert confined.returned(path) == opened.returned(path)
     finally:
         confined.close()
-    assert dcmread(theirs).file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
-    assert case.seg.SOPClassUID == SegmentationStorage
-    assert VerdictKind.EDITED == "edited"
