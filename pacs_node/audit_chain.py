@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from pacs_node.audit import GENESIS, row_hash
-from pacs_node.db import AuditEvent
+from pacs_node.db import AuditEvent, Database
 
-_PIECE = 5000
+_PIECE = 1000
+_COLUMNS = select(*AuditEvent.__table__.columns).order_by(AuditEvent.seq)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,25 +44,28 @@ class Verdict:
     Parameters
     ----------
     rows
-        How many fit, from the first one on.
+        How many fit, from the first one that was checked.
     first_bad
         Sequence number of the first row that doesn't fit or is missing; None if all is well.
     why
         In words; empty if all is well.
     heads
         How many noted heads were compared.
+    first
+        Number of the first row that was checked.
     """
 
     rows: int
     first_bad: int | None
     why: str
     heads: int
+    first: int = 1
 
 
 def verify(
     session: Session, heads: Iterable[Head] = (), progress: Callable[[int], None] = lambda _rows: None
 ) -> Verdict:
-    """Check every row in its order, and that each noted head is among them.
+    """Check every row in its order, and that each noted head is among them; all in one transaction.
 
     Parameters
     ----------
@@ -69,33 +74,69 @@ def verify(
     progress
         Gets how many rows were checked since it was called before.
     """
-    noted = {head.seq: head for head in heads}
-    previous, checked = GENESIS, 0
-    for row in _rows(session):
-        why = _wrong(row, checked + 1, previous) or _moved(row, noted)
-        if why:
-            return Verdict(checked, checked + 1, why, len(noted))
-        previous, checked = row.hash, checked + 1
-        if checked % _PIECE == 0:
-            progress(_PIECE)
-    progress(checked % _PIECE)
+    return _verify(lambda after: _piece(session, after), heads, progress)
+
+
+def verify_in_pieces(
+    database: Database,
+    heads: Iterable[Head] = (),
+    progress: Callable[[int], None] = lambda _rows: None,
+    *,
+    after: int = 0,
+) -> Verdict:
+    """Check as `verify` does, in short transactions of `_PIECE` rows.
+
+    Where SQLite has no write-ahead log, nobody writes while somebody reads. Rows that are added meanwhile
+    are checked too.
+
+    Parameters
+    ----------
+    after
+        Check the rows after this one only; it is taken as it is.
+    """
+
+    def piece(after: int) -> Sequence[AuditEvent]:
+        with database.read() as session:
+            return _piece(session, after)
+
+    with database.read() as session:
+        start = session.execute(select(AuditEvent.hash).where(AuditEvent.seq == after)).scalar()
+    return _verify(piece, heads, progress, after, start or GENESIS)
+
+
+def _piece(session: Session, after: int) -> Sequence[AuditEvent]:
+    # the first piece has what was put in before the first row too
+    query = _COLUMNS.where(AuditEvent.seq > after) if after else _COLUMNS
+    found = session.execute(query.limit(_PIECE)).all()
+    return cast(Sequence[AuditEvent], found)  # they have all of its columns, and cost a third
+
+
+def _verify(
+    piece_after: Callable[[int], Sequence[AuditEvent]],
+    heads: Iterable[Head],
+    progress: Callable[[int], None],
+    after: int = 0,
+    previous: str = GENESIS,
+) -> Verdict:
+    noted = {head.seq: head for head in heads if head.seq > after}
+    checked = after
+    while piece := piece_after(checked):
+        for row in piece:
+            why = _wrong(row, checked + 1, previous) or _moved(row, noted)
+            if why:
+                return Verdict(checked - after, checked + 1, why, len(noted), after + 1)
+            previous, checked = row.hash, checked + 1
+        progress(len(piece))
     last = max(noted, default=0)
     if last > checked:
         why = f"the record ends before it: row {last} was noted on {noted[last].at:%Y-%m-%d %H:%M} UTC"
-        return Verdict(checked, checked + 1, why, len(noted))
-    return Verdict(checked, None, "", len(noted))
+        return Verdict(checked - after, checked + 1, why, len(noted), after + 1)
+    return Verdict(checked - after, None, "", len(noted), after + 1)
 
 
 def first_bad_row(session: Session) -> int | None:
-    """Return the number of the first row that doesn't fit the chain, None if all fit."""
+    """Return the number of the first row that doesn't fit the chain, None if all fit; in one transaction."""
     return verify(session).first_bad
-
-
-def _rows(session: Session) -> Iterator[AuditEvent]:
-    query = select(AuditEvent).order_by(AuditEvent.seq).execution_options(yield_per=_PIECE)
-    for row in session.execute(query).scalars():
-        yield row
-        session.expunge(row)
 
 
 def _wrong(row: AuditEvent, expected: int, previous: str) -> str:

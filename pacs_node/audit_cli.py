@@ -9,15 +9,14 @@ from pathlib import Path
 import click
 from rich.console import Console
 from rich.progress import Progress
-from sqlalchemy import func, select
 
-from pacs_node import audit_chain
+from pacs_node import audit_chain, audit_list
 from pacs_node.audit_chain import Verdict
-from pacs_node.audit_export import FORMATS, Selection, lines
+from pacs_node.audit_export import FORMATS, Selection
 from pacs_node.audit_message import Origin
 from pacs_node.clock import utc_now
 from pacs_node.config import Settings, load_settings
-from pacs_node.db import AuditEvent, Database
+from pacs_node.db import Database
 from pacs_node.storage import open_database
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -82,10 +81,11 @@ def _noted(settings: Settings) -> list[audit_chain.Head]:
 
 
 def _verify(database: Database, noted: list[audit_chain.Head]) -> Verdict:
-    with database.read() as session, Progress(console=Console(stderr=True), transient=True) as progress:
-        count = session.execute(select(func.count(AuditEvent.seq))).scalar_one()
-        task = progress.add_task("checking", total=count)
-        return audit_chain.verify(session, noted, lambda rows: progress.advance(task, rows))
+    with database.read() as session:
+        last = audit_list.last_row(session)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("checking", total=0 if last is None else last.seq)
+        return audit_chain.verify_in_pieces(database, noted, lambda rows: progress.advance(task, rows))
 
 
 @audit.command("head")
@@ -132,9 +132,10 @@ def export_command(
         stream = sys.stdout if out is None else out.open("x", encoding="utf-8")
     except OSError as error:
         raise click.ClickException(f"{out}: {error.strerror}") from None
-    with database.read() as session, stream:
-        for line in lines(session, selection, form, origin):
-            stream.write(line + "\n")
+    with database.read() as session:
+        last = audit_list.last_row(session)
+    with stream:
+        stream.writelines(audit_list.export(database, selection, form, origin, last.seq if last else 0))
     database.dispose()
 
 

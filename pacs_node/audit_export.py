@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 from sqlalchemy import ColumnElement, Select, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from pacs_node.audit_fhir import to_fhir
 from pacs_node.audit_message import Entry, Origin, message_of
@@ -48,36 +48,55 @@ class Selection:
     actor: str | None = None
     event: str | None = None
     after_seq: int = 0
+    failures: bool = False
 
-    def criteria(self) -> Iterator[ColumnElement[bool]]:
+    def criteria(self, rows: type[AuditEvent] = AuditEvent) -> Iterator[ColumnElement[bool]]:
         """Yield what a row of it fulfils, for a query's ``where``."""
-        yield AuditEvent.seq > self.after_seq
+        if self.after_seq:
+            yield rows.seq > self.after_seq
         if self.since is not None:
-            yield AuditEvent.at >= self.since
+            yield rows.at >= self.since
         if self.until is not None:
-            yield AuditEvent.at < self.until
+            yield rows.at < self.until
         for column, value in (
-            (AuditEvent.study_uid, self.study_uid),
-            (AuditEvent.actor, self.actor),
-            (AuditEvent.event, self.event),
+            (rows.study_uid, self.study_uid),
+            (rows.actor, self.actor),
+            (rows.event, self.event),
         ):
             if value is not None:
                 yield column == value
+        if self.failures:
+            yield rows.outcome > 0
 
 
-def _query(selection: Selection) -> Select[tuple[AuditEvent, str, str]]:
+def _query(selection: Selection, rows: type[AuditEvent]) -> Select[tuple[AuditEvent, str, str]]:
     return (
-        select(AuditEvent, Study.patient_id, Study.accession_number)
-        .outerjoin(Study, Study.study_uid == AuditEvent.study_uid)
-        .where(*selection.criteria())
-        .order_by(AuditEvent.seq)
+        select(rows, Study.patient_id, Study.accession_number)
+        .outerjoin(Study, Study.study_uid == rows.study_uid)
+        .where(*selection.criteria(rows))
+        .order_by(rows.seq)
     )
 
 
 def entries(session: Session, selection: Selection, limit: int | None = None) -> Iterator[Entry]:
     """Yield the rows of a selection in their order."""
-    query = _query(selection).limit(limit).execution_options(yield_per=_PIECE)
-    for row, patient_id, accession_number in session.execute(query):
+    return _entries(session, _query(selection, AuditEvent).limit(limit))
+
+
+def entries_among(session: Session, selection: Selection, count: int) -> Iterator[Entry]:
+    """Yield those of the first `count` rows after ``after_seq`` that belong to a selection.
+
+    However seldom they are, no more than `count` rows are looked at: the answer comes soon.
+    """
+    # the limit keeps the planner from asking an index for all rows of an event, again for each piece
+    some = (
+        select(AuditEvent).where(AuditEvent.seq > selection.after_seq).order_by(AuditEvent.seq).limit(count)
+    )
+    return _entries(session, _query(selection, aliased(AuditEvent, some.subquery())))
+
+
+def _entries(session: Session, query: Select[tuple[AuditEvent, str, str]]) -> Iterator[Entry]:
+    for row, patient_id, accession_number in session.execute(query.execution_options(yield_per=_PIECE)):
         yield Entry(
             row.seq,
             row.at,
@@ -140,19 +159,3 @@ FORMATS: dict[str, Callable[[Entry, Origin], str]] = {
     "dicom": _xml,
     "fhir": _fhir,
 }
-
-
-def lines(session: Session, selection: Selection, form: str, origin: Origin) -> Iterator[str]:
-    """Yield the lines of an export without their ends.
-
-    Parameters
-    ----------
-    form
-        A key of `FORMATS`: ``jsonl``; ``csv`` with a heading; ``dicom``, an audit message (PS3.15 A.5) on
-        each line; ``fhir``, a FHIR R4 AuditEvent on each line (ndjson).
-    """
-    write = FORMATS[form]
-    if form == "csv":
-        yield csv_line([*COLUMNS])
-    for entry in entries(session, selection):
-        yield write(entry, origin)

@@ -107,7 +107,7 @@ def list_studies(
         place = session.execute(select(*columns).where(Study.id == min(after_id, LARGEST_ID))).first()
         if place is None:
             return ()
-        here, there = tuple_(*columns), tuple_(*place)
+        here, there = tuple_(*columns), tuple(place)
         found = found.where(here < there if query.descending else here > there)
     order = [column.desc() if query.descending else column.asc() for column in columns]
     studies = session.execute(found.order_by(*order).limit(limit)).scalars().all()

@@ -83,7 +83,7 @@ def test_a_person_logs_in_acts_and_logs_out(served: tuple[Settings, Story], tmp_
         press(page, "Add", "One-time password of bob")
         page.open(f"{origin}/audit")
         page.until("document.querySelector('#chain') !== null", "the record")
-        press(page, "Check every row", "whole")
+        press(page, "Check the chain", "whole")
         press(page, "Log out", "Log in")
         page.open(f"{origin}/audit")
         page.until("location.pathname === '/login'", "the login")

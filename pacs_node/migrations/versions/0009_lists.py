@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from collections.abc import Sequence
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
@@ -22,6 +23,20 @@ _ARTIFACT = sa.table("artifact", *map(sa.column, ("id", "job_id")))
 _DELIVERY = sa.table(
     "delivery", *map(sa.column, ["artifact_id", "state", "attempts", "created_at", "next_attempt_at"])
 )
+#: the job that speaks for a study: what runs, else what waits, else the last that ended
+_RANKS = {"cancelled": 0, "succeeded": 1, "failed": 1, "queued": 2, "running": 3}
+#: of the results of a study the last of these that one of them has
+_DELIVERIES = (
+    "visible in PACS",
+    "sent, not verified",
+    "waiting to be sent",
+    "being sent",
+    "delivery failing",
+    "delivery failed",
+)
+_WORDS = {"committed": 0, "sent": 1, "pending": 2, "sending": 3, "failed": 5}
+_STILL_OPEN = (("receiving", "receiving"), ("complete", "received"))
+_PIECE = 5000
 
 
 def upgrade() -> None:
@@ -47,63 +62,64 @@ def upgrade() -> None:
 
 def _fill_search() -> None:
     connection, columns = op.get_bind(), _STUDY.c
-    rows = iter(connection.execute(sa.select(columns.id, *(columns[name] for name in _TEXTS))).all())
-    fill = sa.update(_STUDY).where(columns.id == sa.bindparam("key")).values(search=sa.bindparam("folded"))
-    while some := list(islice(rows, 5000)):
-        connection.execute(fill, [{"key": row[0], "folded": folded(*row[1:])} for row in some])
+    rows = connection.execute(sa.select(columns.id, *(columns[name] for name in _TEXTS))).all()
+    _update([{"key": row[0], "new_search": folded(*row[1:])} for row in rows])
 
 
 def _fill_words() -> None:
-    states = [("running",), ("queued",), ("succeeded", "failed"), ("cancelled",)]
-    op.execute(
-        sa.update(_STUDY).values(shown_job_id=sa.func.coalesce(*[_latest_job(*some) for some in states]))
-    )
-    op.execute(sa.update(_STUDY).values(state=_word()))
-    on_its_way = _STUDY.c.state.in_(["receiving", "received"])
-    op.execute(sa.update(_STUDY).where(on_its_way).values(shown_job_id=None))
-    op.execute(sa.update(_STUDY).where(_STUDY.c.shown_job_id.is_not(None)).values(delivery=_worst()))
-
-
-def _latest_job(*states: str) -> sa.ScalarSelect[int]:
-    """Number of the last job of a study that has one of the states."""
-    query = sa.select(sa.func.max(_JOB.c.id)).join(_SERIES, _JOB.c.series_id == _SERIES.c.id)
-    its = _SERIES.c.study_id == _STUDY.c.id
-    return query.where(its, _JOB.c.state.in_(states)).correlate(_STUDY).scalar_subquery()
-
-
-def _word() -> sa.Case[str]:
-    def has_series(state: str) -> sa.Exists:
-        return sa.exists().where(_SERIES.c.study_id == _STUDY.c.id, _SERIES.c.state == state)
-
-    of_job = sa.case(
-        (_JOB.c.state == "running", "analysing"),
-        (_JOB.c.state != "succeeded", _JOB.c.state),
-        (_JOB.c.outcome == "not_analysed", "not analysed"),
-        else_="analysed",
-    )
-    return sa.case(
-        (has_series("receiving"), "receiving"),
-        (has_series("complete"), "received"),
-        (_STUDY.c.shown_job_id.is_(None), "nothing to analyse"),
-        else_=sa.select(of_job).where(_JOB.c.id == _STUDY.c.shown_job_id).scalar_subquery(),
-    )
-
-
-def _worst() -> sa.Case[str]:
-    def has(state: str, *further: sa.ColumnElement[bool]) -> sa.Exists:
-        return sa.exists().where(
-            _DELIVERY.c.artifact_id == _ARTIFACT.c.id,
-            _ARTIFACT.c.job_id == _STUDY.c.shown_job_id,
-            _DELIVERY.c.state == state,
-            *further,
+    """Write the words, reading each table once: a question for each study would take hours for 100,000."""
+    connection = op.get_bind()
+    open_: dict[int, set[str]] = {}
+    for study_id, state in connection.execute(sa.select(_SERIES.c.study_id, _SERIES.c.state)):
+        open_.setdefault(study_id, set()).add(state)
+    jobs: dict[int, tuple[int, int, str]] = {}
+    query = sa.select(_SERIES.c.study_id, _JOB.c.id, _JOB.c.state, _JOB.c.outcome)
+    for study_id, job_id, state, outcome in connection.execute(
+        query.join(_JOB, _JOB.c.series_id == _SERIES.c.id)
+    ):
+        jobs[study_id] = max(jobs.get(study_id, (-1, 0, "")), (_RANKS[state], job_id, _word(state, outcome)))
+    deliveries = _worst(connection)
+    rows: list[dict[str, object]] = []
+    for study_id in connection.scalars(sa.select(_STUDY.c.id)):
+        states = open_.get(study_id, set())
+        state = next((new for old, new in _STILL_OPEN if old in states), None)
+        job = jobs.get(study_id) if state is None else None
+        rows.append(
+            {
+                "key": study_id,
+                "new_state": state or (job[2] if job else "nothing to analyse"),
+                "new_shown_job_id": job[1] if job else None,
+                "new_delivery": deliveries.get(job[1]) if job else None,
+            }
         )
+    _update(rows)
 
+
+def _word(state: str, outcome: str | None) -> str:
+    if state == "succeeded":
+        return "not analysed" if outcome == "not_analysed" else "analysed"
+    return "analysing" if state == "running" else state
+
+
+def _worst(connection: sa.Connection) -> dict[int, str]:
+    """The word for the results of each job."""
     tried = sa.and_(_DELIVERY.c.attempts > 0, _DELIVERY.c.next_attempt_at != _DELIVERY.c.created_at)
-    return sa.case(
-        (has("failed"), "delivery failed"),
-        (has("pending", tried), "delivery failing"),
-        (has("sending"), "being sent"),
-        (has("pending"), "waiting to be sent"),
-        (has("sent"), "sent, not verified"),
-        (has("committed"), "visible in PACS"),
-    )
+    query = sa.select(_ARTIFACT.c.job_id, _DELIVERY.c.state, tried)
+    worst: dict[int, int] = {}
+    for job_id, state, was_tried in connection.execute(
+        query.join(_DELIVERY, _DELIVERY.c.artifact_id == _ARTIFACT.c.id)
+    ):
+        place = 4 if state == "pending" and was_tried else _WORDS[state]
+        worst[job_id] = max(worst.get(job_id, 0), place)
+    return {job_id: _DELIVERIES[place] for job_id, place in worst.items()}
+
+
+def _update(rows: Sequence[dict[str, object]]) -> None:
+    if not rows:
+        return
+    values: dict[str, Any] = {
+        name.removeprefix("new_"): sa.bindparam(name) for name in rows[0] if name != "key"
+    }
+    statement = sa.update(_STUDY).where(_STUDY.c.id == sa.bindparam("key")).values(values)
+    for start in range(0, len(rows), _PIECE):
+        op.get_bind().execute(statement, list(rows[start : start + _PIECE]))
