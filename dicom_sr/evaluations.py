@@ -89,12 +89,27 @@ def container(rows: Sequence[Row], comments: Sequence[str], wording: Wording) ->
     return item
 
 
+_TITLES = {
+    "screening": "Screening examination",
+    "lung_rads": "Lung-RADS",
+    "lung_rads_version": "Lung-RADS version",
+    "lung_rads_undetermined": "Lung-RADS",
+    "lung_rads_rules": "Lung-RADS, rules that held",
+    "fleischner_2017": "Fleischner Society 2017",
+}
+
+
+def observation_title(name: str) -> str:
+    """What a reader calls an observation, e.g. ``Lung-RADS, rules that held``."""
+    return _TITLES.get(name, name.replace("_", " "))
+
+
 def observation_words(observation: Observation) -> str:
     """E.g. ``emphysema: present (probability 83 %)``."""
     chance = (
         "" if observation.probability is None else f" (probability {100 * observation.probability:.0f} %)"
     )
-    return f"{observation.name.replace('_', ' ')}: {observation.value}{chance}"
+    return f"{observation_title(observation.name)}: {observation.value}{chance}"
 
 
 def lung_rads_category(observations: Sequence[Observation]) -> str | None:

@@ -105,7 +105,7 @@ def _first_part(pages: Pages, summary: Mapping[str, Any]) -> None:
         pages.heading("Other observations")
         for row in summary["observations"]:
             share = "" if row["probability"] is None else f" ({100 * row['probability']:.0f} %)"
-            pages.text(f"{row['name'].replace('_', ' ')}: {row['value']}{share}")
+            pages.text(f"{row['title']}: {row['value']}{share}")
 
 
 def person(name: str) -> str:

@@ -17,7 +17,7 @@ renamed or given another meaning without a new major number.
                        malignancy, features, descriptors: [{name, value, unit, source}], key_image,
                        stack: null | {file, rows, columns, pixel_mm, windows, key, slices}}]
     sentence_pairs   [{feature, positive: [text], negative: [text]}]  that a nodule was compared with
-    observations     [{name, value, probability}]
+    observations     [{name, title, value, probability}]
     models           [{name, version, task, weights_sha256, parameters, performance, limits, ...}]
     warnings         [sentence]
     provenance       {software_version, pipeline_version, input_digest, created_at, device_uid, ...}
@@ -42,6 +42,7 @@ from pydicom import Dataset
 from dicom_sr.codes import feature_codes, site_words
 from dicom_sr.conclusion import no_nodule_sentence
 from dicom_sr.context import NOT_REVIEWED, RESEARCH_USE, OtherSeries, ResultContext
+from dicom_sr.evaluations import observation_title
 from dicom_sr.keyimages import KeyImage
 from dicom_sr.source import readable
 from dicom_sr.stacks import SliceStack
@@ -141,7 +142,10 @@ def result_json(
         | {"stack": scrolled.get(finding.tracking_id)}
         for number, finding in enumerate(result.findings, start=1)
     ]
-    out["observations"] = [asdict(observation) for observation in result.observations]
+    out["observations"] = [
+        {**asdict(observation), "title": observation_title(observation.name)}
+        for observation in result.observations
+    ]
     out["warnings"] = list(result.warnings)
     out["sentence_pairs"] = [
         {"feature": row.feature, "positive": list(row.positive), "negative": list(row.negative)}

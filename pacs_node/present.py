@@ -75,7 +75,7 @@ def _show_findings(summary: Mapping[str, Any], console: Console) -> None:
         )
     console.print(table)
     for observation in summary["observations"]:
-        console.print(f"  {escape(observation['name'].replace('_', ' '))}: {escape(observation['value'])}")
+        console.print(f"  {escape(observation['title'])}: {escape(observation['value'])}")
 
 
 def _suspicion(malignancy: Mapping[str, float | None] | None) -> str:

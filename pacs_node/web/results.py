@@ -107,6 +107,7 @@ class Observation:
     name: str
     value: str
     probability: float | None
+    title: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +178,9 @@ def _read(path: Path, _changed_ns: int, size: int) -> ResultSummary | None:
             _finding(item, _mappings(found, "sentence_pairs")) for item in _mappings(found, "findings")
         ),
         observations=tuple(
-            Observation(_text(item, "name"), _text(item, "value"), _number(item, "probability"))
+            Observation(
+                _text(item, "name"), _text(item, "value"), _number(item, "probability"), _text(item, "title")
+            )
             for item in _mappings(found, "observations")
         ),
         models=tuple(_model(item) for item in _mappings(found, "models")),

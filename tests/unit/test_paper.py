@@ -71,7 +71,7 @@ def test_the_report_says_who_what_how_well_and_for_what_use() -> None:
         "88 %",
         "30.0 % image alone, 42.0 % with",
         "spiculation 4 out of 5 (70 %)",
-        "lung rads: 4A",
+        "Lung-RADS: 4A",
         "Sensitivity 1 of 1 on one synthetic series.",
         "Limits: Small nodules are missed.",
         "ab" * 32,
