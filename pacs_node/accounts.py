@@ -6,6 +6,7 @@ the first administrator. Every change is an event of the audit record.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 import unicodedata
@@ -251,8 +252,9 @@ def set_role(session: Session, account: Account, role: Role, *, at: datetime, ac
     Raises
     ------
     AccountError
-        It is the last administrator.
+        It is the last administrator, or its role comes from a provider.
     """
+    _keep_ours(account, "role")
     if role is not Role.ADMINISTRATOR:
         _keep_one(session, account)
     old, account.role = account.role, role.value
@@ -280,7 +282,14 @@ def enable(session: Session, account: Account, *, at: datetime, actor: str) -> N
 
 
 def set_password(session: Session, account: Account, password: Hashed, *, at: datetime, actor: str) -> None:
-    """Set a password and end the account's sessions."""
+    """Set a password and end the account's sessions.
+
+    Raises
+    ------
+    AccountError
+        Its password is kept by a provider.
+    """
+    _keep_ours(account, "password")
     account.password_hash = password.value
     account.one_time_until = at + ONE_TIME if password.one_time else None
     account.password_changed_at = at
@@ -292,6 +301,54 @@ def set_password(session: Session, account: Account, password: Hashed, *, at: da
 def end_sessions(session: Session, account: Account) -> None:
     """End all sessions of an account."""
     session.execute(delete(WebSession).where(WebSession.account_id == account.id))
+
+
+def external(
+    session: Session, issuer: str, subject: str, name: str, role: Role, *, at: datetime, actor: str
+) -> Account:
+    """Return the account of somebody whom a provider has named, with the role that it has said.
+
+    It is made at the first login. Whatever the provider calls somebody, no other account becomes theirs.
+
+    Parameters
+    ----------
+    issuer, subject
+        Tell who it is.
+    name
+        For a new account: what can't stand in a name is left out, and one that is taken gets an ending.
+    """
+    known = select(Account).where(Account.issuer == issuer, Account.subject == subject)
+    account = session.execute(known).scalar_one_or_none()
+    if account is None:
+        account = Account(
+            name=_free_name(session, name, issuer, subject),
+            role=role.value,
+            password_hash="",
+            issuer=issuer,
+            subject=subject,
+            created_at=at,
+            password_changed_at=at,
+        )
+        session.add(account)
+        session.flush()
+        _changed(session, account, "added", at=at, actor=actor, role=role.value, issuer=issuer)
+    elif account.role != role.value:
+        old, account.role = account.role, role.value
+        _changed(session, account, "role", at=at, actor=actor, role=role.value, old_role=old, issuer=issuer)
+    return account
+
+
+def _free_name(session: Session, wanted: str, issuer: str, subject: str) -> str:
+    plain = unicodedata.normalize("NFKD", wanted).encode("ascii", "ignore").decode("ascii").lower()
+    plain = re.sub(r"[^a-z0-9._-]+", "-", plain.partition("@")[0]).strip("._-")[:23] or "person"
+    taken = session.execute(select(Account.id).where(Account.name == plain)).first() is not None
+    ending = hashlib.sha256(f"{issuer} {subject}".encode()).hexdigest()[:8]
+    return f"{plain}-{ending}" if taken else plain
+
+
+def _keep_ours(account: Account, what: str) -> None:
+    if account.is_external:
+        raise AccountError(f"The {what} of {account.name} is kept by the provider of its logins.")
 
 
 def _keep_one(session: Session, account: Account) -> None:

@@ -23,6 +23,7 @@ from pacs_node.config import DicomWebDestination, PipelineSettings, Settings
 from pacs_node.config_audit import AuditSettings
 from pacs_node.delivery import make_destination
 from pacs_node.errors import ConfigurationError
+from pacs_node.oidc import read_secret
 
 #: The parts of a node that was killed end a moment later and hold their ports until then.
 _PORT_SECONDS = 5.0
@@ -50,6 +51,7 @@ def check(settings: Settings, parts: Collection[str]) -> None:
     if "web" in parts:
         problems += _port("web", settings.web.host, settings.web.port)
         problems += _page_tls(settings)
+        problems += _single_sign_on(settings)
     if "worker" in parts or "schedule" in parts:
         problems += _pipeline(settings.pipeline, computes="worker" in parts)
     if "delivery" in parts:
@@ -64,6 +66,13 @@ def _page_tls(settings: Settings) -> Iterator[str]:
             tls.page_context(settings.web.tls_certificate_file, settings.web.tls_key_file)
         except ConfigurationError as error:
             yield str(error)
+
+
+def _single_sign_on(settings: Settings) -> Iterator[str]:
+    try:
+        read_secret(settings.oidc)
+    except ConfigurationError as error:
+        yield str(error)
 
 
 def _port(section: str, host: str, port: int) -> Iterator[str]:

@@ -17,7 +17,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from pacs_node import audit
-from pacs_node.accounts import ALLOWED, AccountError, Passwords, Permission
+from pacs_node.accounts import ALLOWED, AccountError, Passwords, Permission, end_sessions, external
 from pacs_node.audit import Event, Outcome
 from pacs_node.db import Database, is_full
 from pacs_node.db_accounts import Account, LoginFailures, Role, WebSession
@@ -26,6 +26,7 @@ FREE_TRIES = {"account": 5, "address": 20}
 """Failed logins before the first lock."""
 
 _FIRST_LOCK, _LONGEST_LOCK = timedelta(seconds=30), timedelta(hours=1)
+_PROVIDER = "single sign-on"
 _FORGOTTEN = timedelta(hours=24)
 _TOUCH = timedelta(minutes=1)
 _LONGEST_IDLE = timedelta(hours=24)  # as the settings allow
@@ -38,10 +39,11 @@ class LoginRefusedError(AccountError):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long a session lasts: without a click, and at all."""
+    """How long a session lasts: without a click, at all, and at all where a provider says who it is."""
 
     idle: timedelta
     longest: timedelta
+    external: timedelta = timedelta(hours=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,8 @@ class Visitor:
         What each form must send back: derived from the token, which no other page knows.
     must_change
         The password is a one-time password: nothing works before it is changed.
+    is_external
+        A provider says who it is; there is no password here.
     """
 
     account_id: int
@@ -65,6 +69,7 @@ class Visitor:
     csrf: str
     address: str
     must_change: bool
+    is_external: bool = False
 
     @property
     def actor(self) -> str:
@@ -103,16 +108,73 @@ def log_in(
         Too many passwords are being checked.
     """
     name = name.strip().lower()
-    counts = _count_a_try(database, name, address, at)
+    counts = _count_a_try(database, _subjects(name, address), at)
     with database.read() as session:
         account = session.execute(select(Account).where(Account.name == name)).scalar_one_or_none()
-    fits = passwords.matches(None if account is None else account.password_hash, password)
+    # an account without a password takes as long as any other
+    fits = passwords.matches((account and account.password_hash) or None, password)
     why = _why_not(account, at) if fits else ("wrong password" if account is not None else "unknown name")
     if account is None or why:
         _note_refused(database, account, why, counts, address=address, at=at)
         raise LoginRefusedError(_WRONG)
     renewed = passwords.hash(password) if passwords.is_outdated(account.password_hash) else None
     return _begin(database, account, renewed, address=address, at=at)
+
+
+def count_external(database: Database, address: str, at: datetime) -> dict[str, int]:
+    """Count a provider's answer as a failed login before it is looked at; `log_in_external` takes it back.
+
+    Raises
+    ------
+    LoginRefusedError
+        Too many have come from this address.
+    """
+    return _count_a_try(database, {"address": _subjects("", address)["address"]}, at)
+
+
+def refuse_external(
+    database: Database, reason: str, counts: dict[str, int], *, address: str, at: datetime
+) -> None:
+    """Record that somebody who came from a provider was not let in."""
+    _note_refused(database, None, f"single sign-on: {reason}", counts, address=address, at=at)
+
+
+def log_in_external(
+    database: Database,
+    issuer: str,
+    subject: str,
+    name: str,
+    role: Role | None,
+    *,
+    address: str,
+    at: datetime,
+) -> str:
+    """Begin a session of somebody whom a provider has named; return its token, 256 random bits.
+
+    Parameters
+    ----------
+    role
+        None: the provider gives them none any more; their sessions end.
+
+    Raises
+    ------
+    LoginRefusedError
+        They have no role, or the account was disabled here.
+    """
+    with database.write() as session:
+        if role is None:
+            for known in session.scalars(
+                select(Account).where(Account.issuer == issuer, Account.subject == subject)
+            ):
+                end_sessions(session, known)
+            account = None
+        else:
+            account = external(session, issuer, subject, name, role, at=at, actor=_PROVIDER)
+    if account is None:
+        raise LoginRefusedError("None of your groups has a role on this node.")
+    if account.disabled_at is not None:
+        raise LoginRefusedError("Your account was disabled on this node.")
+    return _begin(database, account, None, address=address, at=at)
 
 
 def _why_not(account: Account | None, at: datetime) -> str:
@@ -134,13 +196,13 @@ def _network(address: str) -> str:
     return address if found.version == 4 else str(ipaddress.ip_network((found, 64), strict=False))
 
 
-def _count_a_try(database: Database, name: str, address: str, at: datetime) -> dict[str, int]:
+def _count_a_try(database: Database, subjects: dict[str, str], at: datetime) -> dict[str, int]:
     counts: dict[str, int] = {}
     with database.write() as session:
         session.execute(delete(LoginFailures).where(LoginFailures.last_at < at - _FORGOTTEN))
         rows = {
             kind: session.get(LoginFailures, subject) or LoginFailures(subject=subject, count=0, last_at=at)
-            for kind, subject in _subjects(name, address).items()
+            for kind, subject in subjects.items()
         }
         until = max((row.locked_until for row in rows.values() if row.locked_until), default=at)
         if until > at:
@@ -211,10 +273,10 @@ def confirm(database: Database, passwords: Passwords, who: Visitor, password: st
     BusyError
         Too many passwords are being checked.
     """
-    counts = _count_a_try(database, who.name, who.address, at)
+    counts = _count_a_try(database, _subjects(who.name, who.address), at)
     with database.read() as session:
         account = session.get_one(Account, who.account_id)
-    if not passwords.matches(account.password_hash, password):
+    if not passwords.matches(account.password_hash or None, password):
         _note_refused(database, account, "wrong password", counts, address=who.address, at=at)
         raise LoginRefusedError("The current password is another one.")
     with database.write() as session:
@@ -250,7 +312,8 @@ def visitor(
         if row is None:
             return None
         account = row.account
-    if at - row.last_seen_at > limits.idle or at - row.created_at > limits.longest:
+    longest = min(limits.longest, limits.external) if account.is_external else limits.longest
+    if at - row.last_seen_at > limits.idle or at - row.created_at > longest:
         _end(database, row.id, at, "time")
         return None
     if account.disabled_at is not None:
@@ -265,6 +328,7 @@ def visitor(
         csrf_of(token),
         address,
         account.one_time_until is not None,
+        account.is_external,
     )
 
 

@@ -14,7 +14,7 @@ from pacs_node.account_admin import add_account, reset_account
 from pacs_node.accounts import AccountError, BusyError, Passwords, Permission
 from pacs_node.db import Database
 from pacs_node.db_accounts import Account, Role
-from pacs_node.sessions import LoginRefusedError, csrf_of, log_in
+from pacs_node.sessions import LoginRefusedError, Visitor, csrf_of, log_in
 from pacs_node.web.guard import Cookies, address_of, form_of, known_visitor
 from pacs_node.web.render import Renderer
 
@@ -41,11 +41,19 @@ class AccountPages:
         Hashes them.
     renderer, cookies
         Shared with the other pages.
+    provider
+        What the button of single sign-on says; empty: there is none.
     """
 
     def __init__(
-        self, database: Database, passwords: Passwords, renderer: Renderer, cookies: Cookies
+        self,
+        database: Database,
+        passwords: Passwords,
+        renderer: Renderer,
+        cookies: Cookies,
+        provider: str = "",
     ) -> None:
+        self._provider = provider
         self._database = database
         self._passwords = passwords
         self._renderer = renderer
@@ -53,9 +61,10 @@ class AccountPages:
 
     def login(self, request: Request) -> Response:
         """The form to log in."""
-        return self._login_page(request, _local(request.query_params.get("next")))
+        return self.login_page(request, local(request.query_params.get("next")))
 
-    def _login_page(self, request: Request, following: str, problem: str = "", status: int = 200) -> Response:
+    def login_page(self, request: Request, following: str, problem: str = "", status: int = 200) -> Response:
+        """The form to log in, with what went wrong before."""
         with self._database.read() as session:
             anybody = bool(accounts.all_accounts(session))
         # the form and this cookie belong together: another page can't log a browser in
@@ -68,6 +77,7 @@ class AccountPages:
             following=following,
             problem=problem,
             anybody=anybody,
+            provider=self._provider,
         )
         self._cookies.set(response, self._cookies.login, token)
         return response
@@ -75,7 +85,7 @@ class AccountPages:
     def log_in(self, request: Request) -> Response:
         """Begin a session with a new token."""
         form = form_of(request)
-        following = _local(form.get("next"))
+        following = local(form.get("next"))
         try:
             token = log_in(
                 self._database,
@@ -86,7 +96,7 @@ class AccountPages:
                 at=self._renderer.clock(),
             )
         except LoginRefusedError as error:
-            return self._login_page(request, following, str(error), 401)
+            return self.login_page(request, following, str(error), 401)
         except BusyError as error:
             raise HTTPException(503, str(error)) from None
         response = RedirectResponse(following, 303)
@@ -110,7 +120,7 @@ class AccountPages:
         who, form, now = known_visitor(request), form_of(request), self._renderer.clock()
         new = form.get("new", "")
         try:
-            _check_new(who.name, form)
+            _check_new(who, form)
             sessions.confirm(self._database, self._passwords, who, form.get("current", ""), at=now)
             hashed = accounts.hashed(self._passwords, who.name, new, one_time=False)
             with self._database.write() as session:
@@ -196,13 +206,15 @@ class AccountPages:
         return self._users_page(request, shown=shown)
 
 
-def _check_new(name: str, form: dict[str, str]) -> None:
+def _check_new(who: Visitor, form: dict[str, str]) -> None:
     new = form.get("new", "")
+    if who.is_external:
+        raise AccountError("Your password is kept by the provider of your logins.")
     if new != form.get("again"):
         raise AccountError("The two new passwords differ.")
     if new == form.get("current"):
         raise AccountError("The new password is the old one.")
-    accounts.check_password(name, new)
+    accounts.check_password(who.name, new)
 
 
 def _role(text: str | None) -> Role:
@@ -212,7 +224,7 @@ def _role(text: str | None) -> Role:
         raise AccountError(f"There is no role {text!r}.") from None
 
 
-def _local(target: str | None) -> str:
+def local(target: str | None) -> str:
     """Where to go after the login: a page of ours, whatever was asked."""
     target = target or "/"
     parts = urlsplit(target) if target.isprintable() and target.isascii() else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from datetime import timedelta
 from pathlib import Path
 from threading import Event, Thread
 
@@ -26,6 +27,7 @@ from pacs_node.web.actions import Actions
 from pacs_node.web.api.app import ADDRESS, make_api
 from pacs_node.web.audit_page import AuditPages
 from pacs_node.web.guard import Guard, Looks, Rule
+from pacs_node.web.oidc_pages import OidcPages
 from pacs_node.web.protection import KnownHosts, OnlyProxy, ProtectiveHeaders
 from pacs_node.web.render import Renderer
 from pacs_node.web.views import Pages
@@ -87,12 +89,15 @@ def make_app(
         ``state.rules`` holds the routes with the permission of each, ``state.api`` the JSON API.
     """
     renderer, looks = Renderer(settings, clock), Looks(database, clock)
-    guard = Guard(database, settings.web, renderer)
+    external = timedelta(hours=settings.oidc.session_hours)
+    guard = Guard(database, settings.web, renderer, external)
     pages = Pages(database, settings, renderer, looks)
     passwords = Passwords(cost)
-    people = AccountPages(database, passwords, renderer, guard.cookies)
+    provider = settings.oidc.name if settings.oidc.issuer else ""
+    people = AccountPages(database, passwords, renderer, guard.cookies, provider)
+    single_sign_on = OidcPages(database, settings, people, renderer, guard.cookies)
     record = AuditPages(database, settings, renderer, looks)
-    rules = _rules(pages, people, Actions(database, settings, clock), record)
+    rules = (*_rules(pages, people, Actions(database, settings, clock), record), *single_sign_on.rules)
     api = make_api(database, settings, clock, looks, passwords)
     app = Starlette(
         routes=[

@@ -69,7 +69,7 @@ def address_of(request: Request) -> str:
 
 
 class Cookies:
-    """The cookie of a session, and the one of the login form.
+    """The cookie of a session, the one of the login form, and the one of a login by a provider.
 
     Parameters
     ----------
@@ -80,11 +80,17 @@ class Cookies:
     def __init__(self, *, https: bool) -> None:
         self._https = https
         prefix = "__Host-" if https else ""
-        self.session, self.login = f"{prefix}session", f"{prefix}login"
+        self.session, self.login, self.oidc = f"{prefix}session", f"{prefix}login", f"{prefix}oidc"
 
     def set(self, response: Response, name: str, value: str) -> None:
         """Let the browser keep a value until it is closed, out of reach of scripts and other pages."""
         response.set_cookie(name, value, path="/", secure=self._https, httponly=True, samesite="strict")
+
+    def set_for_return(self, response: Response, value: str, seconds: int) -> None:
+        """Let the browser keep what a login began with until the provider, another site, sends it back."""
+        response.set_cookie(
+            self.oidc, value, seconds, path="/", secure=self._https, httponly=True, samesite="lax"
+        )
 
     def drop(self, response: Response, name: str) -> None:
         """Let the browser forget a value."""
@@ -119,12 +125,16 @@ class Guard:
         How long sessions last.
     renderer
         Of what a visitor sees instead.
+    external
+        How long sessions of accounts of a provider last.
     """
 
-    def __init__(self, database: Database, settings: WebSettings, renderer: Renderer) -> None:
+    def __init__(
+        self, database: Database, settings: WebSettings, renderer: Renderer, external: timedelta
+    ) -> None:
         self._database = database
         self._limits = Limits(
-            timedelta(minutes=settings.idle_minutes), timedelta(hours=settings.session_hours)
+            timedelta(minutes=settings.idle_minutes), timedelta(hours=settings.session_hours), external
         )
         self._renderer = renderer
         self.cookies = Cookies(https=settings.is_https)

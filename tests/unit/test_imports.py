@@ -99,7 +99,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "reconcile missed refusals doctor_database backup_rows",
         "missed_cli",
         "backup schedule queries preflight doctor",
-        "doctor_peers doctor_queue",
+        "doctor_peers doctor_queue doctor_services",
         "study_search",
         "overview study_detail operator_actions kept_files",
         "metrics",
