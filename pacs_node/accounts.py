@@ -48,6 +48,8 @@ class Permission(StrEnum):
     LOOK = "look"
     #: requeue, hold and send studies
     ACT = "act"
+    #: verdicts on findings
+    JUDGE = "judge"
     AUDIT = "audit"
     #: accounts
     MANAGE = "manage"
@@ -58,6 +60,7 @@ class Permission(StrEnum):
 _P = Permission
 ALLOWED: dict[Role, frozenset[Permission]] = {
     Role.VIEWER: frozenset({_P.SELF, _P.LOOK}),
+    Role.READER: frozenset({_P.SELF, _P.LOOK, _P.JUDGE}),
     Role.OPERATOR: frozenset({_P.SELF, _P.LOOK, _P.ACT}),
     Role.AUDITOR: frozenset({_P.SELF, _P.LOOK, _P.AUDIT}),
     Role.ADMINISTRATOR: frozenset(Permission),

@@ -15,6 +15,8 @@ class Role(StrEnum):
     """What an account is for; `pacs_node.accounts.ALLOWED` says what it may do."""
 
     VIEWER = "viewer"
+    #: a radiologist who judges findings
+    READER = "reader"
     OPERATOR = "operator"
     AUDITOR = "auditor"
     ADMINISTRATOR = "administrator"

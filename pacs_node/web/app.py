@@ -26,6 +26,7 @@ from pacs_node.web.account_pages import AccountPages
 from pacs_node.web.actions import Actions
 from pacs_node.web.api.app import ADDRESS, make_api
 from pacs_node.web.audit_page import AuditPages
+from pacs_node.web.feedback_page import FeedbackPages
 from pacs_node.web.guard import Guard, Looks, Rule
 from pacs_node.web.oidc_pages import OidcPages
 from pacs_node.web.protection import KnownHosts, OnlyProxy, ProtectiveHeaders
@@ -98,6 +99,7 @@ def make_app(
     single_sign_on = OidcPages(database, settings, people, renderer, guard.cookies)
     record = AuditPages(database, settings, renderer, looks)
     rules = (*_rules(pages, people, Actions(database, settings, clock), record), *single_sign_on.rules)
+    rules += FeedbackPages(database, clock).rules
     api = make_api(database, settings, clock, looks, passwords)
     app = Starlette(
         routes=[

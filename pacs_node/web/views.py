@@ -25,6 +25,7 @@ from pacs_node.overview import alarms, disk_space, overview
 from pacs_node.queries import StudyLine, StudyWord, study_tone
 from pacs_node.study_detail import JobLine, study_detail
 from pacs_node.study_search import StudyQuery, list_studies
+from pacs_node.web.feedback_page import feedback_values
 from pacs_node.web.guard import Looks, address_of, known_visitor
 from pacs_node.web.protection import HEADERS, REPORT_POLICY
 from pacs_node.web.render import Renderer
@@ -115,6 +116,8 @@ class Pages:
         """Everything about one study."""
         with self._database.read() as session:
             detail = study_detail(session, request.path_params["study_uid"])
+            shown = None if detail is None or detail.shown_job is None else detail.shown_job.id
+            verdicts = feedback_values(session, shown)
         if detail is None:
             raise HTTPException(404, "No study with this UID has arrived here.")
         self._looks.note(request, Event.STUDY_VIEWED, study_uid=detail.line.study_uid)
@@ -133,6 +136,7 @@ class Pages:
             pictures={} if job is None else {file.name: file for file in job.kept("png")},
             stacks={} if job is None else {file.name: file for file in job.kept("stack")},
             not_reviewed=NOT_REVIEWED,
+            **verdicts,
             refresh=None if detail.line.state.finished else _REFRESH_SECONDS,
         )
 

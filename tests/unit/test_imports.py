@@ -163,6 +163,8 @@ ONLY: dict[str, str] = {
     "pacs_node.db_tokens pacs_node.errors pacs_node.kept_files pacs_node.logs pacs_node.metrics "
     "pacs_node.missed pacs_node.operator_actions pacs_node.overview pacs_node.tokens inference.inventory "
     "pacs_node.oidc* pacs_node.present pacs_node.queries pacs_node.sessions "
+    "pacs_node.agreement pacs_node.db_feedback pacs_node.drift pacs_node.feedback pacs_node.model_use "
+    "inference.uids "
     "pacs_node.states pacs_node.storage pacs_node.study_detail "
     "pacs_node.study_search pacs_node.study_state pacs_node.timeline pacs_node.tls "
     "dicom_sr.context",

@@ -32,14 +32,16 @@ OPEN = {"GET /health/live", "GET /health/ready", "GET /metrics", "GET /login", "
 OPEN |= {"GET /oidc/start", "GET /oidc/callback", "GET /oidc/logout"}
 EVERYBODY = {"POST /logout", "GET /password", "POST /password"}
 LOOKING = {"GET /", "GET /studies", "GET /studies/{study_uid}", "GET /artifacts/{artifact_id:int}"}
+JUDGING = {"POST /studies/{study_uid}/verdicts"}
 ACTING = {f"POST /studies/{{study_uid}}/{action}" for action in ("requeue", "hold", "send")}
 AUDITING = {"GET /audit", "POST /audit", "GET /audit/export"}
 MANAGING = {"GET /users", "POST /users", "POST /users/reset", "POST /users/{change}"}
 MATRIX = {
     Role.VIEWER: EVERYBODY | LOOKING,
+    Role.READER: EVERYBODY | LOOKING | JUDGING,
     Role.OPERATOR: EVERYBODY | LOOKING | ACTING,
     Role.AUDITOR: EVERYBODY | LOOKING | AUDITING,
-    Role.ADMINISTRATOR: EVERYBODY | LOOKING | ACTING | AUDITING | MANAGING,
+    Role.ADMINISTRATOR: EVERYBODY | LOOKING | JUDGING | ACTING | AUDITING | MANAGING,
 }
 
 
