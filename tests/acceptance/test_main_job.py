@@ -31,9 +31,10 @@ def pacs(tmp_path: Path) -> Iterator[peers.Orthanc]:
         yield orthanc
 
 
-@pytest.fixture(params=["c-store", "stow-rs"])
+@pytest.fixture
 def node(request: pytest.FixtureRequest, tmp_path: Path, pacs: peers.Orthanc) -> Iterator[Node]:
-    if request.param == "c-store":
+    """A node that sends by C-STORE, or as the test's parameter says."""
+    if getattr(request, "param", "c-store") == "c-store":
         destination: DicomDestination | DicomWebDestination = DicomDestination(
             name="pacs", host="127.0.0.1", port=pacs.dicom_port, ae_title=pacs.ae_title
         )
@@ -73,6 +74,7 @@ def check_one_seg_and_one_sr(pacs: peers.Orthanc, study: str) -> None:
     assert sorted(classes) == sorted([SegmentationStorage, Comprehensive3DSRStorage])
 
 
+@pytest.mark.parametrize("node", ["c-store", "stow-rs"], indirect=True)
 def test_phantom_comes_back_once_whatever_the_order(
     node: Node, pacs: peers.Orthanc, phantom_files: list[Path], tmp_path: Path
 ) -> None:
