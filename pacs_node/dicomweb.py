@@ -27,6 +27,7 @@ from pacs_node.destinations import (
     UnreadableFileError,
     classify_status,
 )
+from pacs_node.http_limits import AnswerEncodedError, AnswerTooLargeError, limited_session
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ class _Answer:
         """Read the Store Instances Response (PS3.18 I.2); a body that can't be read confirms nothing."""
         try:
             body = response.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             body = None
         dataset = body[0] if isinstance(body, list) and body else body
         stored = dict(_references(dataset, _REFERENCED_SOP_SEQUENCE, _WARNING_REASON, 0))
@@ -202,6 +203,9 @@ _TROUBLES = (  # the first that fits: SSLError and ConnectTimeout are Connection
         "TLS failed; look at the certificate and the CA file",
     ),
     (requests.Timeout, OutcomeKind.TRANSIENT, "the receiver did not answer in time"),
+    (AnswerTooLargeError, OutcomeKind.TRANSIENT, "the receiver sent more than any answer has"),
+    (AnswerEncodedError, OutcomeKind.TRANSIENT, "the receiver compressed its answer unasked"),
+    (requests.exceptions.ChunkedEncodingError, OutcomeKind.TRANSIENT, "the answer broke off"),
     (requests.exceptions.JSONDecodeError, OutcomeKind.TRANSIENT, "the answer is not DICOM JSON"),
     (requests.ConnectionError, OutcomeKind.TRANSIENT, "the connection was refused or broke"),
 )
@@ -225,7 +229,8 @@ class DicomWebDestination:
     verify
         ``qido``: `verify` asks by QIDO-RS. ``none``: it answers None.
     connect_timeout, read_timeout
-        Seconds for the connection and for each 256 KiB sent, and for the answer.
+        Seconds for the connection and for each 256 KiB sent, and for the answer from its first byte to its
+        last.
 
     Raises
     ------
@@ -262,7 +267,7 @@ class DicomWebDestination:
         self._timeout = (connect_timeout, read_timeout)
 
     def _session(self) -> requests.Session:
-        session = requests.Session()
+        session = limited_session()
         session.trust_env = False
         session.max_redirects = 0
         if self._user is not None:
@@ -323,6 +328,8 @@ class DicomWebDestination:
                 )
         except OSError as error:
             return EchoResult(False, time.monotonic() - start, _Trouble.of(error).sentence)
+        except RecursionError:
+            return EchoResult(False, time.monotonic() - start, "the answer is not DICOM JSON")
         return EchoResult(True, time.monotonic() - start, "answers")
 
     def verify(self, objects: Sequence[ObjectRef]) -> dict[str, bool | None]:
@@ -372,7 +379,7 @@ class DicomWebDestination:
                     return []
                 trouble = _Trouble.of(error)
                 raise ArchiveError(trouble.kind, trouble.sentence) from error
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ArchiveError(OutcomeKind.PERMANENT, "the answer is not DICOM JSON") from error
         matches: list[object] = list(found)  # what the peer sent, whatever the client promises
         return [match for match in matches if isinstance(match, dict)]
@@ -385,7 +392,7 @@ class DicomWebDestination:
         except requests.HTTPError as error:
             missing = error.response is not None and error.response.status_code == HTTPStatus.NOT_FOUND
             return False if missing else None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             logger.warning("%s: the search failed (%s)", self.name, type(error).__name__)
             return None
         return any(item.sop_instance_uid in _values(match, _SOP_INSTANCE_UID) for match in matches)

@@ -62,7 +62,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         (
             "errors clock states logs destinations peer present tcia request models_cli validators"
             " validators.* gate_pdu dataset_head commitment"
-            " confinement reader_tasks ballast doctor_findings"
+            " confinement reader_tasks ballast doctor_findings http_limits"
         ),
         "tls gate_message archive reader reader_process",
         "config_listener",
