@@ -13,7 +13,7 @@ from functools import lru_cache
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import RawDataElement
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 from sqlalchemy import Connection, select
 from sqlalchemy.orm import Session
 
@@ -118,11 +118,14 @@ def read_identity(dataset: bytes, transfer_syntax_uid: str) -> Identity:
 
 
 def _read_head(dataset: bytes, transfer_syntax_uid: str) -> list[RawDataElement]:
-    syntax = UID(transfer_syntax_uid)
-    if syntax == DeflatedExplicitVRLittleEndian:
+    if transfer_syntax_uid == DeflatedExplicitVRLittleEndian:
         dataset = zlib.decompressobj(-zlib.MAX_WBITS).decompress(dataset, _INFLATED_HEAD)
     return read_head(
-        dataset, _TAGS, _LAST_TAG, implicit=syntax.is_implicit_VR, little_endian=syntax.is_little_endian
+        dataset,
+        _TAGS,
+        _LAST_TAG,
+        implicit=transfer_syntax_uid == ImplicitVRLittleEndian,
+        little_endian=transfer_syntax_uid != ExplicitVRBigEndian,
     )
 
 

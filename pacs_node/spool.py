@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import secrets
 import shutil
 import struct
 import time
-import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,21 +73,22 @@ class Incoming:
     """
 
     def __init__(
-        self, spool: Spool, directory: Path, head: bytes, transfer_syntax_uid: str, max_bytes: int
+        self, spool: Spool, directory: str, head: bytes, transfer_syntax_uid: str, max_bytes: int
     ) -> None:
         self._spool = spool
         self._head = head
         self._max_bytes = max_bytes
         self._digest = hashlib.sha256(transfer_syntax_uid.encode("ascii") + b"\n")
-        self._path = directory / f"{uuid.uuid4().hex}.part"
-        self._file: FileIO | None = None
+        self._path = f"{directory}/{secrets.token_hex(16)}.part"
+        self._file: int | None = None
+        self._kept = False
         self._trouble: OSError | NodeError | None = None
         self._unchecked = 0
         self.size = 0
         """Of the data set so far, bytes."""
         try:
             spool.check_space(0)
-            self._file = FileIO(self._path, "x+")
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
             self._put(head)
         except (OSError, NodeError) as error:
             self._give_up(error)
@@ -115,9 +115,8 @@ class Incoming:
             self._unchecked = 0
 
     def _put(self, data: bytes | memoryview) -> None:
-        rest = memoryview(data)
-        while self._file is not None and rest:
-            rest = rest[self._file.write(rest) :]
+        while self._file is not None and data:
+            data = memoryview(data)[os.write(self._file, data) :]
 
     def _give_up(self, error: OSError | NodeError) -> None:
         """Free the space at once: the peer goes on sending."""
@@ -133,8 +132,7 @@ class Incoming:
         OutOfSpaceError, OSError
             It could not be written; nothing is left behind.
         """
-        file = self._usable()
-        return os.pread(file.fileno(), limit, len(self._head))
+        return os.pread(self._usable(), limit, len(self._head))
 
     @property
     def digest(self) -> str:
@@ -157,34 +155,37 @@ class Incoming:
         file = self._usable()
         digest = self.digest
         relative = f"instances/{digest[:2]}/{digest}.dcm"
-        target = self._spool.absolute(relative)
+        folder = f"{self._spool.directory}/instances/{digest[:2]}"
+        target = f"{folder}/{digest}.dcm"
         try:
             try:
                 os.link(self._path, target)
             except FileExistsError:
                 # its writer may have been killed before it was durable
-                os.fsync(file.fileno())
-                self._path.rename(target)
-                sync_directory(target.parent)
+                os.fsync(file)
+                Path(self._path).rename(target)
+                self._kept = True
+                sync_directory(folder)
             else:
-                self._sync_new(file, target)
+                self._sync_new(file, target, folder)
         except OSError as error:
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
                 raise OutOfSpaceError("the disk is full") from error
             raise
         return StoredFile(relative, digest, self.size)
 
-    def _sync_new(self, file: FileIO, target: Path) -> None:
+    def _sync_new(self, file: int, target: str, folder: str) -> None:
         durable = False
         try:
-            self._path.unlink()
-            self._spool.sync(file.fileno(), target.parent)
+            os.unlink(self._path)  # noqa: PTH108 - of each object that comes
+            self._kept = True
+            self._spool.sync(file, folder)
             durable = True
         finally:
             if not durable:
-                target.unlink(missing_ok=True)
+                Path(target).unlink(missing_ok=True)
 
-    def _usable(self) -> FileIO:
+    def _usable(self) -> int:
         if self._trouble is not None:
             raise self._trouble
         if self._file is None:
@@ -194,9 +195,11 @@ class Incoming:
     def discard(self) -> None:
         """Remove what is not kept; harmless when it is, or is gone already."""
         file, self._file = self._file, None
-        if file is not None:
-            file.close()
-            self._path.unlink(missing_ok=True)
+        if file is None:
+            return
+        os.close(file)
+        if not self._kept:
+            Path(self._path).unlink(missing_ok=True)
 
 
 class Spool:
@@ -242,7 +245,9 @@ class Spool:
         Never raises for the disk: what happens is told when the data set is to be kept.
         """
         meta = _file_meta(sop_class_uid, sop_instance_uid, transfer_syntax_uid, source_ae)
-        return Incoming(self, self._incoming, _PREAMBLE + meta, transfer_syntax_uid, self._max_object_bytes)
+        return Incoming(
+            self, str(self._incoming), _PREAMBLE + meta, transfer_syntax_uid, self._max_object_bytes
+        )
 
     def write(
         self, dataset: bytes, *, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str
@@ -278,7 +283,7 @@ class Spool:
         for folder in (self.directory / "instances").iterdir():
             yield from (f"instances/{folder.name}/{path.name}" for path in folder.iterdir())
 
-    def sync(self, descriptor: int, directory: Path) -> None:
+    def sync(self, descriptor: int, directory: str) -> None:
         """Make a file and the names in its directory durable, at the same time where that takes long."""
         start = time.monotonic()
         if self._syncs_slowly:
@@ -327,7 +332,7 @@ class Spool:
         (self.directory / relative).unlink(missing_ok=True)
 
 
-def sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path | str) -> None:
     """Make the names in a directory durable."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
