@@ -20,7 +20,6 @@ from pacs_node.clock import Clock
 from pacs_node.config import Settings
 from pacs_node.db import Database
 from pacs_node.web.api import record_schemas as schemas
-from pacs_node.web.api.cursors import row_of, to_cursor
 from pacs_node.web.api.gate import client_of
 from pacs_node.web.api.operation import Operation
 from pacs_node.web.api.problems import Code, ProblemError
@@ -66,7 +65,7 @@ class Record:
         asked: Annotated[schemas.AuditQuery, Query()],
     ) -> schemas.AuditPage:
         """Rows of the audit record, the newest first."""
-        before, limit = row_of(asked.cursor), asked.limit
+        before, limit = asked.row, asked.limit
         selection = _selection(asked)
         chosen = _said(selection)
         self._looks.note_by(
@@ -83,7 +82,7 @@ class Record:
         shown = rows[:limit]
         return schemas.AuditPage(
             events=tuple(schemas.AuditEvent.model_validate(row) for row in shown),
-            next_cursor=to_cursor(shown[-1].seq) if len(rows) > limit else None,
+            next_cursor=str(shown[-1].seq) if len(rows) > limit else None,
             last_seq=last.seq if last else None,
             last_hash=last.hash if last else None,
         )
@@ -114,7 +113,7 @@ class Record:
         )
 
     def check_audit_events(self, request: Request) -> schemas.ChainCheck:
-        """Check every row of the record by its hash, and its end by the heads noted earlier."""
+        """Check rows of the record by their hashes, and its end by the heads noted earlier."""
         try:
             verdict = check_record(self._database, self._heads)
         except RecordError as error:
@@ -128,6 +127,7 @@ class Record:
         )
         return schemas.ChainCheck(
             whole=verdict.first_bad is None,
+            first=verdict.first,
             rows=verdict.rows,
             heads=verdict.heads,
             first_bad=verdict.first_bad,
@@ -136,7 +136,9 @@ class Record:
 
 
 def _selection(asked: schemas.AuditFilter) -> Selection:
-    return Selection(asked.since, asked.until, asked.study_uid, asked.actor, asked.event)
+    return Selection(
+        asked.since, asked.until, asked.study_uid, asked.actor, asked.event, failures=asked.failures
+    )
 
 
 def _said(selection: Selection) -> dict[str, str]:
@@ -147,5 +149,6 @@ def _said(selection: Selection) -> dict[str, str]:
         "event": selection.event,
         "since": selection.since.isoformat() if selection.since else None,
         "until": selection.until.isoformat() if selection.until else None,
+        "failures": "only" if selection.failures else None,
     }
     return {name: value for name, value in found.items() if value}

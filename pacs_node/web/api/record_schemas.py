@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from pacs_node.accounts import ONE_TIME
 from pacs_node.db_accounts import Role
 from pacs_node.operator_actions import LONGEST_REASON
-from pacs_node.web.api.values import Answer, Asked, Cursor, Moment, Name, Plain, Sent, Text, Uid
+from pacs_node.web.api.values import Answer, Asked, AskedPage, Moment, Name, Objects, Plain, Sent, Text, Uid
 
 Exact = Annotated[str | None, Plain, Field(max_length=200)]
 
@@ -18,8 +18,10 @@ Exact = Annotated[str | None, Plain, Field(max_length=200)]
 class Reason(Sent):
     """Why an operator does something; it stands in the audit record."""
 
-    reason: Annotated[str, Field(min_length=1, max_length=LONGEST_REASON)]
-    """One line without spaces around it."""
+    reason: Annotated[
+        str, Field(min_length=1, max_length=LONGEST_REASON, json_schema_extra={"format": "one-line"})
+    ]
+    """One line of characters that can be seen, without spaces around it."""
 
 
 class SendAgain(Reason):
@@ -51,14 +53,14 @@ class AuditFilter(Asked):
     """From this time on."""
     until: Moment | None = None
     """Before this time."""
+    failures: bool = False
+    """Only rows whose outcome is a failure."""
 
 
-class AuditQuery(AuditFilter):
+class AuditQuery(AuditFilter, AskedPage):
     """Which rows, and how many of them."""
 
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
-    cursor: Cursor = None
-    """`next_cursor` of the page before."""
 
 
 class AuditExport(AuditFilter):
@@ -81,7 +83,7 @@ class AuditEvent(Answer):
     outcome: int
     """0 success, 4 minor, 8 serious, 12 major failure (PS3.15 A.5.2)."""
     study_uid: str | None
-    objects: dict[str, Any]
+    objects: Objects
     previous_hash: str
     hash: str
 
@@ -101,7 +103,10 @@ class ChainCheck(Answer):
     """Whether the record is whole."""
 
     whole: bool
+    first: int
+    """Number of the first row that was checked: of a long record only the last rows are."""
     rows: int
+    """How many fit, from the first that was checked."""
     heads: int
     """Heads noted earlier that fit; without one, rows cut off at the end don't show."""
     first_bad: int | None
@@ -143,14 +148,16 @@ class OneTimePassword(Answer):
 
 
 class AccountChange(Sent):
-    """What to change of an account."""
+    """What to change of an account; null changes nothing."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
 
     role: Annotated[Role | None, Field(strict=False)] = None
     disabled: bool | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> AccountChange:
-        if self.role is None and self.disabled is None:
+        if not self.model_fields_set:
             raise ValueError("nothing to change: role or disabled is needed")
         return self
 

@@ -31,7 +31,6 @@ from pacs_node.operator_actions import (
 from pacs_node.study_detail import JobLine, study_detail
 from pacs_node.study_search import list_studies
 from pacs_node.tokens import KeyReusedError
-from pacs_node.web.api.cursors import row_of, to_cursor
 from pacs_node.web.api.gate import client_of
 from pacs_node.web.api.operation import Operation
 from pacs_node.web.api.problems import Code, ProblemError
@@ -112,7 +111,7 @@ class Studies:
 
     def list_studies(self, request: Request, asked: Annotated[StudiesAsked, Query()]) -> StudyPage:
         """Studies, the newest first, or those that a search finds."""
-        after, limit = row_of(asked.cursor), asked.limit
+        after, limit = asked.row, asked.limit
         with self._database.read() as session:
             found = list_studies(session, asked.query(), after, limit + 1)
         lines = found[:limit]
@@ -128,7 +127,7 @@ class Studies:
         )
         return StudyPage(
             studies=tuple(StudySummary.model_validate(line) for line in lines),
-            next_cursor=to_cursor(lines[-1].id) if len(found) > limit else None,
+            next_cursor=str(lines[-1].id) if len(found) > limit else None,
         )
 
     def get_study(self, request: Request, study_uid: StudyUid) -> Study:

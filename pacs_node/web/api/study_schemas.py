@@ -11,12 +11,12 @@ from dicom_sr.context import RESEARCH_USE
 from pacs_node.queries import DeliveryWord, StudyWord, Tone
 from pacs_node.states import JobState
 from pacs_node.study_search import StudyOrder, StudyQuery
-from pacs_node.web.api.values import Answer, Asked, Cursor, Moment, Number, Plain, Seconds, Text
+from pacs_node.web.api.values import Answer, AskedPage, Moment, Number, Plain, Seconds, Text
 
 Day = Annotated[str, Field(pattern=r"^([0-9]{8})?$")]
 
 
-class StudiesAsked(Asked):
+class StudiesAsked(AskedPage):
     """Which studies, in which order."""
 
     q: Annotated[str, Plain, Field(max_length=200)] = ""
@@ -34,8 +34,6 @@ class StudiesAsked(Asked):
     sort: StudyOrder = StudyOrder.RECEIVED
     order: Literal["ascending", "descending"] = "descending"
     limit: Annotated[int, Field(ge=1, le=200)] = 50
-    cursor: Cursor = None
-    """`next_cursor` of the page before, asked for with the same filters and order."""
 
     def query(self) -> StudyQuery:
         """The question to the database."""

@@ -34,6 +34,12 @@ def _whole(value: Any) -> Any:
     return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
 
 
+def _all_whole(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_whole(name): _all_whole(item) for name, item in value.items()}
+    return [_all_whole(item) for item in value] if isinstance(value, list) else _whole(value)
+
+
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -55,8 +61,23 @@ class Asked(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True, frozen=True)
 
 
+class AskedPage(Asked):
+    """Base of what a list is asked for."""
+
+    cursor: Annotated[str | None, Field(pattern=r"^[0-9]{1,18}$")] = None
+    """`next_cursor` of the page before, asked for with the same filters and order."""
+
+    @property
+    def row(self) -> int | None:
+        """The row that the page before ended with."""
+        return None if self.cursor is None else int(self.cursor)
+
+
 Text = Annotated[str, BeforeValidator(_whole)]
 """Any text, as it was sent; JSON escapes what needs it."""
+
+Objects = Annotated[dict[str, Any], BeforeValidator(_all_whole)]
+"""Named JSON values."""
 
 Number = Annotated[float | None, BeforeValidator(_finite)]
 """A measured value; null where there is none."""
@@ -73,5 +94,3 @@ Plain = StringConstraints(pattern=r"^[^\x00]*$")
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,31}$")]
 RowId = Annotated[int, Field(ge=1, le=2**31 - 1)]
-
-Cursor = Annotated[str | None, Field(max_length=400)]
