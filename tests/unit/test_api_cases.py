@@ -1,0 +1,97 @@
+"""Generated requests against the OpenAPI document: no failure of the server, nothing that it doesn't declare.
+
+Some for each operation; ``PACS_NODE_API_CASES=2000`` makes so many for each (`docs/api.md`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+from schemathesis.specs.openapi.checks import ignored_auth
+from sqlalchemy import update
+
+from pacs_node.db import Database, sqlite_url
+from pacs_node.db_accounts import Role
+from pacs_node.db_tokens import ApiToken
+from tests.api_client import ADDRESS, Program
+from tests.node_story import Story, analysed
+from tests.web_browser import RESULT, Browser, make_settings
+
+CASES = int(os.environ.get("PACS_NODE_API_CASES", "5"))
+OWN_TOKEN = 2_000_000_011
+"""No case hits upon this number: the token that it works with would be revoked."""
+
+logger = logging.getLogger(__name__)
+
+
+def names() -> list[str]:
+    """All operations, of an application without a node behind it."""
+    app = Browser(Database("sqlite://"), make_settings(Path())).app
+    return [f"{item.method} {item.path}" for item in app.state.api.state.operations]
+
+
+@pytest.fixture(scope="module")
+def program(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """A node with one study in each stage and a token that may do everything."""
+    directory = tmp_path_factory.mktemp("api")
+    shutil.copyfile(migrated, directory / "node.db")
+    database = Database(sqlite_url(directory))
+    story = analysed(Story(database, directory, "done"), RESULT)
+    story = Story(database, directory, "queued", story.now).receive().close().queue()
+    web = {"api_requests_per_minute": 0, "names": ["testserver"]}
+    program = Program(Browser(database, make_settings(directory, web=web), story.now))
+    program.secrets[Role.ADMINISTRATOR] = program.token("cases", Role.ADMINISTRATOR)
+    with database.write() as session:
+        session.execute(update(ApiToken).values(id=OWN_TOKEN))
+    yield program
+    database.dispose()
+
+
+@pytest.fixture(scope="module")
+def document(program: Program) -> Any:
+    schemathesis.openapi.format("one-line", st.text(min_size=1).map(str.strip).filter(_is_one_line))
+    return schemathesis.openapi.from_asgi(f"{ADDRESS}/openapi.json", program.browser.app)
+
+
+def _is_one_line(text: str) -> bool:
+    return 0 < len(text) <= 200 and text.isprintable()
+
+
+@pytest.mark.parametrize("name", names())
+def test_generated_requests(program: Program, document: Any, name: str) -> None:
+    method, path = name.split()
+    studies = [Story(program.browser.database, Path(), story).study_uid for story in ("done", "queued")]
+    headers = {"Authorization": f"Bearer {program.secrets[Role.ADMINISTRATOR]}"}
+    statuses = Counter[int]()
+
+    @seed(CASES)
+    @settings(
+        max_examples=CASES,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=document[path][method].as_strategy(), study=st.sampled_from([None, *studies]))
+    def ask(case: Any, study: str | None) -> None:
+        if study is not None and "study_uid" in case.path_parameters:
+            case.path_parameters["study_uid"] = study
+        answer = case.call(headers=headers)
+        statuses[answer.status_code] += 1
+        # who gets in is the matter of test_api.py
+        case.validate_response(answer, excluded_checks=[ignored_auth])
+
+    ask()
+    logger.info("%s: %s", name, dict(sorted(statuses.items())))
+    assert sum(statuses.values()) >= min(CASES, 2)
+    assert not [status for status in statuses if status >= 500]
