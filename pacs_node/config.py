@@ -25,6 +25,7 @@ from dicom_sr.profiles import PROFILES
 from inference.registry import DEFAULT_PROFILE
 from pacs_node.config_archive import ArchiveSettings
 from pacs_node.config_audit import AuditSettings
+from pacs_node.config_drift import DriftSettings
 from pacs_node.config_listener import (
     AETitle,
     BacklogSettings,
@@ -239,6 +240,7 @@ class Settings(Section):
     retention: RetentionSettings = Field(default_factory=RetentionSettings)
     backlog: BacklogSettings = Field(default_factory=BacklogSettings)
     audit: AuditSettings = Field(default_factory=AuditSettings)
+    drift: DriftSettings = Field(default_factory=DriftSettings)
     notify: NotifySettings = Field(default_factory=NotifySettings)
 
     @model_validator(mode="after")

@@ -17,8 +17,11 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from pacs_node import __version__
+from pacs_node.agreement import given_counts
 from pacs_node.clock import Clock, utc_now
 from pacs_node.db import AuditEvent, Breaker, Database, Delivery, Instance, Job, MissedStudy, Series
+from pacs_node.db_feedback import VerdictKind, VerdictSource
+from pacs_node.drift import latest_reading
 from pacs_node.overview import DiskSpace
 from pacs_node.states import DeliveryState, JobState, SeriesState
 
@@ -67,6 +70,7 @@ class NodeCollector(Collector):
                 "Studies that the archive has and the node never got.",
                 session.scalar(missed),
             )
+            yield from _quality(session)
         disk = self._disk()
         yield _gauge("pacs_node_disk_free_bytes", "Free space where images are kept.", disk.free)
         yield _gauge(
@@ -174,6 +178,28 @@ def _delivery(session: Session, now: datetime, destinations: tuple[str, ...]) ->
     yield _percentiles(
         "pacs_node_delivery_seconds", "From result to proof of arrival, of the last ones.", took
     )
+
+
+def _quality(session: Session) -> Iterator[Metric]:
+    verdicts = CounterMetricFamily(
+        "pacs_node_verdicts", "Verdicts of radiologists.", labels=("kind", "source")
+    )
+    given = given_counts(session)
+    for kind in VerdictKind:
+        for source in VerdictSource:
+            verdicts.add_metric((kind.value, source.value), given.get((kind.value, source.value), 0))
+    yield verdicts
+    reading = latest_reading(session)
+    alarms = 0 if reading is None else len(reading.alarms)
+    yield _gauge("pacs_node_drift_alarms", "Comparisons in which recent results differ.", alarms)
+    # groups have names that senders chose, which make no label
+    distances = [
+        ((one.measure,), one.distance)
+        for one in (() if reading is None else reading.comparisons)
+        if one.dimension == "all" and one.distance is not None
+    ]
+    words = "Kolmogorov-Smirnov distance of recent results from earlier ones."
+    yield _labelled("pacs_node_drift_distance", words, ("measure",), distances)
 
 
 def _percentiles(name: str, help_text: str, times: list[timedelta]) -> Metric:

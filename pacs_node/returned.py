@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -207,8 +207,10 @@ class ReturnedObjects:
         actor, count = f"ae:{received.calling_ae}", 0
         for new in verdicts:
             standing = feedback.latest(session, received.study_id, new.tracking_uid)
-            if standing is not None and _is_said(standing, new):
-                continue
+            if standing is not None:
+                new = _joined(standing, new)  # noqa: PLW2901 - the same verdict, with what was said before
+                if _is_said(standing, new):
+                    continue
             feedback.record(session, job, new, at=self._clock(), actor=actor, calling_ae=received.calling_ae)
             count += 1
         return count
@@ -329,6 +331,15 @@ def _verdict(reading: _Reading, uid: str, kind: VerdictKind, **more: Any) -> New
         sop_instance_uid=reading.received.sop_instance_uid,
         **more,
     )
+
+
+def _joined(standing: Verdict, new: NewVerdict) -> NewVerdict:
+    """A SEG tells of the mask, a report of the numbers: together they are one edit."""
+    sources = {standing.source, new.source.value}
+    parts = {VerdictSource.SR.value, VerdictSource.SEG.value}
+    if new.kind is VerdictKind.EDITED and standing.kind == VerdictKind.EDITED and sources == parts:
+        return replace(new, changes={**standing.changes, **new.changes})
+    return new
 
 
 def _is_said(standing: Verdict, new: NewVerdict) -> bool:

@@ -18,6 +18,7 @@ from pacs_node.clock import Clock, utc_now
 from pacs_node.commitment_scp import Reporter
 from pacs_node.config import Settings
 from pacs_node.db import Database, Job
+from pacs_node.drift import Drift
 from pacs_node.intake import Intake
 from pacs_node.leases import LeaseWatch
 from pacs_node.missed import MissedStudies
@@ -26,6 +27,7 @@ from pacs_node.reconcile import Reconciler, open_archive
 from pacs_node.retention import Retention
 from pacs_node.returned import ReturnedObjects
 from pacs_node.storage import open_database, open_spool
+from pacs_node.watch import CHAIN_SECONDS, DISK_SECONDS, ChainWatch, DiskWatch
 from pacs_node.summaries import Summaries
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,7 @@ ARCHIVE_SECONDS = 2
 MISSED_SECONDS = 60
 HEAD_SECONDS = 3600
 SUMMARY_SECONDS = 2
+DRIFT_SECONDS = 3600
 
 _COUNT_QUESTION_S = 15.0
 _LIST_QUESTION_S = 300.0
@@ -135,7 +138,12 @@ def run(settings: Settings, stop: Event) -> None:
     # a node that is restarted more often than each hour notes it too
     head.tick()
     tasks = [Task(reporter.tick, COMMITMENT_SECONDS), *archive_tasks(settings, database), head]
-    tasks.append(Task(summaries.tick, SUMMARY_SECONDS))
+    drift = Drift(database, settings.drift)
+    drift.tick()
+    tasks += [Task(summaries.tick, SUMMARY_SECONDS), Task(drift.tick, DRIFT_SECONDS)]
+    disk = DiskWatch(database, Path(settings.storage.directory), settings.storage.reserve_mb)
+    chain = ChainWatch(database, Path(settings.audit.heads_file), stop)
+    tasks += [Task(disk.tick, DISK_SECONDS), Task(chain.tick, CHAIN_SECONDS)]
     retention = Retention(database, spool, settings.retention, unproved=settings.unproved)
     run_schedule(database, intake, retention, stop, more=tasks)
     reporter.stop()

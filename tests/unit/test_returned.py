@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom import Dataset
+from pydicom.uid import UID
 from sqlalchemy import select
 
 from dicom_sr.part10 import save
@@ -263,10 +264,11 @@ def test_masks_are_compared_where_they_lie(case: Case, form: str) -> None:
     """A nodule one slice higher has the same voxel count and another place."""
     first, *rest = case.findings
     moved = (replace(first, origin=(first.origin[0] + 1, *first.origin[1:])), *rest)
-    options: dict[str, Any] = {
+    forms: dict[str, dict[str, Any]] = {
         "all frames": {"omit_empty_frames": False},
         "label map": {"encoding": SegEncoding.LABELMAP},
-    }.get(form, {})
+    }
+    options = forms.get(form, {})
     seg = case.edited_seg(moved, **options)
     if form == "shuffled frames":
         seg = _shuffled(seg)
@@ -354,7 +356,8 @@ def test_our_own_object_that_a_peer_exports_again_says_nothing(case: Case) -> No
     copies = []
     for ds in (case.seg, case.sr):
         copy = deepcopy(ds)
-        copy.SOPInstanceUID = copy.file_meta.MediaStorageSOPInstanceUID = derived_uid(ds.SOPInstanceUID, "m")
+        copy.SOPInstanceUID = UID(derived_uid(ds.SOPInstanceUID, "m"))
+        copy.file_meta.MediaStorageSOPInstanceUID = copy.SOPInstanceUID
         copy.SeriesInstanceUID = derived_uid(ds.SeriesInstanceUID, "m")
         copies.append(copy)
     case.receive(*copies)
