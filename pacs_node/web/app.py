@@ -31,6 +31,7 @@ from pacs_node.web.guard import Guard, Looks, Rule
 from pacs_node.web.oidc_pages import OidcPages
 from pacs_node.web.protection import KnownHosts, OnlyProxy, ProtectiveHeaders
 from pacs_node.web.render import Renderer
+from pacs_node.web.token_pages import TokenPages
 from pacs_node.web.views import Pages
 
 logger = logging.getLogger(__name__)
@@ -101,6 +102,7 @@ def make_app(
     rules = (*_rules(pages, people, Actions(database, settings, clock), record), *single_sign_on.rules)
     rules += FeedbackPages(database, clock).rules
     api = make_api(database, settings, clock, looks, passwords)
+    rules += TokenPages(database, renderer, api.state.operations).rules
     app = Starlette(
         routes=[
             *(Route(rule.path, guard.endpoint(rule), methods=[rule.method]) for rule in rules),

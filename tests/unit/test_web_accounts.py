@@ -30,12 +30,13 @@ from tests.web_browser import CHEAP, PASSWORD, RESULT, Browser, make_settings, p
 
 OPEN = {"GET /health/live", "GET /health/ready", "GET /metrics", "GET /login", "POST /login"}
 OPEN |= {"GET /oidc/start", "GET /oidc/callback", "GET /oidc/logout"}
-EVERYBODY = {"POST /logout", "GET /password", "POST /password"}
+EVERYBODY = {"POST /logout", "GET /password", "POST /password", "GET /api"}
 LOOKING = {"GET /", "GET /studies", "GET /studies/{study_uid}", "GET /artifacts/{artifact_id:int}"}
 JUDGING = {"POST /studies/{study_uid}/verdicts"}
 ACTING = {f"POST /studies/{{study_uid}}/{action}" for action in ("requeue", "hold", "send")}
 AUDITING = {"GET /audit", "POST /audit", "GET /audit/export"}
 MANAGING = {"GET /users", "POST /users", "POST /users/reset", "POST /users/{change}"}
+MANAGING |= {"GET /tokens", "POST /tokens", "POST /tokens/revoke"}
 MATRIX = {
     Role.VIEWER: EVERYBODY | LOOKING,
     Role.READER: EVERYBODY | LOOKING | JUDGING,

@@ -116,6 +116,8 @@ OTHERS = (
     "/login",
     "/password",
     "/users",
+    "/tokens",
+    "/api",
     "/audit",
     "/audit?study=1.2&event=job&since=2026-03-02",
     "/audit?until=x",
