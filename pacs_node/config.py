@@ -10,7 +10,7 @@ import difflib
 import tomllib
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 from urllib.parse import unquote, urlsplit
 
 from pydantic import (
@@ -320,17 +320,23 @@ def parse_settings(raw: dict[str, Any], *, base: Path, source: str = "configurat
     return _with_absolute_paths(settings, base)
 
 
+def _with(section: SectionT, **values: Any) -> SectionT:
+    """The section with other values; what the file set and what is a default stays known of it."""
+    made = type(section).model_construct(section.model_fields_set, **(dict(section) | values))
+    return cast(SectionT, made)
+
+
 def _with_absolute_paths(settings: Settings, base: Path) -> Settings:
     def absolute(path: str | None) -> str | None:
         return path and str((base / path).absolute())
 
     def with_files(section: SectionT, *keys: str) -> SectionT:
-        return section.model_copy(update={key: absolute(getattr(section, key)) for key in keys})
+        return _with(section, **{key: absolute(getattr(section, key)) for key in keys})
 
     storage = with_files(settings.storage, "directory", "database_password_file")
     if storage.database_url.startswith(SQLITE_FILE):
         file = absolute(storage.database_url.removeprefix(SQLITE_FILE))
-        storage = storage.model_copy(update={"database_url": f"{SQLITE_FILE}{file}"})
+        storage = _with(storage, database_url=f"{SQLITE_FILE}{file}")
     destinations = tuple(
         with_files(item, "password_file", "ca_file")
         if isinstance(item, DicomWebDestination)
@@ -345,7 +351,7 @@ def _with_absolute_paths(settings: Settings, base: Path) -> Settings:
     pipeline = with_files(settings.pipeline, "wording", "models")
     audit = with_files(settings.audit, "syslog_ca_file", "syslog_certificate_file", "syslog_key_file")
     heads = str((Path(storage.directory) / audit.heads_file).absolute())
-    audit = audit.model_copy(update={"heads_file": heads})
+    audit = _with(audit, heads_file=heads)
     return settings.model_copy(
         update={
             "storage": storage,

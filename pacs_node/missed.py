@@ -81,7 +81,7 @@ class MissedStudies:
         self._archive = archive
         self._settings = settings
         self._clock = clock
-        self._name = f"missed studies of {archive.name}"
+        self._name = _errand_name(archive.name)
 
     def tick(self) -> Search | None:
         """Ask if it is due and nobody else does; None otherwise, or where no answer came."""
@@ -248,6 +248,24 @@ class MissedStudies:
             missed=search.missed,
             new=search.new,
         )
+
+
+def _errand_name(archive: str) -> str:
+    return f"missed studies of {archive}"
+
+
+def last_search(session: Session, archive: str) -> Errand | None:
+    """When an archive was asked last, what came of it, and when it is due again; None before the first."""
+    return session.get(Errand, _errand_name(archive))
+
+
+def search_soon(session: Session, archive: str, at: datetime) -> bool:
+    """Let the next question be due at once, at an operator's word; False where none is known yet."""
+    errand = last_search(session, archive)
+    if errand is None:
+        return False
+    errand.due_at = min(errand.due_at, at)
+    return True
 
 
 def note_arrivals(session: Session, *, at: datetime) -> None:

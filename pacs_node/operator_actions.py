@@ -142,6 +142,18 @@ def send(
     return _do(session, study_uid, "send", word, change, nothing=nothing, destination=name or "all")
 
 
+def check_reason(reason: str) -> None:
+    """Refuse a reason that can't stand in the audit record.
+
+    Raises
+    ------
+    BadReasonError
+        There is none, or it is no line of text.
+    """
+    if not reason or reason != reason.strip() or len(reason) > LONGEST_REASON or not reason.isprintable():
+        raise BadReasonError(f"A reason is needed, in one line of at most {LONGEST_REASON} characters.")
+
+
 def _do(
     session: Session,
     study_uid: str,
@@ -152,9 +164,7 @@ def _do(
     nothing: str,
     **objects: Any,
 ) -> int:
-    reason = word.reason
-    if not reason or reason != reason.strip() or len(reason) > LONGEST_REASON or not reason.isprintable():
-        raise BadReasonError(f"A reason is needed, in one line of at most {LONGEST_REASON} characters.")
+    check_reason(word.reason)
     study = session.execute(select(Study).where(Study.study_uid == study_uid)).scalar_one_or_none()
     if study is None:
         raise UnknownStudyError("No study with this UID has arrived here.")
@@ -165,7 +175,7 @@ def _do(
         actor=word.actor,
         study_uid=study_uid,
         action=action,
-        reason=reason,
+        reason=word.reason,
         address=word.address,
         **objects,
     )

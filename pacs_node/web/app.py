@@ -29,6 +29,7 @@ from pacs_node.web.audit_page import AuditPages
 from pacs_node.web.feedback_page import FeedbackPages
 from pacs_node.web.guard import Guard, Looks, Rule
 from pacs_node.web.oidc_pages import OidcPages
+from pacs_node.web.operation_pages import operation_rules
 from pacs_node.web.protection import KnownHosts, OnlyProxy, ProtectiveHeaders
 from pacs_node.web.render import Renderer
 from pacs_node.web.token_pages import TokenPages
@@ -101,6 +102,7 @@ def make_app(
     record = AuditPages(database, settings, renderer, looks)
     rules = (*_rules(pages, people, Actions(database, settings, clock), record), *single_sign_on.rules)
     rules += FeedbackPages(database, clock).rules
+    rules += operation_rules(database, settings, renderer, looks)
     api = make_api(database, settings, clock, looks, passwords)
     rules += TokenPages(database, renderer, api.state.operations).rules
     app = Starlette(

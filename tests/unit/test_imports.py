@@ -101,7 +101,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "backup schedule queries preflight doctor",
         "doctor_peers doctor_queue doctor_services",
         "study_search",
+        "held partners examination config_sources versions",
         "overview study_detail operator_actions kept_files",
+        "destination_actions",
         "metrics",
         "web web.*",
         (
@@ -157,7 +159,9 @@ ONLY: dict[str, str] = {
     "pacs_node.association pacs_node.breaker pacs_node.commitment_scu pacs_node.config pacs_node.db "
     "pacs_node.destinations pacs_node.dicomweb pacs_node.dimse pacs_node.errors pacs_node.jobs "
     "pacs_node.lifecycle pacs_node.outbox pacs_node.states pacs_node.storage pacs_node.tls pacs_node",
-    "pacs_node.web*": "inference.errors pacs_node pacs_node.web* pacs_node.account_admin pacs_node.accounts "
+    "pacs_node.web*": "inference.errors pacs_node.config_sources pacs_node.dead_letters "
+    "pacs_node.destination_actions pacs_node.doctor_findings pacs_node.examination pacs_node.held "
+    "pacs_node.partners pacs_node.refusals pacs_node.versions pacs_node pacs_node.web* pacs_node.account_admin pacs_node.accounts "
     "pacs_node.audit pacs_node.audit_* "
     "pacs_node.clock pacs_node.config pacs_node.config_listener pacs_node.db pacs_node.db_accounts "
     "pacs_node.db_tokens pacs_node.errors pacs_node.kept_files pacs_node.logs pacs_node.metrics "

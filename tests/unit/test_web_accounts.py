@@ -32,10 +32,14 @@ OPEN = {"GET /health/live", "GET /health/ready", "GET /metrics", "GET /login", "
 OPEN |= {"GET /oidc/start", "GET /oidc/callback", "GET /oidc/logout"}
 EVERYBODY = {"POST /logout", "GET /password", "POST /password", "GET /api"}
 LOOKING = {"GET /", "GET /studies", "GET /studies/{study_uid}", "GET /artifacts/{artifact_id:int}"}
+LOOKING |= {"GET /destinations", "GET /missed"}
 JUDGING = {"POST /studies/{study_uid}/verdicts"}
 ACTING = {f"POST /studies/{{study_uid}}/{action}" for action in ("requeue", "hold", "send")}
+ACTING |= {f"POST /destinations/{{destination}}/{do}" for do in ("echo", "doctor", "retry", "resend")}
+ACTING |= {"POST /missed/search", "POST /missed/failed"}
 AUDITING = {"GET /audit", "POST /audit", "GET /audit/export"}
 MANAGING = {"GET /users", "POST /users", "POST /users/reset", "POST /users/{change}"}
+MANAGING |= {"GET /settings", "POST /settings/doctor"}
 MANAGING |= {"GET /tokens", "POST /tokens", "POST /tokens/revoke"}
 MATRIX = {
     Role.VIEWER: EVERYBODY | LOOKING,
