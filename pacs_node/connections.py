@@ -140,8 +140,10 @@ def _postgresql(url: URL) -> Engine:
         if not connection.get_execution_options().get(WRITE, False):
             connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             return
-        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{BUSY_TIMEOUT_SECONDS}s'")
-        connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
-        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
+        # one message to the server, not three
+        connection.exec_driver_sql(
+            f"SET LOCAL lock_timeout = '{BUSY_TIMEOUT_SECONDS}s'; SET LOCAL synchronous_commit = on; "
+            f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"
+        )
 
     return engine
