@@ -192,14 +192,6 @@ def _quality(session: Session) -> Iterator[Metric]:
     reading = latest_reading(session)
     alarms = 0 if reading is None else len(reading.alarms)
     yield _gauge("pacs_node_drift_alarms", "Comparisons in which recent results differ.", alarms)
-    # groups have names that senders chose, which make no label
-    distances = [
-        ((one.measure,), one.distance)
-        for one in (() if reading is None else reading.comparisons)
-        if one.dimension == "all" and one.distance is not None
-    ]
-    words = "Kolmogorov-Smirnov distance of recent results from earlier ones."
-    yield _labelled("pacs_node_drift_distance", words, ("measure",), distances)
 
 
 def _percentiles(name: str, help_text: str, times: list[timedelta]) -> Metric:
