@@ -405,6 +405,7 @@ class AuditEvent(Base):
     __table_args__ = (
         Index("audit_event_by_event", "event", "at"),
         Index("audit_event_by_actor", "actor", "at"),
+        Index("audit_event_by_both", "actor", "event", "at"),
         Index("audit_event_failures", "at", sqlite_where=_FAILED, postgresql_where=_FAILED),
     )
 

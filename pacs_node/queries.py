@@ -16,6 +16,7 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from pacs_node.db import Artifact, Delivery, Job, Series, Study
+from pacs_node.db_feedback import AnalysisSummary
 from pacs_node.jobs import NOT_ANALYSED, REFUSAL
 from pacs_node.states import JobState, SeriesState
 from pacs_node.study_state import WORST_FIRST, delivery_word, shown_job, study_word
@@ -137,6 +138,8 @@ class StudyLine:
     n_images: int
     modalities: tuple[str, ...]
     state: StudyState
+    #: nodules that the analysis found, None where that isn't known
+    n_findings: int | None = None
 
 
 def find_studies(session: Session, key: str) -> list[Study]:
@@ -151,6 +154,7 @@ def study_lines(session: Session, studies: Sequence[Study]) -> tuple[StudyLine, 
     """Rows of the list for these studies, in their order."""
     states = study_states(session, studies)
     series = _series_by_study(session, [study.id for study in studies])
+    counts = _findings_by_job(session, [study.shown_job_id for study in studies])
     return tuple(
         StudyLine(
             id=study.id,
@@ -164,9 +168,15 @@ def study_lines(session: Session, studies: Sequence[Study]) -> tuple[StudyLine, 
             n_images=sum(row.n_instances for row in series[study.id]),
             modalities=tuple(sorted({row.modality for row in series[study.id] if row.modality})),
             state=states[study.id],
+            n_findings=counts.get(study.shown_job_id),
         )
         for study in studies
     )
+
+
+def _findings_by_job(session: Session, job_ids: Sequence[int | None]) -> dict[int | None, int | None]:
+    query = select(AnalysisSummary.job_id, AnalysisSummary.n_findings)
+    return dict(session.execute(query.where(AnalysisSummary.job_id.in_(job_ids))).tuples().all())
 
 
 def study_state(session: Session, study: Study) -> StudyState:

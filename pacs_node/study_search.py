@@ -15,6 +15,7 @@ from sqlalchemy import ColumnElement, Select, func, select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from pacs_node.db import Study, folded
+from pacs_node.db_feedback import Nodule
 from pacs_node.queries import LARGEST_ID, StudyLine, study_lines
 from pacs_node.study_state import DeliveryWord, StudyWord
 
@@ -31,6 +32,40 @@ class StudyOrder(StrEnum):
     ACCESSION = "accession"
     STUDY_DATE = "study-date"
     STATE = "state"
+
+
+class NoduleKind(StrEnum):
+    """Attenuation of a nodule, as results say it."""
+
+    SOLID = "solid"
+    PART_SOLID = "part-solid"
+    GROUND_GLASS = "ground-glass"
+
+
+@dataclass(frozen=True, slots=True)
+class FindingQuery:
+    """Studies with one nodule that is all of this, in the analysis that speaks for the study.
+
+    Parameters
+    ----------
+    mean_diameter_mm, malignancy
+        At least; malignancy is 0..1, of the image alone. One that was not assessed is less than any.
+    """
+
+    mean_diameter_mm: float = 0.0
+    malignancy: float = 0.0
+    kind: NoduleKind | None = None
+
+    def criterion(self) -> ColumnElement[bool]:
+        """What a study fulfils."""
+        found = select(Nodule.job_id)
+        if self.mean_diameter_mm > 0:
+            found = found.where(Nodule.mean_diameter_mm >= self.mean_diameter_mm)
+        if self.malignancy > 0:
+            found = found.where(Nodule.malignancy >= self.malignancy)
+        if self.kind is not None:
+            found = found.where(Nodule.attenuation == self.kind)
+        return Study.shown_job_id.in_(found)
 
 
 _COLUMNS: dict[StudyOrder, tuple[InstrumentedAttribute[Any], ...]] = {
@@ -65,6 +100,7 @@ class StudyQuery:
     last_day: str = ""
     state: StudyWord | None = None
     delivery: DeliveryWord | None = None
+    finding: FindingQuery | None = None
     order: StudyOrder = StudyOrder.RECEIVED
     descending: bool = True
 
@@ -85,6 +121,8 @@ class StudyQuery:
             found.append(Study.state == self.state)
         if self.delivery is not None:
             found.append(Study.delivery == self.delivery)
+        if self.finding is not None:
+            found.append(self.finding.criterion())
         return found
 
 

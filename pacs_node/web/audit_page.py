@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import date, datetime, time, timedelta
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -19,12 +18,14 @@ from pacs_node.audit_export import FORMATS, Selection
 from pacs_node.audit_message import Origin
 from pacs_node.audit_review import MEDIA_TYPES, RecordError, check_record
 from pacs_node.config import Settings
-from pacs_node.db import Database
+from pacs_node.db import AuditEvent, Database
 from pacs_node.web.guard import Looks
 from pacs_node.web.render import Renderer
+from pacs_node.web.study_filter import FieldError, midnight, next_midnight
 
 _PAGE_LENGTH = 100
-_FIELDS = ("study", "actor", "event", "since", "until")
+_FIELDS = ("study", "actor", "event", "outcome", "since", "until")
+FAILED = "failed"
 _LONGEST_FIELD = 200
 
 
@@ -66,19 +67,27 @@ class AuditPages:
     def _page(self, request: Request, verdict: Verdict | None = None) -> Response:
         asked = _asked(request.query_params)
         before = _number(request.query_params.get("before"))
-        selection = _selection(asked)
+        rows: Sequence[AuditEvent] = ()
+        trouble = ""
+        try:
+            selection = _selection(asked)
+        except FieldError as error:
+            trouble = str(error)
         self._looks.note(
             request, Event.AUDIT_READ, tuple(asked.items()), before, before=before, chosen=asked or None
         )
         with self._database.read() as session:
-            rows = audit_list.newest_first(session, selection, before, _PAGE_LENGTH + 1)
+            if not trouble:
+                rows = audit_list.newest_first(session, selection, before, _PAGE_LENGTH + 1)
             last = audit_list.last_row(session)
         shown = rows[:_PAGE_LENGTH]
         return self._renderer.page(
             request,
             "audit.html",
+            status=400 if trouble else 200,
             rows=shown,
             last=last,
+            trouble=trouble,
             asked={name: asked.get(name, "") for name in _FIELDS},
             query=urlencode(asked),
             older=shown[-1].seq if len(rows) > _PAGE_LENGTH else None,
@@ -95,7 +104,10 @@ class AuditPages:
         if form not in FORMATS:
             raise HTTPException(400, f"There is no such format; known: {', '.join(FORMATS)}.")
         asked = _asked(request.query_params)
-        selection = _selection(asked)
+        try:
+            selection = _selection(asked)
+        except FieldError as error:
+            raise HTTPException(400, str(error)) from None
         now = self._renderer.clock()
         self._looks.note(request, Event.AUDIT_EXPORTED, every=True, format=form, chosen=asked or None)
         with self._database.read() as session:
@@ -115,24 +127,17 @@ def _asked(parameters: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _selection(asked: Mapping[str, str]) -> Selection:
-    since, until = (_midnight(asked.get(name)) for name in ("since", "until"))
+    """What a filter asks for; `FieldError` where that can't be."""
+    if asked.get("outcome", FAILED) != FAILED:
+        raise FieldError(f"{asked['outcome']} is no outcome: write {FAILED}, or nothing.")
     return Selection(
-        since,
-        None if until is None else until + timedelta(days=1),
+        midnight(asked["since"]) if "since" in asked else None,
+        next_midnight(asked["until"]) if "until" in asked else None,
         asked.get("study"),
         asked.get("actor"),
         asked.get("event"),
+        failures="outcome" in asked,
     )
-
-
-def _midnight(text: str | None) -> datetime | None:
-    """The beginning of a day where the node stands."""
-    if text is None:
-        return None
-    try:
-        return datetime.combine(date.fromisoformat(text), time()).astimezone()
-    except (ValueError, OverflowError):
-        raise HTTPException(400, f"{text} is no day: write 2026-03-02.") from None
 
 
 def _number(text: str | None) -> int | None:

@@ -147,8 +147,12 @@ class ResultSummary:
     @property
     def count(self) -> str:
         """The number of findings in words."""
-        count = len(self.findings)
-        return "no finding" if not count else f"{count} finding" + ("s" if count > 1 else "")
+        return counted(len(self.findings))
+
+
+def counted(findings: int) -> str:
+    """A number of findings in words."""
+    return "no finding" if not findings else f"{findings} finding" + ("s" if findings > 1 else "")
 
 
 def read_result(path: Path) -> ResultSummary | None:

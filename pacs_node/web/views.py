@@ -24,12 +24,14 @@ from pacs_node.operator_actions import LONGEST_REASON
 from pacs_node.overview import alarms, disk_space, overview
 from pacs_node.queries import StudyLine, StudyWord, study_tone
 from pacs_node.study_detail import JobLine, study_detail
-from pacs_node.study_search import StudyQuery, list_studies
+from pacs_node.study_search import MOST_COUNTED, NoduleKind, StudyOrder, count_studies, list_studies
+from pacs_node.study_state import DeliveryWord
 from pacs_node.web.feedback_page import feedback_values
 from pacs_node.web.guard import Looks, address_of, known_visitor
 from pacs_node.web.protection import HEADERS, REPORT_POLICY
 from pacs_node.web.render import Renderer
-from pacs_node.web.results import ResultSummary, read_result
+from pacs_node.web.results import ResultSummary, counted, read_result
+from pacs_node.web.study_filter import read_filter
 
 logger = logging.getLogger(__name__)
 
@@ -85,31 +87,43 @@ class Pages:
         )
 
     def studies(self, request: Request) -> Response:
-        """The list of studies, the newest first, or those that a search finds."""
-        search = request.query_params.get("q", "")[:_LONGEST_SEARCH]
-        before = _row_id(request.query_params.get("before"))
-        with self._database.read() as session:
-            found = list_studies(session, StudyQuery(search), before, _PAGE_LENGTH + 1)
+        """The list of studies, those that a filter finds, in its order."""
+        chosen = read_filter(request.query_params)
+        after = _row_id(request.query_params.get("after"))
+        found: tuple[StudyLine, ...] = ()
+        count = 0
+        if not chosen.troubles:
+            with self._database.read() as session:
+                found = list_studies(session, chosen.query, after, _PAGE_LENGTH + 1)
+                count = count_studies(session, chosen.query)
         lines = found[:_PAGE_LENGTH]
         # the words of a search may be a patient's name, which the record must not hold
         self._looks.note(
             request,
             Event.STUDIES_LISTED,
-            search,
-            before,
-            searched=bool(search),
+            *chosen.asked.items(),
+            after,
+            searched=chosen.narrowed,
             shown=len(lines),
-            newest=lines[0].id if lines else None,
-            oldest=lines[-1].id if lines else None,
+            newest=max((line.id for line in lines), default=None),
+            oldest=min((line.id for line in lines), default=None),
         )
         return self._renderer.page(
             request,
             "studies.html",
+            status=400 if chosen.troubles else 200,
             here="studies",
             lines=[(line, self._findings(line)) for line in lines],
-            search=search,
-            first_page=before is None,
-            older=lines[-1].id if len(found) > _PAGE_LENGTH else None,
+            search=chosen.asked.get("q", ""),
+            chosen=chosen,
+            count=count,
+            most=MOST_COUNTED,
+            first_page=after is None,
+            last=lines[-1].id if len(found) > _PAGE_LENGTH else None,
+            states=list(StudyWord),
+            deliveries=list(DeliveryWord),
+            kinds=list(NoduleKind),
+            orders=list(StudyOrder),
         )
 
     def study(self, request: Request) -> Response:
@@ -232,7 +246,12 @@ class Pages:
 
     def _findings(self, line: StudyLine) -> str:
         """How many findings, in words; empty where it isn't known."""
-        if line.state.word is not StudyWord.ANALYSED or line.state.result_path is None:
+        if line.state.word is not StudyWord.ANALYSED:
+            return ""
+        if line.n_findings is not None:
+            return counted(line.n_findings)
+        # the columns of a result that came just now are not written yet
+        if line.state.result_path is None:
             return ""
         path = path_inside(self._directory, line.state.result_path)
         result = None if path is None else read_result(path)

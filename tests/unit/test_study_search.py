@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -10,11 +11,20 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, text
 
-from pacs_node.db import Database, Study
+from pacs_node.db import Database, Study, sqlite_url
+from pacs_node.db_feedback import Nodule
 from pacs_node.queries import study_states
 from pacs_node.states import DeliveryState
-from pacs_node.study_search import StudyOrder, StudyQuery, count_studies, list_studies
+from pacs_node.study_search import (
+    FindingQuery,
+    NoduleKind,
+    StudyOrder,
+    StudyQuery,
+    count_studies,
+    list_studies,
+)
 from pacs_node.study_state import DeliveryWord, StudyWord
+from pacs_node.web.study_filter import read_filter
 from tests.node_story import START, Story
 
 REASON = ("TOO_THICK", "Slices are too thick.")
@@ -54,7 +64,7 @@ WAYS = (
 #: what the migration adds
 INDEXES = {
     "study": "ix_{}_patient_name ix_{}_study_date {}_by_state {}_by_delivery",
-    "audit_event": "ix_{}_at {}_by_event {}_by_actor {}_failures",
+    "audit_event": "ix_{}_at {}_by_event {}_by_actor {}_by_both {}_failures",
 }
 
 
@@ -78,13 +88,16 @@ def test_the_row_of_a_study_holds_its_words_after_each_step(story: Story, way: s
     assert len(seen) > 1
 
 
-@pytest.fixture
-def all_ways(database: Database, tmp_path: Path) -> Database:
-    """A study for each way."""
+@pytest.fixture(scope="module")
+def filled(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with a study for each way."""
+    directory = tmp_path_factory.mktemp("ways")
+    shutil.copyfile(migrated, directory / "node.db")
+    database = Database(sqlite_url(directory))
     for number, way in enumerate(WAYS):
         story = Story(
             database,
-            tmp_path,
+            directory,
             f"way {number}",
             START + timedelta(days=number),
             patient_id=f"PID-{number % 3}",
@@ -94,7 +107,17 @@ def all_ways(database: Database, tmp_path: Path) -> Database:
         )
         for step in way.split(", "):
             STEPS[step](story)
-    return database
+    database.dispose()
+    return directory / "node.db"
+
+
+@pytest.fixture
+def all_ways(filled: Path, tmp_path: Path) -> Iterator[Database]:
+    """A study for each way."""
+    shutil.copyfile(filled, tmp_path / "node.db")
+    database = Database(sqlite_url(tmp_path))
+    yield database
+    database.dispose()
 
 
 def test_an_upgrade_writes_the_words_of_what_is_there(all_ways: Database) -> None:
@@ -165,3 +188,76 @@ def test_words_don_t_reach_from_one_text_into_the_next(story: Story) -> None:
     assert found(story.database, StudyQuery("doe^jane")) == [0]
     assert found(story.database, StudyQuery("1doe")) == []
     assert found(story.database, StudyQuery("1\ndoe")) == [0]
+
+
+NODULES = ((6.0, 0.2, "solid"), (12.0, 0.7, "part-solid"))
+
+
+@pytest.mark.parametrize(
+    ("finding", "ways"),
+    [
+        (FindingQuery(), [1, 0]),
+        (FindingQuery(mean_diameter_mm=6.0), [1, 0]),
+        (FindingQuery(mean_diameter_mm=6.1), [1]),
+        (FindingQuery(malignancy=0.7, kind=NoduleKind.PART_SOLID), [1]),
+        (FindingQuery(mean_diameter_mm=7, kind=NoduleKind.SOLID), []),
+        (FindingQuery(kind=NoduleKind.GROUND_GLASS), []),
+    ],
+)
+def test_search_by_what_was_found(all_ways: Database, finding: FindingQuery, ways: list[int]) -> None:
+    with all_ways.write() as session:
+        for job_id, nodules in ((1, NODULES[:1]), (2, NODULES)):
+            for number, (size, malignancy, kind) in enumerate(nodules):
+                session.add(
+                    Nodule(
+                        job_id=job_id,
+                        number=number,
+                        tracking_uid=f"1.2.{number}",
+                        tracking_id="",
+                        site="",
+                        attenuation=kind,
+                        mean_diameter_mm=size,
+                        malignancy=malignancy,
+                    )
+                )
+    assert found(all_ways, StudyQuery(finding=finding)) == ways
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("since", "2026-02-30", "is no day"),
+        ("until", "9999-12-31", "is no day"),
+        ("from", "today", "is no day"),
+        ("mm", "large", "from 0 to 1000"),
+        ("mm", "nan", "from 0 to 1000"),
+        ("malignancy", "101", "from 0 to 100"),
+        ("kind", "vessel", "known: solid, part-solid, ground-glass"),
+        ("state", "lost", "known: receiving"),
+        ("delivery", "lost", "known: waiting to be sent"),
+        ("sort", "id; drop table", "known: received"),
+        ("order", "sideways", "write up or down"),
+    ],
+)
+def test_a_wrong_field_is_named(field: str, value: str, said: str) -> None:
+    (trouble,) = read_filter({field: value}).troubles
+    assert value in trouble
+    assert said in trouble
+
+
+def test_fields_become_a_query() -> None:
+    chosen = read_filter(
+        {"q": " doe ", "state": "not analysed", "from": "2026-03-02", "mm": "6,5", "malignancy": "50",
+         "sort": "patient", "order": "up", "after": "7", "until": ""}
+    )  # fmt: skip
+    assert chosen.query == StudyQuery(
+        words="doe",
+        first_day="20260302",
+        state=StudyWord.NOT_ANALYSED,
+        finding=FindingQuery(6.5, 0.5),
+        order=StudyOrder.PATIENT,
+        descending=False,
+    )
+    assert chosen.address(after=9).endswith("sort=patient&order=up&after=9")
+    assert chosen.sorted_by("patient").endswith("sort=patient&order=down")
+    assert chosen.sorted_by("state").endswith("sort=state&order=down")

@@ -126,19 +126,19 @@ def test_pages_follow_each_other(browser: Browser, many: Database) -> None:
 def test_pages_of_a_search_keep_the_search(browser: Browser, many: Database) -> None:
     pages = walk(browser, "/studies?q=a%26b+even")
     assert [len(page) for page in pages] == [50, 10]
-    assert "No study mentions this." in parse(browser.get("/studies?q=nobody")).text
+    assert "No study fits this filter." in parse(browser.get("/studies?q=nobody")).text
 
 
 @pytest.mark.parametrize(
-    "query", ["q=%00", "q=%FF%FE", "q=" + "x" * 5000, "q=%25&before=5", "before=" + "9" * 19]
+    "query", ["q=%00", "q=%FF%FE", "q=" + "x" * 5000, "q=%25&after=5", "after=" + "9" * 19]
 )
 def test_odd_searches_are_answered(browser: Browser, many: Database, query: str) -> None:
     assert browser.get(f"/studies?{query}").status_code == 200
 
 
-@pytest.mark.parametrize("before", ["x", "-1", "1e5", "", "9" * 20, "²"])
-def test_wrong_page_number_is_refused(browser: Browser, before: str) -> None:
-    assert browser.get(f"/studies?before={before}").status_code == 400
+@pytest.mark.parametrize("after", ["x", "-1", "1e5", "", "9" * 20, "²"])
+def test_wrong_page_number_is_refused(browser: Browser, after: str) -> None:
+    assert browser.get(f"/studies?after={after}").status_code == 400
 
 
 def test_study_page_tells_the_whole_story(browser: Browser, story: Story) -> None:

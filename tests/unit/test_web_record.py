@@ -145,6 +145,7 @@ FILTERS = (
     ("?event=delivery", "delivery", 6),
     ("?event=job&actor=worker", "job", 2),
     ("?study=1.2.3", "", 0),
+    ("?outcome=failed", "", 0),
     ("?since=2026-03-03", "", 0),
     ("?until=2026-03-01", "", 0),
     ("?since=2026-03-02&until=2026-03-02&event=series+arrived", "series arrived", 1),
@@ -159,7 +160,15 @@ def test_filters(auditor: Browser) -> None:
 
 
 def test_wrong_filters_are_refused(auditor: Browser) -> None:
-    for query in ("since=today", "until=2026-02-30", "before=x", "before=-1", "before=²"):
+    for query in (
+        "since=today",
+        "until=2026-02-30",
+        "until=9999-12-31",
+        "outcome=good",
+        "before=x",
+        "before=-1",
+        "before=²",
+    ):
         assert auditor.get(f"/audit?{query}").status_code == 400, query
 
 

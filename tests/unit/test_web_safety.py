@@ -132,7 +132,7 @@ def test_every_page_says_what_it_is_for_and_is_well_formed(browser: Browser, sto
         "/studies?q=x",
         study_path(story),
         "/nothing",
-        "/studies?before=x",
+        "/studies?after=x",
         *OTHERS,
     ):
         response = browser.get(path)

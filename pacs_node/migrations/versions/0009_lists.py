@@ -54,6 +54,7 @@ def upgrade() -> None:
     op.create_index("ix_audit_event_at", "audit_event", ["at"])
     for column in ("event", "actor"):
         op.create_index(f"audit_event_by_{column}", "audit_event", [column, "at"])
+    op.create_index("audit_event_by_both", "audit_event", ["actor", "event", "at"])
     failed = sa.text("outcome > 0")
     op.create_index(
         "audit_event_failures", "audit_event", ["at"], sqlite_where=failed, postgresql_where=failed
