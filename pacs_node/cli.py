@@ -35,6 +35,7 @@ from pacs_node.errors import ConfigurationError, StaleStateError
 from pacs_node.evaluate_cli import evaluate
 from pacs_node.missed_cli import missed
 from pacs_node.models_cli import models
+from pacs_node.notify_cli import notify
 from pacs_node.storage import open_database
 from pacs_node.study_search import StudyQuery, list_studies
 from pacs_node.timeline import timeline, words
@@ -238,6 +239,7 @@ main.add_command(users)
 main.add_command(tokens)
 main.add_command(validate)
 main.add_command(missed)
+main.add_command(notify)
 
 
 def _find(database: Database, key: str) -> list[Study]:

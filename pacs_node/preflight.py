@@ -23,6 +23,7 @@ from pacs_node.config import DicomWebDestination, PipelineSettings, Settings
 from pacs_node.config_audit import AuditSettings
 from pacs_node.delivery import make_destination
 from pacs_node.errors import ConfigurationError
+from pacs_node.notify_channels import open_channels
 from pacs_node.oidc import read_secret
 
 #: The parts of a node that was killed end a moment later and hold their ports until then.
@@ -54,6 +55,8 @@ def check(settings: Settings, parts: Collection[str]) -> None:
         problems += _single_sign_on(settings)
     if "worker" in parts or "schedule" in parts:
         problems += _pipeline(settings.pipeline, computes="worker" in parts)
+    if "notify" in parts:
+        problems += _notifications(settings)
     if "delivery" in parts:
         problems += _destinations(settings)
     if problems:
@@ -71,6 +74,13 @@ def _page_tls(settings: Settings) -> Iterator[str]:
 def _single_sign_on(settings: Settings) -> Iterator[str]:
     try:
         read_secret(settings.oidc)
+    except ConfigurationError as error:
+        yield str(error)
+
+
+def _notifications(settings: Settings) -> Iterator[str]:
+    try:
+        open_channels(settings.notify, settings.listener.ae_title)
     except ConfigurationError as error:
         yield str(error)
 

@@ -31,6 +31,7 @@ PARTS = {
     "schedule": "pacs_node.schedule",
     "web": "pacs_node.web.app",
     "syslog": "pacs_node.audit_syslog",
+    "notify": "pacs_node.notify",
 }
 
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0
@@ -113,7 +114,11 @@ class Supervisor:
             self._run(stop)
 
     def _names(self) -> list[str]:
-        wanted = {"web": self._settings.web.enabled, "syslog": bool(self._settings.audit.syslog_host)}
+        wanted = {
+            "web": self._settings.web.enabled,
+            "syslog": bool(self._settings.audit.syslog_host),
+            "notify": bool(self._settings.notify.channels),
+        }
         return [name for name in PARTS if wanted.get(name, True)]
 
     def _run(self, stop: Event) -> None:

@@ -81,7 +81,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
             "damage lifecycle backlog breaker retention gate_record commitment_scp commitment_scu"
             " audit_message audit_chain accounts"
         ),
-        "audit_xml sessions tokens",
+        "audit_xml sessions tokens notify_messages watch",
+        "notify_channels notify_queue",
         "account_admin",
         "audit_fhir",
         "audit_export",
@@ -98,8 +99,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "listener intake worker delivery dead_letters timeline",
         "reconcile missed refusals doctor_database backup_rows",
         "missed_cli",
-        "backup schedule queries preflight doctor",
-        "doctor_peers doctor_queue doctor_services",
+        "backup schedule queries preflight doctor notify_cli",
+        "doctor_peers doctor_queue doctor_services notify",
         "study_search",
         "held partners examination config_sources versions",
         "overview study_detail operator_actions kept_files",
