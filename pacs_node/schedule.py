@@ -27,8 +27,8 @@ from pacs_node.reconcile import Reconciler, open_archive
 from pacs_node.retention import Retention
 from pacs_node.returned import ReturnedObjects
 from pacs_node.storage import open_database, open_spool
-from pacs_node.watch import CHAIN_SECONDS, DISK_SECONDS, ChainWatch, DiskWatch
 from pacs_node.summaries import Summaries
+from pacs_node.watch import CHAIN_SECONDS, DISK_SECONDS, ChainWatch, DiskWatch
 
 logger = logging.getLogger(__name__)
 
