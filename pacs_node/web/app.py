@@ -20,6 +20,7 @@ from pacs_node.accounts import HashCost, Passwords, Permission, all_accounts
 from pacs_node.clock import Clock, utc_now
 from pacs_node.config import Settings, WebSettings
 from pacs_node.db import Database
+from pacs_node.examination import Examinations
 from pacs_node.storage import open_database
 from pacs_node.tls import page_context
 from pacs_node.web.account_pages import AccountPages
@@ -102,8 +103,9 @@ def make_app(
     record = AuditPages(database, settings, renderer, looks)
     rules = (*_rules(pages, people, Actions(database, settings, clock), record), *single_sign_on.rules)
     rules += FeedbackPages(database, clock).rules
-    rules += operation_rules(database, settings, renderer, looks)
-    api = make_api(database, settings, clock, looks, passwords)
+    examinations = Examinations(Path(settings.storage.directory), clock)
+    rules += operation_rules(database, settings, renderer, looks, examinations)
+    api = make_api(database, settings, clock, looks, passwords=passwords, examinations=examinations)
     rules += TokenPages(database, renderer, api.state.operations).rules
     app = Starlette(
         routes=[

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pacs_node.config import Settings
 from pacs_node.db import Database
 from pacs_node.examination import Examinations
@@ -15,10 +13,9 @@ from pacs_node.web.settings_page import SettingsPages
 
 
 def operation_rules(
-    database: Database, settings: Settings, renderer: Renderer, looks: Looks
+    database: Database, settings: Settings, renderer: Renderer, looks: Looks, examinations: Examinations
 ) -> tuple[Rule, ...]:
     """The routes of all of them."""
-    examinations = Examinations(Path(settings.storage.directory), renderer.clock)
     return (
         *DestinationPages(database, settings, renderer, examinations).rules,
         *MissedPages(database, settings, renderer, looks).rules,

@@ -12,12 +12,15 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import select, update
 
-from pacs_node import audit
+from pacs_node import audit, feedback
 from pacs_node.audit_export import FORMATS
 from pacs_node.config_template import render_settings
 from pacs_node.db import Artifact, AuditEvent, Database, Delivery, Errand, Job, MissedStudy, sqlite_url
 from pacs_node.db_accounts import Account, Role
+from pacs_node.db_feedback import VerdictKind
 from pacs_node.db_tokens import ApiToken
+from pacs_node.doctor_findings import Finding, Level
+from pacs_node.feedback import NewVerdict
 from pacs_node.states import DeliveryState, JobState
 from pacs_node.tokens_cli import tokens
 from tests.api_client import Program
@@ -240,8 +243,63 @@ def test_overview_and_destinations(program: Program, story: Story) -> None:
     assert found["disk"]["free"] > found["disk"]["reserve"]
     assert "PID-1" not in str(found)
     destination = program.ask("/destinations").json()["destinations"][0]
-    assert (destination["name"], destination["kind"], destination["failed"]) == ("pacs", "dicom", 2)
-    assert (destination["last_failure"], destination["away"]) == ("A900 refused", None)
+    assert (destination["name"], destination["address"]) == ("pacs", "A at h:104")
+    assert (destination["waiting"]["failed"], destination["traffic"]["failed"]) == (2, 2)
+    assert destination["last_error"]["status"] == "A900 refused"
+    assert (destination["position"], destination["away"]) == ("closed", None)
+
+
+def test_what_an_operator_does_with_a_destination(
+    program: Program, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    analysed(story).deliver(DeliveryState.FAILED, status="A900 refused")
+    program.browser.now, program.role = story.now, Role.OPERATOR
+    one, body = "/destinations/pacs", {"reason": "it is back"}
+    assert program.ask("/failures").json()["groups"][0]["count"] == 2
+    assert program.ask(f"{one}/resend", body).json()["changed"] == 2
+    assert program.ask(f"{one}/resend", body).json()["code"] == "nothing-to-do"
+    for _ in range(2):
+        assert program.ask(f"{one}/retry", body, headers={"Idempotency-Key": "k"}).json()["changed"] == 1
+    found = [Finding(Level.GOOD, "destination pacs", "it answers")]
+    monkeypatch.setattr("pacs_node.web.api.exchange.echo_destination", lambda *_: found)
+    monkeypatch.setattr("pacs_node.web.api.exchange.look_at_destination", lambda *_: found)
+    for verb in ("echo", "doctor"):
+        answer = program.ask(f"{one}/{verb}", method="POST").json()
+        assert (answer["subject"], answer["whole"]) == (f"{verb} pacs", True)
+        assert answer["findings"] == [
+            {"level": "ok", "about": "destination pacs", "sentence": "it answers", "todo": ""}
+        ]
+        assert program.ask(f"/destinations/x/{verb}", method="POST").json()["code"] == "no-destination"
+    assert [action for _, action in acted(story.database)] == ["send failed", "try again", "echo", "doctor"]
+
+
+def test_held_studies(program: Program, story: Story) -> None:
+    story.receive().close().queue()
+    program.browser.now = story.now
+    program.ask(f"/studies/{story.study_uid}/hold", {"reason": "wrong patient"})
+    found = program.ask("/held-studies").json()
+    assert [(row["study_uid"], row["reason"]) for row in found["held"]] == [
+        (story.study_uid, "wrong patient")
+    ]
+    assert found["doubtful"] == []
+
+
+def test_settings_without_secrets(program: Program) -> None:
+    tables = {table["title"]: table for table in program.ask("/settings").json()["tables"]}
+    line = next(line for line in tables["[web]"]["lines"] if line["key"] == "api_requests_per_minute")
+    assert (line["value"], line["is_default"]) == ("600", True)
+    assert tables["[[destinations]]"]["lines"]
+
+
+def test_verdicts_are_told(program: Program, story: Story) -> None:
+    path = done(program, story)
+    assert program.ask(path).json()["feedback"] == {"job_id": 1, "nodules": [], "missed": []}
+    new = NewVerdict("1.2.3", VerdictKind.MISSED, text="behind the heart", changes={"slice": 7})
+    with story.database.write() as session:
+        feedback.record(session, session.get_one(Job, 1), new, at=story.now, actor="user:ann")
+    missed = program.ask(path).json()["feedback"]["missed"][0]
+    assert missed["verdicts"][0]["actor"] == "user:ann"
+    assert (missed["verdicts"][0]["kind"], missed["verdicts"][0]["text"]) == ("missed", "behind the heart")
 
 
 def test_missed_studies_and_models(program: Program) -> None:
@@ -256,6 +314,7 @@ def test_missed_studies_and_models(program: Program) -> None:
     assert found["studies"][0] | facts == found["studies"][0]
     assert found["studies"][0]["modalities"] == ["CT", "SR"]
     assert found["searches"][0]["status"] == "well"
+    assert program.ask("/missed-studies/search", method="POST").json()["code"] == "no-archive"
     models = program.ask("/models").json()
     assert models["profile"] == "reference"
     cadx = next(model for model in models["models"] if model["name"] == "reference-cadx")

@@ -19,7 +19,10 @@ from pacs_node.accounts import Passwords
 from pacs_node.clock import Clock
 from pacs_node.config import Settings
 from pacs_node.db import Database
+from pacs_node.examination import Examinations
 from pacs_node.web.api import problems
+from pacs_node.web.api.amiss import Amiss
+from pacs_node.web.api.exchange import Exchange
 from pacs_node.web.api.gate import Gate
 from pacs_node.web.api.node import Node
 from pacs_node.web.api.operation import Operation
@@ -49,13 +52,19 @@ _EVERYWHERE = (
 
 
 def make_api(
-    database: Database, settings: Settings, clock: Clock, looks: Looks, passwords: Passwords
+    database: Database,
+    settings: Settings,
+    clock: Clock,
+    looks: Looks,
+    *,
+    passwords: Passwords,
+    examinations: Examinations,
 ) -> FastAPI:
     """Build the API over a database.
 
     Parameters
     ----------
-    looks, passwords
+    looks, passwords, examinations
         Shared with the pages.
 
     Returns
@@ -65,7 +74,9 @@ def make_api(
     """
     gate = Gate(database, settings.web, clock)
     operations = (
-        *Node(database, settings, clock, looks).operations(),
+        *Node(database, settings, clock).operations(),
+        *Exchange(database, settings, clock, examinations).operations(),
+        *Amiss(database, settings, clock, looks).operations(),
         *Studies(database, settings, clock, looks).operations(),
         *Record(database, settings, clock, looks).operations(),
         *People(database, passwords, clock).operations(),

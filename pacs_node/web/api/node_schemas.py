@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
 from dicom_sr.context import RESEARCH_USE
 from inference.inventory import State
 from pacs_node.accounts import Permission
+from pacs_node.breaker import Position
 from pacs_node.db_accounts import Role
+from pacs_node.doctor_findings import Level
 from pacs_node.queries import StudyWord
-from pacs_node.web.api.values import Answer, Text
+from pacs_node.states import DeliveryState
+from pacs_node.web.api.values import Answer, Seconds, Text
 
 
 class Asker(Answer):
@@ -30,7 +33,10 @@ class Alarm(Answer):
     """Something that somebody should look at."""
 
     sentence: Text
+    todo: Text
+    """What to do about it."""
     study_uid: str | None
+    """Of the one study that it is about."""
     urgent: bool
 
 
@@ -72,19 +78,145 @@ class DestinationState(Answer):
     """Since when nobody reaches it; null where its breaker is closed."""
 
 
-class ConfiguredDestination(DestinationState):
-    """A destination with what is configured."""
+class Traffic(Answer):
+    """What a destination got in the last 24 hours."""
 
-    kind: Literal["dicom", "dicomweb"] | None
-    """Null: results for it are in the database, but it is configured no more."""
-    profile: str | None
-    """What kinds of objects it gets."""
+    delivered: int
+    failed: int
+    to_verified_s: Seconds = Field(validation_alias="to_verified")
+    """Median time from a result to the proof of its arrival, seconds; null where nothing was proved."""
+
+
+def _told(value: Any) -> Any:
+    return {"status": value[0], "due_at": value[1]} if isinstance(value, tuple) else value
+
+
+class LastError(Answer):
+    """What came of an object that did not arrive, and when it is or was due."""
+
+    status: Text
+    due_at: datetime
+
+
+class Destination(Answer):
+    """A configured destination as it stands."""
+
+    name: str
+    kind: str
+    address: str
+    profile: str
+    verify: str
+    """How it is proved that an object arrived."""
+    encrypted: bool
+    position: Position
+    """Of its breaker: an open one lets nothing through."""
+    away: Away | None
+    """Since when nobody reaches it; null where its breaker is closed."""
+    waiting: dict[DeliveryState, int]
+    """Objects that are not done."""
+    oldest: datetime | None
+    """When the oldest of those that wait to be sent was made."""
+    last_success: datetime | None
+    last_error: Annotated[LastError | None, BeforeValidator(_told)]
+    traffic: Traffic
 
 
 class Destinations(Answer):
-    """All destinations."""
+    """All configured destinations."""
 
-    destinations: tuple[ConfiguredDestination, ...]
+    destinations: tuple[Destination, ...]
+
+
+class ExaminationFinding(Answer):
+    """One thing that an examination found."""
+
+    level: Level
+    about: Text
+    sentence: Text
+    todo: Text
+    """Empty only where nothing is to be done."""
+
+
+class Examination(Answer):
+    """What was found by asking."""
+
+    subject: str
+    began: datetime
+    seconds: float | None
+    """Null while it goes on: ask again later."""
+    whole: bool
+    """It came to its end."""
+    findings: tuple[ExaminationFinding, ...]
+
+
+class SettingLine(Answer):
+    """One setting."""
+
+    key: str
+    value: str
+    """As the file would have it; secrets are not shown."""
+    is_default: bool
+    meaning: str
+
+
+class SettingTable(Answer):
+    """One table of the configuration file."""
+
+    title: str
+    about: str
+    lines: tuple[SettingLine, ...]
+
+
+class Settings(Answer):
+    """The configuration in force; it is changed in the file only."""
+
+    tables: tuple[SettingTable, ...]
+
+
+class HeldStudy(Answer):
+    """An analysis that an operator stopped until somebody requeues it."""
+
+    study_uid: str
+    accession_number: Text
+    study_date: Text
+    description: Text
+    reason: Text
+    since: datetime
+
+
+class DoubtfulStudy(Answer):
+    """A study with images that came again with another content under the same UID."""
+
+    study_uid: str
+    accession_number: Text
+    study_date: Text
+    n_images: int
+    last_at: datetime
+
+
+class HeldStudies(Answer):
+    """What waits for a person, the latest first, at most 200 each."""
+
+    held: tuple[HeldStudy, ...]
+    doubtful: tuple[DoubtfulStudy, ...]
+
+
+class FailedGroup(Answer):
+    """What failed at one place for one cause."""
+
+    place: str
+    """Name of a destination, or `analysis`."""
+    cause: Text
+    count: int
+    study_uids: tuple[str, ...]
+    first_at: datetime
+    last_at: datetime
+
+
+class Failures(Answer):
+    """What failed for good, the largest group first."""
+
+    groups: tuple[FailedGroup, ...]
 
 
 class FailedStudy(Answer):

@@ -41,6 +41,7 @@ class Code(Enum):
     FILE_DIFFERS = ("file-differs", 409, "The file on disk differs from its record.")
     ACCOUNT = ("account", 409, "The account or token can't be made or changed so.")
     RECORD = ("record", 409, "The audit record can't be checked here.")
+    NO_ARCHIVE = ("no-archive", 409, "No archive is asked for its studies: see archive.list_missed.")
     TOO_LARGE = ("too-large", 413, "The request is too large.")
     INVALID = ("invalid", 422, "A value of the request is wrong.")
     KEY_REUSED = ("key-reused", 422, "The Idempotency-Key belongs to another request.")

@@ -2,57 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import Header, Query
 from fastapi import Path as InPath
+from fastapi import Query
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import FileResponse
 
-from pacs_node import operator_actions, tokens
 from pacs_node.accounts import Permission
 from pacs_node.audit import Event
 from pacs_node.clock import Clock
 from pacs_node.config import Settings
 from pacs_node.db import Database
-from pacs_node.errors import StaleStateError
+from pacs_node.feedback import study_feedback
 from pacs_node.kept_files import MEDIA_TYPES, OTHER, ChangedFileError, NoFileError, kept_file, path_inside
-from pacs_node.operator_actions import (
-    ActionError,
-    BadReasonError,
-    UnknownDestinationError,
-    UnknownStudyError,
-    Word,
-)
+from pacs_node.operator_actions import Word, hold, requeue, send
 from pacs_node.study_detail import JobLine, study_detail
 from pacs_node.study_search import list_studies
-from pacs_node.tokens import KeyReusedError
+from pacs_node.web.api.acting import PROBLEMS, Key, act
 from pacs_node.web.api.gate import client_of
 from pacs_node.web.api.operation import Operation
 from pacs_node.web.api.problems import Code, ProblemError
 from pacs_node.web.api.record_schemas import Changed, Reason, SendAgain
-from pacs_node.web.api.study_schemas import Result, StudiesAsked, Study, StudyPage, StudySummary
+from pacs_node.web.api.study_schemas import Feedback, Result, StudiesAsked, Study, StudyPage, StudySummary
 from pacs_node.web.api.values import RowId, Uid
 from pacs_node.web.guard import Looks
 from pacs_node.web.results import read_result
 
-_CODES: dict[type[ActionError], Code] = {
-    BadReasonError: Code.INVALID,
-    UnknownDestinationError: Code.NO_DESTINATION,
-    UnknownStudyError: Code.NO_STUDY,
-}
-_OF_ACTIONS = (
-    Code.BAD_REQUEST,
-    Code.NO_STUDY,
-    Code.NOTHING_TO_DO,
-    Code.CHANGED,
-    Code.TOO_LARGE,
-    Code.KEY_REUSED,
-)
+_OF_ACTIONS = (*PROBLEMS, Code.NO_STUDY)
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
 _FILE = {
     "description": "The file, as the node made it.",
@@ -62,16 +42,6 @@ _FILE = {
 }
 
 StudyUid = Annotated[Uid, InPath(description="Study Instance UID.")]
-Key = Annotated[
-    str | None,
-    Header(
-        alias="Idempotency-Key",
-        min_length=1,
-        max_length=200,
-        pattern=r"^[\x21-\x7e]+$",
-        description="Of the client's making: the same request with the same key is done once in 24 hours.",
-    ),
-]
 
 
 class Studies:
@@ -134,10 +104,17 @@ class Studies:
         """Everything about one study: series, jobs, deliveries, timeline and findings."""
         with self._database.read() as session:
             detail = study_detail(session, study_uid)
+            job = None if detail is None else detail.shown_job
+            said = None if job is None else study_feedback(session, job.id)
         if detail is None:
             raise ProblemError(Code.NO_STUDY)
         self._looks.note_by(client_of(request), Event.STUDY_VIEWED, study_uid=study_uid)
-        return Study.model_validate(detail).model_copy(update={"result": self._result(detail.shown_job)})
+        return Study.model_validate(detail).model_copy(
+            update={
+                "result": self._result(job),
+                "feedback": None if said is None else Feedback.model_validate(said),
+            }
+        )
 
     def _result(self, job: JobLine | None) -> Result | None:
         kept = () if job is None else job.kept("json")
@@ -164,43 +141,23 @@ class Studies:
 
     def requeue_study(self, request: Request, study_uid: StudyUid, body: Reason, key: Key = None) -> Changed:
         """Analyse again what failed, was cancelled or is held."""
-        return self._act(request, study_uid, body, key, operator_actions.requeue)
+        return self._act(request, body, key, lambda session, word: requeue(session, study_uid, word))
 
     def hold_study(self, request: Request, study_uid: StudyUid, body: Reason, key: Key = None) -> Changed:
         """Stop what is queued or being analysed until somebody requeues it."""
-        return self._act(request, study_uid, body, key, operator_actions.hold)
+        return self._act(request, body, key, lambda session, word: hold(session, study_uid, word))
 
     def send_study(self, request: Request, study_uid: StudyUid, body: SendAgain, key: Key = None) -> Changed:
         """Send the results again: the same bytes."""
-
-        def send(session: Session, uid: str, word: Word) -> int:
-            return operator_actions.send(session, uid, word, self._destinations, body.destination or "")
-
-        return self._act(request, study_uid, body, key, send)
+        name = body.destination or ""
+        return self._act(
+            request,
+            body,
+            key,
+            lambda session, word: send(session, study_uid, word, self._destinations, name),
+        )
 
     def _act(
-        self,
-        request: Request,
-        study_uid: str,
-        body: Reason,
-        key: str | None,
-        action: Callable[[Session, str, Word], int],
+        self, request: Request, body: Reason, key: str | None, action: Callable[[Session, Word], int]
     ) -> Changed:
-        who, now = client_of(request), self._clock()
-        digest = hashlib.sha256(f"{request.url.path} {body.model_dump_json()}".encode()).hexdigest()
-        word = Word(who.actor, who.address, body.reason, now)
-        try:
-            with self._database.write() as session:
-                before = None if key is None else tokens.answered(session, who, key, digest)
-                if before is not None:
-                    return Changed(changed=before, repeated=True)
-                changed = action(session, study_uid, word)
-                if key is not None:
-                    tokens.note_answer(session, who, key, digest, changed, at=now)
-        except KeyReusedError as error:
-            raise ProblemError(Code.KEY_REUSED, str(error)) from None
-        except ActionError as error:
-            raise ProblemError(_CODES.get(type(error), Code.NOTHING_TO_DO), str(error)) from None
-        except StaleStateError:
-            raise ProblemError(Code.CHANGED, "This study changed at the same moment.") from None
-        return Changed(changed=changed, repeated=False)
+        return act(self._database, request, body, key, action, at=self._clock())

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from dicom_sr.context import RESEARCH_USE
+from pacs_node.db_feedback import VerdictKind, VerdictSource
 from pacs_node.queries import DeliveryWord, StudyWord, Tone
 from pacs_node.states import JobState
 from pacs_node.study_search import StudyOrder, StudyQuery
@@ -278,6 +279,40 @@ class Result(Answer):
     """Seconds by stage."""
 
 
+class VerdictLine(Answer):
+    """What a radiologist said of a finding."""
+
+    at: datetime
+    kind: VerdictKind
+    detail: Text
+    """Reason or changes in words."""
+    text: Text
+    source: VerdictSource
+    actor: Text
+    observer: Text
+    """Who verified the document that it was read from, as it says."""
+
+
+class JudgedNodule(Answer):
+    """A finding, or a nodule that was missed, and what was said of it; the newest verdict first."""
+
+    tracking_uid: str
+    name: Text
+    """As in SEG and report; empty if missed."""
+    site: Text
+    attenuation: Text
+    long_axis_mm: Number
+    verdicts: tuple[VerdictLine, ...]
+
+
+class Feedback(Answer):
+    """What was said of the findings of one job, and what it has missed."""
+
+    job_id: int
+    nodules: tuple[JudgedNodule, ...]
+    missed: tuple[JudgedNodule, ...]
+
+
 class Study(Answer):
     """Everything about one study; jobs and deliveries are the newest first."""
 
@@ -288,4 +323,6 @@ class Study(Answer):
     timeline: tuple[TimelineStep, ...]
     result: Result | None = None
     """Of the newest job that made files; null without one."""
+    feedback: Feedback | None = None
+    """Of the same job; null until its result was read."""
     notice: str = RESEARCH_USE
