@@ -162,8 +162,8 @@ ONLY: dict[str, str] = {
     "pacs_node.lifecycle pacs_node.outbox pacs_node.states pacs_node.storage pacs_node.tls pacs_node",
     "pacs_node.web*": "inference.errors pacs_node.config_sources pacs_node.dead_letters "
     "pacs_node.destination_actions pacs_node.doctor_findings pacs_node.examination pacs_node.held "
-    "pacs_node.partners pacs_node.refusals pacs_node.versions pacs_node pacs_node.web* pacs_node.account_admin pacs_node.accounts "
-    "pacs_node.audit pacs_node.audit_* pacs_node.breaker "
+    "pacs_node.partners pacs_node.refusals pacs_node.versions pacs_node pacs_node.web* "
+    "pacs_node.account_admin pacs_node.accounts pacs_node.audit pacs_node.audit_* pacs_node.breaker "
     "pacs_node.clock pacs_node.config pacs_node.config_listener pacs_node.db pacs_node.db_accounts "
     "pacs_node.db_tokens pacs_node.errors pacs_node.kept_files pacs_node.logs pacs_node.metrics "
     "pacs_node.missed pacs_node.operator_actions pacs_node.overview pacs_node.tokens inference.inventory "
