@@ -59,6 +59,7 @@ class Event(Enum):
     RESULT_VIEWED = ("result viewed", "110103")
     OPERATOR_ACTED = ("operator action", "110103")
     VERDICT_GIVEN = ("verdict", "110103")
+    VERDICTS_EXPORTED = ("verdicts exported", "110106")
     AUDIT_READ = ("audit record read", "110101")
     AUDIT_EXPORTED = ("audit record exported", "110101")
     AUDIT_CHECKED = ("audit record checked", "110101")

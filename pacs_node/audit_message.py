@@ -157,6 +157,7 @@ _OF_PEOPLE = {
         Event.RESULT_VIEWED,
         Event.OPERATOR_ACTED,
         Event.VERDICT_GIVEN,
+        Event.VERDICTS_EXPORTED,
         Event.AUDIT_READ,
         Event.AUDIT_EXPORTED,
         Event.AUDIT_CHECKED,

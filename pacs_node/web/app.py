@@ -29,6 +29,7 @@ from pacs_node.web.api.app import ADDRESS, make_api
 from pacs_node.web.audit_page import AuditPages
 from pacs_node.web.feedback_page import FeedbackPages
 from pacs_node.web.guard import Guard, Looks, Rule
+from pacs_node.web.models_page import ModelPages
 from pacs_node.web.oidc_pages import OidcPages
 from pacs_node.web.operation_pages import operation_rules
 from pacs_node.web.protection import KnownHosts, OnlyProxy, ProtectiveHeaders
@@ -103,6 +104,7 @@ def make_app(
     record = AuditPages(database, settings, renderer, looks)
     rules = (*_rules(pages, people, Actions(database, settings, clock), record), *single_sign_on.rules)
     rules += FeedbackPages(database, clock).rules
+    rules += ModelPages(database, settings, renderer, looks).rules
     examinations = Examinations(Path(settings.storage.directory), clock)
     rules += operation_rules(database, settings, renderer, looks, examinations)
     api = make_api(database, settings, clock, looks, passwords=passwords, examinations=examinations)

@@ -169,7 +169,7 @@ ONLY: dict[str, str] = {
     "pacs_node.missed pacs_node.operator_actions pacs_node.overview pacs_node.tokens inference.inventory "
     "pacs_node.oidc* pacs_node.present pacs_node.queries pacs_node.sessions "
     "pacs_node.agreement pacs_node.db_feedback pacs_node.drift pacs_node.feedback pacs_node.model_use "
-    "inference.uids "
+    "inference.registry inference.uids "
     "pacs_node.states pacs_node.storage pacs_node.study_detail "
     "pacs_node.study_search pacs_node.study_state pacs_node.timeline pacs_node.tls "
     "dicom_sr.context",

@@ -33,6 +33,7 @@ OPEN |= {"GET /oidc/start", "GET /oidc/callback", "GET /oidc/logout"}
 EVERYBODY = {"POST /logout", "GET /password", "POST /password", "GET /api"}
 LOOKING = {"GET /", "GET /studies", "GET /studies/{study_uid}", "GET /artifacts/{artifact_id:int}"}
 LOOKING |= {"GET /destinations", "GET /missed"}
+LOOKING |= {"GET /models", "GET /models/agreement", "GET /models/verdicts"}
 JUDGING = {"POST /studies/{study_uid}/verdicts"}
 ACTING = {f"POST /studies/{{study_uid}}/{action}" for action in ("requeue", "hold", "send")}
 ACTING |= {f"POST /destinations/{{destination}}/{do}" for do in ("echo", "doctor", "retry", "resend")}
