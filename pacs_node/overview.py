@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -17,12 +17,13 @@ from pacs_node.audit import Event
 from pacs_node.breaker import Away, away
 from pacs_node.config import Caller
 from pacs_node.db import Artifact, AuditEvent, Breaker, Delivery, Job, Series, Study
-from pacs_node.queries import StudyWord, study_states
 from pacs_node.states import DeliveryState, JobState
+from pacs_node.study_state import StudyWord
 from pacs_node.timeline import words
 
 _RECENT_EVENTS = 20_000
-"""How far back in the audit record to look for refusals: the record has no index on the event."""
+"""How far back in the audit record a refusal is of late."""
+_RECENT_REFUSALS = 200
 _MOST = 20
 _WAITING = (DeliveryState.PENDING, DeliveryState.SENDING)
 _STUCK = timedelta(minutes=10)
@@ -227,9 +228,9 @@ def disk_space(directory: Path, reserve_bytes: int) -> DiskSpace:
 
 
 def _today(session: Session, midnight: datetime) -> dict[StudyWord, int]:
-    studies = session.execute(select(Study).where(Study.first_received_at >= midnight)).scalars().all()
-    counts = Counter(state.word for state in study_states(session, studies).values())
-    return {word: counts[word] for word in StudyWord}
+    # one range of the index for each word; grouped, all studies would be read
+    arrived = select(func.count()).where(Study.first_received_at >= midnight)
+    return {word: session.execute(arrived.where(Study.state == word)).scalar_one() for word in StudyWord}
 
 
 def _running(session: Session) -> tuple[RunningJob, ...]:
@@ -247,14 +248,17 @@ def _running(session: Session) -> tuple[RunningJob, ...]:
 
 
 def _destinations(session: Session, names: Sequence[str]) -> tuple[DestinationLine, ...]:
-    # all of it is answered from the index over destination, state and next attempt
-    counts: dict[str, Counter[DeliveryState]] = {name: Counter() for name in names}
-    grouped = select(Delivery.destination, Delivery.state, func.count())
-    for name, state, count in session.execute(grouped.group_by(Delivery.destination, Delivery.state)):
-        counts.setdefault(name, Counter())[state] = count
+    # all of it is answered from the index over destination, state and next attempt; those that arrived, which
+    # are nearly all, are not counted
     lines = []
-    for name, by_state in counts.items():
-        if name not in names and by_state.keys() <= {DeliveryState.COMMITTED}:
+    for name in [*names, *(other for other in _known(session) if other not in names)]:
+        by_state = {
+            state: session.execute(
+                select(func.count()).where(Delivery.destination == name, Delivery.state == state)
+            ).scalar_one()
+            for state in (*_WAITING, DeliveryState.SENT, DeliveryState.FAILED)
+        }
+        if name not in names and not any(by_state.values()):
             continue
         arrived = _last_arrived(session, name)
         lines.append(
@@ -272,6 +276,19 @@ def _destinations(session: Session, names: Sequence[str]) -> tuple[DestinationLi
             )
         )
     return tuple(lines)
+
+
+def _known(session: Session) -> list[str]:
+    """Names that results were made for, from one to the next in the index."""
+    found: list[str] = []
+    while True:
+        following = select(func.min(Delivery.destination))
+        if found:
+            following = following.where(Delivery.destination > found[-1])
+        name: str | None = session.execute(following).scalar_one()
+        if name is None:
+            return found
+        found.append(name)
 
 
 def _oldest_pending(session: Session, destination: str) -> datetime | None:
@@ -352,30 +369,31 @@ def _failures(session: Session) -> tuple[FailedStudy, ...]:
     return tuple(sorted(found, key=lambda row: row.at, reverse=True)[:_MOST])
 
 
-def _recent(session: Session, event: Event) -> Sequence[AuditEvent]:
+def _recent(session: Session, event: Event) -> Sequence[tuple[datetime, dict[str, Any]]]:
     last = session.execute(select(func.max(AuditEvent.seq))).scalar_one() or 0
     query = (
-        select(AuditEvent)
-        .where(AuditEvent.seq > last - _RECENT_EVENTS, AuditEvent.event == event.value[0])
-        .order_by(AuditEvent.seq.desc())
-        .limit(1000)
+        select(AuditEvent.seq, AuditEvent.at, AuditEvent.objects)
+        .where(AuditEvent.event == event.value[0])
+        .order_by(AuditEvent.at.desc(), AuditEvent.seq.desc())
+        .limit(_RECENT_REFUSALS)
     )
-    return session.execute(query).scalars().all()
+    rows = session.execute(query).tuples()
+    return [(at, objects) for seq, at, objects in rows if seq > last - _RECENT_EVENTS]
 
 
 def _refused_associations(session: Session) -> tuple[RefusedAssociation, ...]:
     """Newest first, equal ones once."""
     found: dict[tuple[str, str, str], RefusedAssociation] = {}
-    for row in _recent(session, Event.ASSOCIATION_REFUSED):
+    for at, objects in _recent(session, Event.ASSOCIATION_REFUSED):
         calling, called, address = (
-            str(row.objects.get(name, "")) for name in ("calling_ae", "called_ae", "address")
+            str(objects.get(name, "")) for name in ("calling_ae", "called_ae", "address")
         )
         if not calling:
             # no sender that could be admitted; pacs-node doctor tells about it
             continue
         key = (calling, called, address)
-        count = int(row.objects.get("count", 1)) + (found[key].count if key in found else 0)
-        last = found[key].last_at if key in found else row.at
+        count = int(objects.get("count", 1)) + (found[key].count if key in found else 0)
+        last = found[key].last_at if key in found else at
         found[key] = RefusedAssociation(calling, called, address, last, count)
     return tuple(found.values())[:5]
 
@@ -383,10 +401,10 @@ def _refused_associations(session: Session) -> tuple[RefusedAssociation, ...]:
 def _refused_instances(session: Session) -> tuple[RefusedInstance, ...]:
     return tuple(
         RefusedInstance(
-            calling_ae=str(row.objects.get("calling_ae", "")),
-            status=str(row.objects.get("status", "")),
-            reason=str(row.objects.get("reason", "")),
-            at=row.at,
+            calling_ae=str(objects.get("calling_ae", "")),
+            status=str(objects.get("status", "")),
+            reason=str(objects.get("reason", "")),
+            at=at,
         )
-        for row in _recent(session, Event.INSTANCE_REFUSED)[:5]
+        for at, objects in _recent(session, Event.INSTANCE_REFUSED)[:5]
     )

@@ -63,6 +63,11 @@ def moment(context: Context, at: datetime | None) -> str | Markup:
     )
 
 
+def day(at: datetime) -> str:
+    """The day where the node stands, as a field of a form has it."""
+    return f"{at.astimezone():%Y-%m-%d}"
+
+
 @pass_context
 def age(context: Context, at: datetime) -> str:
     """How long ago, in words."""
@@ -116,6 +121,7 @@ def make_environment() -> Environment:
         "date": date,
         "moment": moment,
         "age": age,
+        "day": day,
         "duration": duration,
         "number": number,
         "percent": percent,
