@@ -98,26 +98,31 @@ class Recorder:
         self.clock = clock
         self._on_trouble = on_trouble
         self._broken = False
-        #: who has it writes
-        self._turn = threading.Lock()
+        self._changed = threading.Condition()
+        #: somebody has its turn
+        self._writing = False
         self._waiting: list[_Waiting] = []
         self._ends: list[tuple[Origin, str, datetime]] = []
         self._trouble: Exception | None = None
         self._released = threading.Condition()
         #: SOP Instance UID -> digest of the bytes that somebody is making durable
         self._claimed: dict[str, str] = {}
+        #: something waits that no association waits for
+        self._left = threading.Event()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._try_again, name="recorder", daemon=True)
+        self._thread = threading.Thread(target=self._follow_up, name="recorder", daemon=True)
 
     def start(self) -> None:
-        """Begin to write again what could not be written."""
+        """Begin to write what nobody waits for, and again what could not be written."""
         self._thread.start()
 
     def stop(self) -> None:
         """Write what waits, once; what can't be written is found at the next start."""
         self._stopping.set()
+        self._left.set()
         self._thread.join()
-        with self._turn:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._writing, _WAIT_S)
             self._hang_up()
 
     @contextmanager
@@ -158,9 +163,9 @@ class Recorder:
         return item.outcome
 
     def end(self, origin: Origin, ending: str) -> None:
-        """Write the end of an association, behind its instances; now or, if that fails, later."""
+        """Have the end of an association written soon, behind its instances."""
         self._ends.append((origin, ending, self.clock()))
-        self._write()
+        self._left.set()
 
     def flush(self) -> None:
         """Write all that waits.
@@ -193,22 +198,29 @@ class Recorder:
         if self._trouble is not None:
             self.flush()
 
-    def _try_again(self) -> None:
-        while not self._stopping.wait(_RETRY_S):
+    def _follow_up(self) -> None:
+        while not self._stopping.is_set():
+            self._left.wait()
             if self._trouble is not None:
-                self._write()
-        self._write()
+                self._stopping.wait(_RETRY_S)
+            self._left.clear()
+            self._write()
 
     def _write(self, item: _Waiting | None = None) -> None:
         """Write all that waits, unless somebody has seen to the item before it was our turn."""
-        if not self._turn.acquire(timeout=_WAIT_S):
-            self._trouble = RowsMissingError("the database is too slow")
-            return
+        with self._changed:
+            if not self._changed.wait_for(lambda: not self._writing or _is_settled(item), _WAIT_S):
+                self._trouble = RowsMissingError("the database is too slow")
+                return
+            if _is_settled(item):
+                return
+            self._writing = True
         try:
-            if item is None or (item.outcome is None and item.trouble is None):
-                self._write_all()
+            self._write_all()
         finally:
-            self._turn.release()
+            with self._changed:
+                self._writing = False
+                self._changed.notify_all()
 
     def _write_all(self) -> None:
         items, ends = self._waiting[:], self._ends[:]
@@ -227,6 +239,7 @@ class Recorder:
             self._trouble = error
             for item in items:
                 item.trouble = error
+            self._left.set()
             self.report(error)
             return
         self._trouble = None
@@ -333,6 +346,10 @@ class Recorder:
             if not reception.is_recorded(session, path) and not any(digest in path for digest in arriving):
                 self.spool.remove(path)
                 logger.info("removed a damaged file without a row", extra={"path": path})
+
+
+def _is_settled(item: _Waiting | None) -> bool:
+    return item is not None and (item.outcome is not None or item.trouble is not None)
 
 
 def _arrival(identity: reception.Identity, found: FoundFile, at: datetime) -> Arrival:

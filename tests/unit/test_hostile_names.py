@@ -21,7 +21,7 @@ from pacs_node.db import AuditEvent, Database, Instance, Series, Study
 from pacs_node.listener import Listener
 from pacs_node.logs import JsonFormatter
 from pacs_node.reception import is_uid
-from pacs_node.spool import Spool
+from pacs_node.spool import Incoming, Spool, StoredFile
 from tests.conftest import find_free_port
 from tests.ct_factory import make_ct_series
 from tests.faults.receiver import LONG
@@ -167,7 +167,7 @@ def test_no_log_line_names_a_patient(
         assert peer.store(data, CTImageStorage, uid) == 0
         assert peer.store(data[:-40], CTImageStorage, "1.2.3") == 0xA900
         assert peer.store(data[:300], CTImageStorage, MARKUP) == 0xC000
-        monkeypatch.setattr(Spool, "absolute", broken)
+        monkeypatch.setattr(Incoming, "keep", broken)
         assert peer.store(data + b"\0\0", CTImageStorage, uid) == 0x0110
         monkeypatch.undo()
         listener.flush()
@@ -187,7 +187,7 @@ def test_no_log_line_names_a_patient(
     assert CANARY not in json.dumps(list(events))
 
 
-def broken(_self: Spool, _relative: str) -> Path:
+def broken(_self: Incoming) -> StoredFile:
     raise OSError(f"{CANARY}: no such file")
 
 

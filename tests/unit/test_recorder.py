@@ -52,10 +52,13 @@ def add(rows: Recorder, source: Origin, item: Arrival) -> Reception:
 def together(rows: Recorder, sources: Sequence[Origin], items: Sequence[Arrival]) -> list[Reception]:
     """Let all wait before anybody has its turn."""
     with ThreadPoolExecutor(len(items)) as pool:
-        with rows._turn:
-            done = [pool.submit(add, rows, *pair) for pair in zip(sources, items, strict=True)]
-            while len(rows._waiting) < len(items):
-                time.sleep(0.001)
+        rows._writing = True
+        done = [pool.submit(add, rows, *pair) for pair in zip(sources, items, strict=True)]
+        while len(rows._waiting) < len(items):
+            time.sleep(0.001)
+        with rows._changed:
+            rows._writing = False
+            rows._changed.notify_all()
         return [future.result() for future in done]
 
 
@@ -74,6 +77,7 @@ def test_who_waits_at_the_same_time_shares_a_transaction(rows: Recorder, databas
     assert len(commits) == 1
     for source in sources:
         rows.end(source, "released")
+    rows.flush()
     assert total(database, Instance) == 10
     assert total(database, Series) == 1
     assert total(database, Association) == 3
@@ -101,6 +105,7 @@ def test_one_whose_file_is_gone_does_not_hold_up_the_others(rows: Recorder, data
 
 def test_an_association_that_brought_nothing_has_no_row(rows: Recorder, database: Database) -> None:
     rows.end(origin(), "aborted")
+    rows.flush()
     assert total(database, Association) == 0
 
 
@@ -151,7 +156,7 @@ def test_rows_that_could_not_be_written_are_written_later(
     assert told
     assert (total(database, Instance), source.row) == (0, None)
     failing.clear()
-    rows.check()
+    rows.flush()
     assert total(database, Instance) == 1
     add(rows, source, arrival(2))
     rows.stop()
