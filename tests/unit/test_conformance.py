@@ -45,6 +45,7 @@ from pacs_node.dicomweb import DicomWebDestination
 from pacs_node.dimse import DimseDestination
 from pacs_node.listener import Listener
 from pacs_node.peer import ReceivingPeer
+from pacs_node.returned_files import REPORTS, SEGMENTATIONS
 from pacs_node.spool import Spool
 from tests.certificates import make_certificate
 from tests.conftest import find_free_port
@@ -548,3 +549,9 @@ def test_the_node_has_one_implementation_class() -> None:
     assert spool.IMPLEMENTATION_CLASS_UID == part10.IMPLEMENTATION_CLASS_UID
     assert part10.implementation_version_name(__version__) == spool.IMPLEMENTATION_VERSION_NAME
     assert len(part10.implementation_version_name("12.34.56.post7")) == 16
+
+
+def test_what_may_come_back_is_what_is_read() -> None:
+    assert (
+        {*ACCEPTOR["storage"]["returned"]} == {*REPORTS, *SEGMENTATIONS} <= set(ACCEPTOR["storage"]["other"])
+    )
