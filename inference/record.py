@@ -45,6 +45,10 @@ class RecordCode(StrEnum):
     NO_MATCH = "NO_MATCH"
     AMBIGUOUS = "AMBIGUOUS"
     MISMATCH = "MISMATCH"
+    UNCONFIRMED = "UNCONFIRMED"
+    NO_ANSWER = "NO_ANSWER"
+    AFTER_STUDY = "AFTER_STUDY"
+    UNIT_VALUE = "UNIT_VALUE"
     AGE_RANGE = "AGE_RANGE"
     SEX_VALUE = "SEX_VALUE"
     SMOKING_VALUE = "SMOKING_VALUE"
@@ -225,18 +229,29 @@ class RecordReading:
     ----------
     sources
         Item -> words for the source, such as ``DICOM Patient's Age``.
+    dates
+        Item -> day from which its value is, where the source says it.
     """
 
     record: ClinicalRecord = field(default_factory=ClinicalRecord)
     sources: Mapping[str, str] = field(default_factory=dict)
     issues: tuple[RecordIssue, ...] = ()
+    dates: Mapping[str, date] = field(default_factory=dict)
 
     def used_words(self) -> str:
         """The items and their sources for a report, e.g. ``age_years (record.json), sex (DICOM ...)``."""
-        return ", ".join(f"{item} ({self.sources.get(item, 'given')})" for item in self.record.items())
+        return ", ".join(f"{item} ({self._origin(item)})" for item in self.record.items())
+
+    def _origin(self, item: str) -> str:
+        source, day = self.sources.get(item, "given"), self.dates.get(item)
+        return source if day is None else f"{source} of {day.isoformat()}"
 
 
-def accept(values: Mapping[str, object], source: str | Mapping[str, str]) -> RecordReading:
+def accept(
+    values: Mapping[str, object],
+    source: str | Mapping[str, str],
+    dates: Mapping[str, date] | None = None,
+) -> RecordReading:
     """Make a record of values as they came.
 
     Parameters
@@ -246,6 +261,8 @@ def accept(values: Mapping[str, object], source: str | Mapping[str, str]) -> Rec
         not known.
     source
         Where they came from, one for all or by item.
+    dates
+        Days from which they are, by item.
 
     Returns
     -------
@@ -273,7 +290,8 @@ def accept(values: Mapping[str, object], source: str | Mapping[str, str]) -> Rec
     kept = {name: value for name, value in kept.items() if value is not None}
     record = ClinicalRecord(**kept)
     of = {name: source if isinstance(source, str) else source.get(name, "given") for name in record.items()}
-    return RecordReading(record, of, tuple(issues))
+    days = {name: day for name, day in (dates or {}).items() if name in of}
+    return RecordReading(record, of, tuple(issues), days)
 
 
 def merge(first: RecordReading, second: RecordReading) -> RecordReading:
@@ -284,6 +302,8 @@ def merge(first: RecordReading, second: RecordReading) -> RecordReading:
     """
     values = {**_all(second.record), **_all(first.record)}
     sources = {**second.sources, **first.sources}
+    mine, others = first.record.items(), second.dates.items()
+    dates = {**{name: day for name, day in others if name not in mine}, **first.dates}
     conflicts = tuple(
         RecordIssue(
             RecordCode.CONFLICT,
@@ -291,13 +311,12 @@ def merge(first: RecordReading, second: RecordReading) -> RecordReading:
             f"{name} differs between {first.sources.get(name, 'given')} and "
             f"{second.sources.get(name, 'given')}; the former was taken.",
         )
-        for name, mine in first.record.items().items()
-        if (other := second.record.items().get(name)) is not None and not _agree(mine, other)
+        for name, value in mine.items()
+        if (other := second.record.items().get(name)) is not None and not _agree(value, other)
     )
-    merged = accept(values, sources)
-    return RecordReading(
-        merged.record, merged.sources, (*first.issues, *second.issues, *conflicts, *merged.issues)
-    )
+    merged = accept(values, sources, dates)
+    issues = (*first.issues, *second.issues, *conflicts, *merged.issues)
+    return RecordReading(merged.record, merged.sources, issues, merged.dates)
 
 
 def _all(record: ClinicalRecord) -> dict[str, Any]:

@@ -35,7 +35,8 @@ from inference.guidelines.reading import guideline_observations
 from inference.guidelines.screening import occasion_of
 from inference.load import LoadedSeries, read_header
 from inference.prompts import PAIRS
-from inference.record import RecordReading, from_dicom, merge
+from inference.record import RecordCode, RecordReading, merge
+from inference.record_person import gathered
 from inference.registry import FUSION, TEXT, Pipeline, load_pipeline
 from inference.types import Observation, Result, Volume
 from pacs_node import __version__
@@ -46,6 +47,10 @@ from pacs_node.states import JobOutcome
 
 Progress = Callable[[str, float], None]
 _SC, _PDF = Form("sc"), Form("pdf")
+#: said of other systems whatever reads the record: the guidelines ask it too
+_OF_SOURCES = frozenset(
+    (RecordCode.NO_ANSWER, RecordCode.MISMATCH, RecordCode.UNCONFIRMED, RecordCode.AMBIGUOUS)
+)
 
 
 class _Stopwatch:
@@ -122,8 +127,8 @@ def _reader(request: CaseRequest) -> Reader:
 
 
 def _reading(request: CaseRequest, loaded: LoadedSeries) -> RecordReading:
-    """The record of the file, its gaps filled from the images' header."""
-    return merge(request.record or RecordReading(), from_dicom(loaded.headers[0]))
+    """The record of the file, its gaps filled by other systems, then from the images' header."""
+    return merge(request.record or RecordReading(), gathered(request.told, loaded.headers[0]))
 
 
 def _by_guidelines(
@@ -137,7 +142,9 @@ def _record_warnings(request: CaseRequest, pipeline: Pipeline, reading: RecordRe
     """What was left out of the record, or that no model of the profile reads it."""
     if pipeline.has(FUSION):
         yield from (f"Clinical record, {issue}" for issue in reading.issues)
-    elif request.record is not None:
+        return
+    yield from (f"Clinical record, {issue}" for issue in reading.issues if issue.code in _OF_SOURCES)
+    if request.record is not None or any(one.person is not None for one in request.told):
         yield f"The profile {pipeline.profile} has no model that reads a clinical record: it was not used."
 
 

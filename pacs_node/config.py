@@ -38,6 +38,7 @@ from pacs_node.config_listener import (
     Section,
 )
 from pacs_node.config_notify import NotifySettings
+from pacs_node.config_record import MllpSettings, RecordSettings
 from pacs_node.config_storage import SQLITE_FILE, StorageSettings, without_secret
 from pacs_node.config_web import OidcSettings, WebSettings
 from pacs_node.errors import ConfigurationError
@@ -242,6 +243,8 @@ class Settings(Section):
     audit: AuditSettings = Field(default_factory=AuditSettings)
     drift: DriftSettings = Field(default_factory=DriftSettings)
     notify: NotifySettings = Field(default_factory=NotifySettings)
+    record: RecordSettings = Field(default_factory=RecordSettings)
+    mllp: MllpSettings = Field(default_factory=MllpSettings)
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Settings:
@@ -348,6 +351,8 @@ def _with_absolute_paths(settings: Settings, base: Path) -> Settings:
     oidc = with_files(settings.oidc, "client_secret_file", "ca_file")
     files = ("webhook_secret_file", "webhook_ca_file", "mail_ca_file", "mail_password_file")
     notify = with_files(settings.notify, *files)
+    record = with_files(settings.record, "fhir_ca_file", "fhir_token_file", "smart_key_file")
+    mllp = with_files(settings.mllp, "tls_certificate_file", "tls_key_file", "tls_client_ca_file")
     pipeline = with_files(settings.pipeline, "wording", "models")
     audit = with_files(settings.audit, "syslog_ca_file", "syslog_certificate_file", "syslog_key_file")
     heads = str((Path(storage.directory) / audit.heads_file).absolute())
@@ -362,6 +367,8 @@ def _with_absolute_paths(settings: Settings, base: Path) -> Settings:
             "pipeline": pipeline,
             "audit": audit,
             "notify": notify,
+            "record": record,
+            "mllp": mllp,
         }
     )
 

@@ -134,7 +134,14 @@ class BacklogSettings(Section):
     )
 
 
-def _network(value: str) -> str:
+def network(value: str) -> str:
+    """Check an address or a network.
+
+    Raises
+    ------
+    ValueError
+        It is neither.
+    """
     try:
         return str(ipaddress.ip_network(value))
     except ValueError as error:
@@ -154,7 +161,7 @@ class Caller(Section):
     """One peer that may send. Everybody else is refused."""
 
     ae_title: AETitle = Field(description="Calling AE title of the sender.")
-    address: Annotated[str, AfterValidator(_network)] = Field(
+    address: Annotated[str, AfterValidator(network)] = Field(
         description="Address or network of the sender, e.g. 10.1.2.3 or 10.1.2.0/24."
     )
 

@@ -7,6 +7,7 @@
     ├── StaleStateError        somebody else changed the row first (lost lease, cancelled job)
     ├── OutOfSpaceError        the storage reserve is reached; nothing was written
     ├── AnalysisFailedError    an attempt died, hung or raised; the job tries again or fails
+    ├── SourceSilentError      a source of clinical records gave no answer that can be used
     ├── BackupError            a backup or a restore can't be made here; nothing was changed
     └── UnreadableInstanceError  the data set names no usable study, series or instance
 """
@@ -36,6 +37,10 @@ class UnreadableInstanceError(NodeError):
 
 class BackupError(NodeError):
     """A backup or a restore can't be made here."""
+
+
+class SourceSilentError(NodeError):
+    """A source of clinical records gave no answer that can be used; says why, and names no patient."""
 
 
 class AnalysisFailedError(NodeError):

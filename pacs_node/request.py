@@ -12,6 +12,7 @@ from dicom_sr.context import OtherSeries, Predecessor
 from dicom_sr.profiles import STANDARD
 from inference.errors import ReasonCode
 from inference.record import RecordReading
+from inference.record_person import SourcedRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,9 @@ class CaseRequest:
         Keyword -> value of what the node knows of the series, for the report of files that can't be read.
     record
         The clinical record from a file, None without one. What the images' headers say fills its gaps.
+    told
+        What other systems told of the patient, in the order in which they count; used only where it is of the
+        patient of the images.
     forms
         Objects to make, each in its encoding.
     receivers
@@ -80,6 +84,7 @@ class CaseRequest:
     predecessors: tuple[Predecessor, ...] = ()
     other_series: tuple[OtherSeries, ...] = ()
     record: RecordReading | None = None
+    told: tuple[SourcedRecord, ...] = ()
     #: folder of ``pacs-node models``, for the profile ``full``
     models: Path | None = None
     forms: tuple[str, ...] = STANDARD

@@ -35,7 +35,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
             " torchscript risk radiomics record phantom phantom.*"
         ),
         (
-            "compare select cade measure retinanet pull inventory record_files pleura views descriptors"
+            "compare select cade measure retinanet pull inventory record_files record_person pleura views"
+            " descriptors"
             " guidelines guidelines.*"
         ),
         "load registry openclip_model",
@@ -62,15 +63,15 @@ LAYERS: dict[str, tuple[str, ...]] = {
         (
             "errors clock states logs destinations peer present tcia request models_cli validators"
             " validators.* gate_pdu dataset_head commitment"
-            " confinement reader_tasks ballast doctor_findings http_limits"
+            " confinement reader_tasks ballast doctor_findings http_limits record_codes"
         ),
-        "tls gate_message archive reader reader_process",
+        "tls gate_message archive reader reader_process record_facts record_http",
         "config_listener",
         "config_archive config_audit config_drift config_storage config_web",
-        "config_notify",
-        "oidc_metadata",
-        "oidc",
-        "connections one_node",
+        "config_notify config_record",
+        "oidc_metadata record_fhir_read smart",
+        "oidc record_fhir",
+        "connections one_node record_sources",
         "config db spool association dicomweb engines gate gate_association",
         "db_accounts db_feedback db_notices db_tokens",
         (
@@ -195,7 +196,7 @@ IMPORTERS: dict[str, str] = {
     "fastapi": "pacs_node.web.api*",
     "uvicorn": "pacs_node.web*",
     "argon2": "pacs_node.accounts",
-    "jwt": "pacs_node.oidc*",
+    "jwt": "pacs_node.oidc* pacs_node.smart",
     "torch": "inference.* pacs_node.engines",
 }
 
