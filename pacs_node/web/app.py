@@ -25,7 +25,7 @@ from pacs_node.storage import open_database
 from pacs_node.tls import page_context
 from pacs_node.web.account_pages import AccountPages
 from pacs_node.web.actions import Actions
-from pacs_node.web.api.app import ADDRESS, make_api
+from pacs_node.web.api.app import ADDRESS, make_api, or_problem
 from pacs_node.web.audit_page import AuditPages
 from pacs_node.web.feedback_page import FeedbackPages
 from pacs_node.web.guard import Guard, Looks, Rule
@@ -121,7 +121,7 @@ def make_app(
             Middleware(OnlyProxy, address=settings.web.proxy_address),
         ],
         exception_handlers={
-            HTTPException: pages.refused,
+            HTTPException: or_problem(pages.refused),
             OperationalError: pages.unavailable,
             Exception: pages.failed,
         },

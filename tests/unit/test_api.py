@@ -235,6 +235,7 @@ def test_problems_are_told_in_one_form(program: Program, story: Story) -> None:
     hold = f"/studies/{story.study_uid}/hold"
     cases = (
         (program.ask("/nothing"), "no-address"),
+        (program.ask("/studies/1%0A/hold", {}), "no-address"),
         (program.ask("/studies", method="DELETE"), "method"),
         (program.ask("/studies/1.2.3"), "no-study"),
         (program.ask("/studies/1.2%20"), "invalid"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -10,8 +10,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import OperationalError
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 
 from dicom_sr.context import RESEARCH_USE
@@ -31,6 +33,8 @@ from pacs_node.web.api.problems import Code, Problem, ProblemError, declared
 from pacs_node.web.api.record import Record
 from pacs_node.web.api.studies import Studies
 from pacs_node.web.guard import Looks
+
+Handler = Callable[[Request, Exception], Awaitable[Response]]
 
 ADDRESS = "/api/v1"
 _VERSION = "1.0.0"
@@ -145,7 +149,15 @@ def _document(api: FastAPI) -> dict[str, Any]:
     return found
 
 
-def operations_of(api: FastAPI) -> Sequence[Operation]:
-    """Return the operations of an API."""
-    found: Sequence[Operation] = api.state.operations
-    return found
+def or_problem(page: Callable[[Request, Exception], Response]) -> Handler:
+    """Return what answers an address that leads nowhere: a problem under that of the API, else a page.
+
+    A line feed in an address keeps it from the API, as a mount's pattern doesn't take one.
+    """
+
+    async def answer(request: Request, error: Exception) -> Response:
+        if request.url.path.startswith(f"{ADDRESS}/"):
+            return await problems.on_http(request, error)
+        return await run_in_threadpool(page, request, error)
+
+    return answer

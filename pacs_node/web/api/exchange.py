@@ -23,12 +23,12 @@ from pacs_node.web.api.acting import PROBLEMS, Key, act, problem_of, word_of
 from pacs_node.web.api.operation import Operation
 from pacs_node.web.api.problems import Code
 from pacs_node.web.api.record_schemas import Changed, Reason
-from pacs_node.web.api.values import Plain
+from pacs_node.web.api.values import Place
 
 _PATIENCE_S = 5.0
 """So long a request waits for a peer; what comes later is there when it is asked for again."""
 
-Place = Annotated[str, Plain, InPath(description="Name of the destination.", max_length=64)]
+DestinationName = Annotated[Place, InPath(description="Name of the destination.")]
 
 
 class Exchange:
@@ -65,11 +65,11 @@ class Exchange:
             destinations=tuple(schemas.Destination.model_validate(state) for state in states)
         )
 
-    def echo_destination(self, request: Request, destination: Place) -> schemas.Examination:
+    def echo_destination(self, request: Request, destination: DestinationName) -> schemas.Examination:
         """Ask a destination whether it answers."""
         return self._ask(request, "echo", destination, lambda item: echo_destination(item, self._settings))
 
-    def examine_destination(self, request: Request, destination: Place) -> schemas.Examination:
+    def examine_destination(self, request: Request, destination: DestinationName) -> schemas.Examination:
         """Ask a destination what the doctor asks: its SOP classes, transfer syntaxes and services."""
         now = self._clock()
         return self._ask(
@@ -77,7 +77,7 @@ class Exchange:
         )
 
     def retry_destination(
-        self, request: Request, destination: Place, body: Reason, key: Key = None
+        self, request: Request, destination: DestinationName, body: Reason, key: Key = None
     ) -> Changed:
         """Let what waits for a destination be sent at once."""
         item = self._meant(destination)
@@ -89,7 +89,7 @@ class Exchange:
         return act(self._database, request, body, key, change, at=self._clock())
 
     def resend_destination(
-        self, request: Request, destination: Place, body: Reason, key: Key = None
+        self, request: Request, destination: DestinationName, body: Reason, key: Key = None
     ) -> Changed:
         """Give what failed at a destination another chance."""
         item = self._meant(destination)

@@ -10,7 +10,19 @@ from pydantic import ConfigDict, Field, model_validator
 from pacs_node.accounts import ONE_TIME
 from pacs_node.db_accounts import Role
 from pacs_node.operator_actions import LONGEST_REASON
-from pacs_node.web.api.values import Answer, Asked, AskedPage, Moment, Name, Objects, Plain, Sent, Text, Uid
+from pacs_node.web.api.values import (
+    Answer,
+    Asked,
+    AskedPage,
+    Moment,
+    Name,
+    Objects,
+    Place,
+    Plain,
+    Sent,
+    Text,
+    Uid,
+)
 
 Exact = Annotated[str | None, Plain, Field(max_length=200)]
 
@@ -27,7 +39,7 @@ class Reason(Sent):
 class SendAgain(Reason):
     """Where to send results again, and why."""
 
-    destination: Annotated[str, Plain, Field(min_length=1, max_length=200)] | None = None
+    destination: Place | None = None
     """Name of the destination; without it all of them."""
 
 

@@ -93,4 +93,7 @@ Plain = StringConstraints(pattern=r"^[^\x00]*$")
 """Databases take no NUL."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,31}$")]
+Place = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
+"""Name of a destination, as the configuration takes it."""
+
 RowId = Annotated[int, Field(ge=1, le=2**31 - 1)]
