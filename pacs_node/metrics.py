@@ -7,8 +7,7 @@ patient, a study, or text that a peer chose.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timedelta
-from statistics import quantiles
+from datetime import datetime
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -18,16 +17,16 @@ from sqlalchemy.orm import Session
 
 from pacs_node import __version__
 from pacs_node.agreement import given_counts
+from pacs_node.audit import Event
 from pacs_node.clock import Clock, utc_now
 from pacs_node.db import AuditEvent, Breaker, Database, Delivery, Instance, Job, MissedStudy, Series
 from pacs_node.db_feedback import VerdictKind, VerdictSource
 from pacs_node.drift import latest_reading
+from pacs_node.gpu import Gpu, gpus
+from pacs_node.latency import Percentiles, latency
 from pacs_node.overview import DiskSpace
 from pacs_node.states import DeliveryState, JobState, SeriesState
 
-#: so many of the last jobs and deliveries make the percentiles
-_LAST = 500
-_QUANTILES = (0.5, 0.9, 0.99)
 _UNSENT = (DeliveryState.PENDING, DeliveryState.SENDING)
 
 
@@ -40,6 +39,8 @@ class NodeCollector(Collector):
         Looks where images are kept.
     destinations
         Names of those that are configured.
+    gpus
+        Looks at the GPUs of this machine.
     """
 
     def __init__(
@@ -48,8 +49,10 @@ class NodeCollector(Collector):
         disk: Callable[[], DiskSpace],
         destinations: tuple[str, ...],
         clock: Clock = utc_now,
+        gpus: Callable[[], tuple[Gpu, ...]] = gpus,
     ) -> None:
         self._database, self._disk, self._destinations, self._clock = database, disk, destinations, clock
+        self._gpus = gpus
 
     def collect(self) -> Iterator[Metric]:
         """Yield one family after the other."""
@@ -70,12 +73,15 @@ class NodeCollector(Collector):
                 "Studies that the archive has and the node never got.",
                 session.scalar(missed),
             )
+            yield _errors(session)
             yield from _quality(session)
         disk = self._disk()
         yield _gauge("pacs_node_disk_free_bytes", "Free space where images are kept.", disk.free)
         yield _gauge(
             "pacs_node_disk_reserve_bytes", "Below this free space objects are refused (A700).", disk.reserve
         )
+        yield _gauge("pacs_node_disk_total_bytes", "Size of the file system there.", disk.total)
+        yield from _gpu(self._gpus())
 
 
 def exposition(collector: NodeCollector) -> bytes:
@@ -123,16 +129,15 @@ def _analysis(session: Session, now: datetime) -> Iterator[Metric]:
     oldest = session.scalar(select(func.min(Job.created_at)).where(Job.state == JobState.QUEUED))
     age = (now - oldest).total_seconds() if oldest else 0.0
     yield _gauge("pacs_node_queue_age_seconds", "Age of the oldest analysis that waits.", age)
-    finished = session.execute(
-        select(Job.created_at, Job.started_at, Job.finished_at)
-        .where(Job.state == JobState.SUCCEEDED, Job.kind == "analysis")
-        .order_by(Job.id.desc())
-        .limit(_LAST)
-    ).all()
-    took = [done - begun for _, begun, done in finished if begun and done]
-    yield _percentiles("pacs_node_analysis_seconds", "Time of the last analyses.", took)
-    waited = [begun - made for made, begun, _ in finished if begun]
-    yield _percentiles("pacs_node_queue_wait_seconds", "Time that the last analyses waited.", waited)
+    took = latency(session)
+    yield _percentiles("pacs_node_analysis_seconds", "Time of the last analyses.", took.analysis)
+    yield _percentiles("pacs_node_queue_wait_seconds", "Time that the last analyses waited.", took.waited)
+    yield _percentiles(
+        "pacs_node_delivery_seconds", "From result to proof of arrival, of the last ones.", took.delivery
+    )
+    yield _percentiles(
+        "pacs_node_study_seconds", "From the last image to proof of arrival, of the last ones.", took.whole
+    )
 
 
 def _delivery(session: Session, now: datetime, destinations: tuple[str, ...]) -> Iterator[Metric]:
@@ -168,16 +173,52 @@ def _delivery(session: Session, now: datetime, destinations: tuple[str, ...]) ->
     open_until = dict(session.execute(select(Breaker.destination, Breaker.open_until)).tuples().all())
     states = [((name,), float(open_until.get(name) is not None)) for name in destinations]
     yield _labelled("pacs_node_destination_away", "1 while nobody answers there.", ("destination",), states)
-    arrived = session.execute(
-        select(Delivery.created_at, Delivery.verified_at)
-        .where(Delivery.state == DeliveryState.COMMITTED)
-        .order_by(Delivery.id.desc())
-        .limit(_LAST)
-    ).all()
-    took = [there - made for made, there in arrived if there]
-    yield _percentiles(
-        "pacs_node_delivery_seconds", "From result to proof of arrival, of the last ones.", took
+
+
+#: what went wrong, as the audit record calls it
+_ERRORS = (
+    Event.ASSOCIATION_REFUSED,
+    Event.INSTANCE_REFUSED,
+    Event.INSTANCE_CONFLICT,
+    Event.INTAKE_PAUSED,
+    Event.DESTINATION_AWAY,
+    Event.LOGIN_REFUSED,
+    Event.ACCESS_DENIED,
+)
+
+
+def _errors(session: Session) -> Metric:
+    names = [event.value[0] for event in _ERRORS]
+    counts = dict(
+        session.execute(
+            select(AuditEvent.event, func.count())
+            .where(AuditEvent.event.in_(names))
+            .group_by(AuditEvent.event)
+        )
+        .tuples()
+        .all()
     )
+    family = CounterMetricFamily("pacs_node_errors", "What went wrong, by audit event.", labels=("event",))
+    for name in names:
+        family.add_metric((name,), counts.get(name, 0))
+    return family
+
+
+def _gpu(found: Sequence[Gpu]) -> Iterator[Metric]:
+    """Nothing without a GPU: a zero would be a measurement."""
+    for name, help_text, values in (
+        ("gpu_busy_ratio", "Share of time in which the GPU computed.", [one.busy for one in found]),
+        ("gpu_memory_used_bytes", "Memory in use.", [one.memory_used for one in found]),
+        ("gpu_memory_total_bytes", "Memory that there is.", [one.memory_total for one in found]),
+        ("gpu_temperature_celsius", "Temperature.", [one.celsius for one in found]),
+    ):
+        rows = [
+            ((one.index, one.name), value)
+            for one, value in zip(found, values, strict=True)
+            if value is not None
+        ]
+        if rows:
+            yield _labelled(f"pacs_node_{name}", help_text, ("gpu", "name"), rows)
 
 
 def _quality(session: Session) -> Iterator[Metric]:
@@ -194,12 +235,9 @@ def _quality(session: Session) -> Iterator[Metric]:
     yield _gauge("pacs_node_drift_alarms", "Comparisons in which recent results differ.", alarms)
 
 
-def _percentiles(name: str, help_text: str, times: list[timedelta]) -> Metric:
-    seconds = sorted(time.total_seconds() for time in times)
+def _percentiles(name: str, help_text: str, found: Percentiles | None) -> Metric:
     values: list[tuple[tuple[str, ...], float]] = []
-    if len(seconds) > 1:
-        cuts = quantiles(seconds, n=100, method="inclusive")
-        values = [((f"{part:g}",), cuts[round(part * 100) - 1]) for part in _QUANTILES]
-    elif seconds:
-        values = [((f"{part:g}",), seconds[0]) for part in _QUANTILES]
+    if found is not None:
+        parts = (("0.5", found.p50), ("0.9", found.p90), ("0.99", found.p99))
+        values = [((part,), time.total_seconds()) for part, time in parts]
     return _labelled(name, help_text, ("quantile",), values)

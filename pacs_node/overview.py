@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,12 @@ from pacs_node.config import Caller
 from pacs_node.db import Artifact, AuditEvent, Breaker, Delivery, Job, Series, Study
 from pacs_node.states import DeliveryState, JobState
 from pacs_node.study_state import StudyWord
-from pacs_node.timeline import words
 
 _RECENT_EVENTS = 20_000
 """How far back in the audit record a refusal is of late."""
 _RECENT_REFUSALS = 200
 _MOST = 20
 _WAITING = (DeliveryState.PENDING, DeliveryState.SENDING)
-_STUCK = timedelta(minutes=10)
-_LATE = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,15 +152,6 @@ class Overview:
     last_pipeline: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Alarm:
-    """Something that somebody should look at."""
-
-    sentence: str
-    study_uid: str | None = None
-    urgent: bool = True
-
-
 def overview(
     session: Session, now: datetime, midnight: datetime, destinations: Sequence[str] = ()
 ) -> Overview:
@@ -192,33 +180,6 @@ def overview(
         refused_instances=_refused_instances(session),
         last_pipeline=session.execute(newest).scalar_one_or_none(),
     )
-
-
-def alarms(seen: Overview, disk: DiskSpace) -> tuple[Alarm, ...]:
-    """What somebody should look at, the urgent first."""
-    found: list[Alarm] = []
-    if disk.low:
-        found.append(
-            Alarm(
-                f"The disk has {disk.free >> 20} MiB left, less than the reserve of "
-                f"{disk.reserve >> 20} MiB: images are refused."
-            )
-        )
-    found += [Alarm(f"{row.what}: {row.reason}", row.study_uid) for row in seen.failures]
-    if seen.oldest_queued is not None and not seen.running and seen.now - seen.oldest_queued > _STUCK:
-        waited = words(seen.now - seen.oldest_queued)
-        found.append(Alarm(f"A job has waited for {waited} and none is running: is a worker up?"))
-    for row in seen.destinations:
-        if row.away is not None:
-            since, again = f"{row.away.since:%Y-%m-%d %H:%M} UTC", f"{row.away.next_probe_at:%H:%M}"
-            found.append(
-                Alarm(f"{row.name} is not reached since {since} ({row.away.reason}); next attempt {again}.")
-            )
-        elif row.oldest_pending is not None and seen.now - row.oldest_pending > _LATE:
-            waited = words(seen.now - row.oldest_pending)
-            because = f" ({row.last_error})" if row.last_error else ""
-            found.append(Alarm(f"Results for {row.name} have waited for {waited}{because}.", urgent=False))
-    return tuple(found)
 
 
 def disk_space(directory: Path, reserve_bytes: int) -> DiskSpace:

@@ -7,25 +7,27 @@ from hmac import compare_digest
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from dicom_sr.context import NOT_REVIEWED
+from pacs_node.alarms import alarms, further
 from pacs_node.audit import Event
 from pacs_node.config import Settings
 from pacs_node.config_listener import is_loopback
-from pacs_node.db import Database, Study
+from pacs_node.db import Database
 from pacs_node.kept_files import ChangedFileError, NoFileError, kept_file, path_inside
+from pacs_node.latency import latency
 from pacs_node.metrics import NodeCollector, exposition
 from pacs_node.operator_actions import LONGEST_REASON
-from pacs_node.overview import alarms, disk_space, overview
+from pacs_node.overview import disk_space, overview
 from pacs_node.queries import StudyLine, StudyWord, study_tone
+from pacs_node.readiness import readiness
 from pacs_node.study_detail import JobLine, study_detail
 from pacs_node.study_search import MOST_COUNTED, NoduleKind, StudyOrder, count_studies, list_studies
 from pacs_node.study_state import DeliveryWord
+from pacs_node.versions import pipeline_in_use
 from pacs_node.web.feedback_page import feedback_values
 from pacs_node.web.guard import Looks, address_of, known_visitor
 from pacs_node.web.protection import HEADERS, REPORT_POLICY
@@ -73,6 +75,8 @@ class Pages:
         names = [item.name for item in self._settings.destinations]
         with self._database.read() as session:
             seen = overview(session, now, midnight, names)
+            more, took = further(session, self._settings, now), latency(session)
+        pipeline = pipeline_in_use(self._settings)
         disk = disk_space(self._directory, self._reserve)
         return self._renderer.page(
             request,
@@ -80,7 +84,10 @@ class Pages:
             here="overview",
             seen=seen,
             disk=disk,
-            alarms=alarms(seen, disk),
+            alarms=alarms(seen, disk, more),
+            took=took,
+            cards=() if isinstance(pipeline, str) else pipeline.cards,
+            unavailable=pipeline if isinstance(pipeline, str) else "",
             settings=self._settings,
             tones={word: study_tone(word) for word in StudyWord},
             refresh=_REFRESH_SECONDS,
@@ -179,24 +186,13 @@ class Pages:
         return JSONResponse({"status": "live"})
 
     def ready(self, request: Request) -> Response:  # noqa: ARG002 - a view gets it
-        """Whether the node can take images: the database answers and the disk has room."""
-        checks: dict[str, dict[str, Any]] = {}
-        try:
-            with self._database.read() as session:
-                session.execute(select(Study.id).limit(1)).first()
-            checks["database"] = {"ok": True}
-        except SQLAlchemyError as error:
-            checks["database"] = {"ok": False, "error": type(error).__name__}
-        try:
-            disk = disk_space(self._directory, self._reserve)
-            checks["disk"] = {
-                "ok": not disk.low,
-                "free_mb": disk.free >> 20,
-                "reserve_mb": disk.reserve >> 20,
-            }
-        except OSError as error:
-            checks["disk"] = {"ok": False, "error": type(error).__name__}
-        ready = all(check["ok"] for check in checks.values())
+        """Whether the node can take images and analyse them, and what keeps it from that."""
+        found = readiness(self._database, self._settings, self._renderer.clock())
+        checks: dict[str, dict[str, Any]] = {
+            check.name: {"ok": check.ok} | ({} if check.ok else {"why": check.why}) | dict(check.numbers)
+            for check in found
+        }
+        ready = all(check.ok for check in found)
         return JSONResponse(
             {"status": "ready" if ready else "not ready", "checks": checks}, 200 if ready else 503
         )

@@ -7,13 +7,14 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import update
 
+from pacs_node.alarms import alarms
 from pacs_node.config import Settings, parse_settings
 from pacs_node.db import Delivery
 from pacs_node.destinations import FakeDestination
 from pacs_node.doctor_findings import Finding, Level
 from pacs_node.doctor_queue import check_queue
 from pacs_node.outbox import Outbox
-from pacs_node.overview import DiskSpace, alarms, overview
+from pacs_node.overview import DiskSpace, overview
 from pacs_node.states import DeliveryState
 from tests.small_node import SmallNode
 

@@ -61,7 +61,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "pacs_node": (
         "returned_files",
         (
-            "errors clock states logs destinations peer present tcia request models_cli validators"
+            "errors clock gpu states logs destinations peer present tcia request models_cli validators"
             " validators.* gate_pdu dataset_head commitment"
             " confinement reader_tasks ballast doctor_findings http_limits record_codes"
         ),
@@ -105,7 +105,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "study_search",
         "held partners examination config_sources versions",
         "overview study_detail operator_actions kept_files",
-        "destination_actions",
+        "destination_actions alarms readiness latency",
         "metrics",
         "web web.*",
         (
@@ -161,7 +161,8 @@ ONLY: dict[str, str] = {
     "pacs_node.association pacs_node.breaker pacs_node.commitment_scu pacs_node.config pacs_node.db "
     "pacs_node.destinations pacs_node.dicomweb pacs_node.dimse pacs_node.errors pacs_node.jobs "
     "pacs_node.lifecycle pacs_node.outbox pacs_node.states pacs_node.storage pacs_node.tls pacs_node",
-    "pacs_node.web*": "inference.errors pacs_node.config_sources pacs_node.dead_letters "
+    "pacs_node.web*": "inference.errors pacs_node.alarms pacs_node.latency pacs_node.readiness "
+    "pacs_node.config_sources pacs_node.dead_letters "
     "pacs_node.destination_actions pacs_node.doctor_findings pacs_node.examination pacs_node.held "
     "pacs_node.partners pacs_node.refusals pacs_node.versions pacs_node pacs_node.web* "
     "pacs_node.account_admin pacs_node.accounts pacs_node.audit pacs_node.audit_* pacs_node.breaker "

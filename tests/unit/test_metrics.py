@@ -13,6 +13,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from pacs_node.db import Database
+from pacs_node.gpu import Gpu
 from pacs_node.metrics import NodeCollector, exposition
 from pacs_node.overview import DiskSpace
 from pacs_node.states import DeliveryState
@@ -23,7 +24,8 @@ Values = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 def scrape(database: Database, now: datetime = START, destinations: Iterable[str] = ("pacs",)) -> Values:
     disk = DiskSpace(free=7_000, total=9_000, reserve=5_000)
-    collector = NodeCollector(database, lambda: disk, tuple(destinations), lambda: now)
+    gpu = Gpu("0", "H100", 0.5, 1.0, 2.0, 35.0)
+    collector = NodeCollector(database, lambda: disk, tuple(destinations), lambda: now, lambda: (gpu,))
     families = text_string_to_metric_families(exposition(collector).decode())
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
@@ -32,7 +34,7 @@ def scrape(database: Database, now: datetime = START, destinations: Iterable[str
     }
 
 
-def value(values: Values, name: str, **labels: str) -> float:
+def value(values: Values, name: str, /, **labels: str) -> float:
     return values[f"pacs_node_{name}", frozenset(labels.items())]
 
 
@@ -91,6 +93,27 @@ def test_only_configured_destinations_are_named(database: Database, story: Story
     values = scrape(database, destinations=("other",))
     named = {dict(labels).get("destination") for _, labels in values} - {None}
     assert named == {"other"}
+
+
+def test_errors_are_counted(database: Database, story: Story) -> None:
+    assert value(scrape(database), "errors_total", event="association refused") == 0
+    story.refuse_association("A", "10.0.0.1").refuse_association("B", "10.0.0.1")
+    assert value(scrape(database), "errors_total", event="association refused") == 2
+
+
+def test_gpus_are_told_where_there_are_any(database: Database) -> None:
+    values = scrape(database)
+    assert value(values, "gpu_busy_ratio", gpu="0", name="H100") == 0.5
+    assert value(values, "gpu_temperature_celsius", gpu="0", name="H100") == 35
+    disk = DiskSpace(free=7_000, total=9_000, reserve=5_000)
+    silent = Gpu("0", "H100", None, None, 2.0, None)
+
+    def told(*found: Gpu) -> list[str]:
+        text = exposition(NodeCollector(database, lambda: disk, (), lambda: START, lambda: found)).decode()
+        return re.findall(r"^# TYPE (pacs_node_gpu\w+)", text, re.MULTILINE)
+
+    assert told() == []
+    assert told(silent) == ["pacs_node_gpu_memory_total_bytes"]
 
 
 def test_no_patient_is_told(database: Database, story: Story) -> None:

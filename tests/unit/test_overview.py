@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from pacs_node import audit
+from pacs_node.alarms import alarms
 from pacs_node.config import Caller
 from pacs_node.db import Database
-from pacs_node.overview import Alarm, DiskSpace, Overview, RefusedAssociation, alarms, disk_space, overview
+from pacs_node.overview import DiskSpace, Overview, RefusedAssociation, disk_space, overview
 from pacs_node.queries import StudyWord
 from pacs_node.states import DeliveryState
 from tests.node_story import START, VERSION, Story, analysed
@@ -66,39 +67,6 @@ def test_outbox_of_each_destination(story: Story, database: Database, tmp_path: 
 def test_a_destination_without_news_that_left_the_configuration_is_not_listed(story: Story) -> None:
     analysed(story).deliver(DeliveryState.COMMITTED)
     assert ask(story).destinations == ()
-
-
-def test_failures_are_alarms_with_their_study(story: Story, database: Database, tmp_path: Path) -> None:
-    story.receive().close().queue().start()
-    story.finish(failed=True, reason=("SOFTWARE_FAILURE", "It failed."), kinds=("sr",))
-    other = analysed(Story(database, tmp_path, "b", now=story.now)).deliver(
-        DeliveryState.FAILED, status="A900 refused"
-    )
-    found = alarms(ask(story), ROOM)
-    assert set(found) == {
-        Alarm("Analysis failed: It failed.", story.study_uid),
-        Alarm("Delivery of SEG and SR to pacs failed: A900 refused", other.study_uid),
-    }
-
-
-def test_low_disk_is_an_alarm(story: Story) -> None:
-    (alarm,) = alarms(ask(story), DiskSpace(free=1 << 30, total=20 << 30, reserve=5 << 30))
-    assert "1024 MiB left" in alarm.sentence
-    assert alarm.urgent
-
-
-def test_waiting_work_without_a_worker_is_an_alarm(story: Story) -> None:
-    story.receive().close().queue()
-    assert alarms(ask(story), ROOM) == ()
-    (alarm,) = alarms(ask(story, story.now + timedelta(minutes=11)), ROOM)
-    assert "waited for 11 min 00 s" in alarm.sentence
-
-
-def test_late_results_are_a_notice(story: Story) -> None:
-    analysed(story).deliver(DeliveryState.PENDING, status="connection refused")
-    (alarm,) = alarms(ask(story, story.now + timedelta(hours=2)), ROOM)
-    assert "pacs have waited for 2 h 00 min (connection refused)" in alarm.sentence
-    assert not alarm.urgent
 
 
 def test_refused_callers_are_counted_the_newest_first(story: Story) -> None:

@@ -40,7 +40,7 @@ def test_overview_shows_alarms_and_how_to_admit_a_caller(browser: Browser, story
     browser.now = story.now
     response = browser.get("/")
     page = parse(response)
-    assert "Alarm: Delivery of SEG and SR to pacs failed: A900 refused Open the study" in page.text
+    assert "Alarm: Delivery of SEG and SR to pacs failed: A900 refused. Correct the cause" in page.text
     assert '[[callers]] ae_title = "CT2" address = "10.0.0.7"' in page.text
     assert "It called OTHER ; this node is CTNODE . Correct the AE title at the sender." in page.text
     assert study_path(story) in [link.get("href") for link in page.all("a")]
@@ -249,7 +249,10 @@ def test_not_ready_without_a_database(browser: Browser) -> None:
         session.execute(text("ALTER TABLE study RENAME TO gone"))
     response = browser.get("/health/ready")
     assert response.status_code == 503
-    assert response.json()["checks"]["database"] == {"ok": False, "error": "OperationalError"}
+    assert response.json()["checks"]["database"] == {
+        "ok": False,
+        "why": "it doesn't answer (OperationalError)",
+    }
     page = browser.get("/studies")
     assert (page.status_code, "database doesn't answer" in parse(page).text) == (503, True)
 
@@ -257,7 +260,10 @@ def test_not_ready_without_a_database(browser: Browser) -> None:
 def test_not_ready_without_the_directory(database: Database, tmp_path: Path) -> None:
     settings = make_settings(tmp_path / "gone")
     response = Browser(database, settings).get("/health/ready")
-    assert response.json()["checks"]["disk"] == {"ok": False, "error": "FileNotFoundError"}
+    assert response.json()["checks"]["disk"] == {
+        "ok": False,
+        "why": "the storage directory can't be read (FileNotFoundError)",
+    }
 
 
 # the server
