@@ -72,6 +72,7 @@ NAMES = st.one_of(
 )
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(uid=NAMES, patient=NAMES, accession=NAMES)
 def test_no_byte_of_a_peer_is_in_a_path(
