@@ -21,14 +21,14 @@ from tests.fuzz.mutate import mutations
 
 logger = logging.getLogger("tests.fuzz")
 
-NAMES = ("identity", "request", "association", "file")
+NAMES = ("identity", "request", "association", "negotiation", "file")
 _GUIDED_BY = ["pydicom", "pacs_node", "inference.decode", "inference.headers", "inference.load"]
 
 
 def main() -> None:
     """Run what the arguments ask for."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=900, help="for each target")
+    parser.add_argument("--seconds", type=float, default=720, help="for each target")
     parser.add_argument("--decoders", type=int, default=20_000, help="damaged images")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the mutations")
     parser.add_argument("--target", action="append", choices=NAMES)

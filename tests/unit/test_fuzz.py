@@ -14,7 +14,7 @@ from tests.fuzz.mutate import mutations
 from tests.fuzz.run import NAMES
 from tests.fuzz.targets import TARGETS, seeds
 
-RUNS = {"identity": 400, "request": 400, "association": 150, "file": 150}
+RUNS = {"identity": 400, "request": 400, "association": 150, "negotiation": 150, "file": 150}
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:pydicom", "ignore::RuntimeWarning:numpy")
