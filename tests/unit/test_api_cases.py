@@ -11,7 +11,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import schemathesis
@@ -41,7 +41,12 @@ def names() -> list[str]:
     return [f"{item.method} {item.path}" for item in app.state.api.state.operations]
 
 
-@pytest.fixture(scope="module")
+def _scope(fixture_name: str, config: pytest.Config) -> Literal["module", "function"]:
+    """A node for all, or one for each operation: many cases write a long record, which exports read whole."""
+    return "module" if CASES < 100 else "function"
+
+
+@pytest.fixture(scope=_scope)
 def program(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
     """A node with one study in each stage and a token that may do everything."""
     directory = tmp_path_factory.mktemp("api")
@@ -58,7 +63,7 @@ def program(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     database.dispose()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope=_scope)
 def document(program: Program) -> Any:
     schemathesis.openapi.format("one-line", st.text(min_size=1).map(str.strip).filter(_is_one_line))
     return schemathesis.openapi.from_asgi(f"{ADDRESS}/openapi.json", program.browser.app)
