@@ -6,8 +6,7 @@ so these are figures of the judged studies, not of all.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from math import sqrt
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from scipy.special import bdtr, gammaincinv
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, func, literal, select
 from sqlalchemy.orm import Session
 
 from pacs_node.db import Study
@@ -110,36 +109,45 @@ def agreement(session: Session, *, since: datetime | None = None, weekly: bool =
     weekly
         Otherwise one row for each version.
     """
-    query = select(
-        Verdict.week, Verdict.pipeline_version, Verdict.kind, Verdict.study_id, Verdict.changes
-    ).where(*_standing())
+    when = Verdict.week if weekly else literal("")
+    chosen = list(_standing())
     if since is not None:
-        query = query.where(Verdict.week >= monday(since))
-    groups: defaultdict[tuple[str, str], list[tuple[VerdictKind, int, dict[str, object]]]] = defaultdict(list)
-    for week, version, kind, study_id, changes in session.execute(query).tuples():
-        groups[week if weekly else "", version].append((VerdictKind(kind), study_id, changes))
-    return [_of_group(*key, groups[key]) for key in sorted(groups, reverse=True)]
+        chosen.append(Verdict.week >= monday(since))
+    key = (when.label("week"), Verdict.pipeline_version)
+    by = (Verdict.week, Verdict.pipeline_version) if weekly else (Verdict.pipeline_version,)
+    counted = select(*key, Verdict.kind, func.count()).where(*chosen).group_by(*by, Verdict.kind)
+    judged = select(*key, func.count(Verdict.study_id.distinct())).where(*chosen).group_by(*by)
+    edits = select(*key, Verdict.changes).where(*chosen, Verdict.kind == VerdictKind.EDITED.value)
+    counts: dict[tuple[str, str], dict[VerdictKind, int]] = {}
+    for week, version, kind, count in session.execute(counted).tuples():
+        counts.setdefault((week, version), {})[VerdictKind(kind)] = count
+    studies = {(week, version): count for week, version, count in session.execute(judged).tuples()}
+    dice: dict[tuple[str, str], list[float]] = {}
+    for week, version, changes in session.execute(edits).tuples():
+        if isinstance(value := changes.get("dice"), float | int):
+            dice.setdefault((week, version), []).append(float(value))
+    return [
+        _of_group(place, counts[place], studies[place], dice.get(place, ()))
+        for place in sorted(counts, reverse=True)
+    ]
 
 
 def _of_group(
-    week: str, version: str, rows: Iterable[tuple[VerdictKind, int, dict[str, object]]]
+    key: tuple[str, str], counts: Mapping[VerdictKind, int], studies: int, dice: Sequence[float]
 ) -> Agreement:
-    rows = list(rows)
-    counts = {kind: sum(row[0] is kind for row in rows) for kind in VerdictKind}
-    studies = len({study_id for _, study_id, _ in rows})
-    judged = sum(counts[kind] for kind in _ON_FINDINGS)
-    dice = [changes.get("dice") for kind, _, changes in rows if kind is VerdictKind.EDITED]
+    judged = sum(counts.get(kind, 0) for kind in _ON_FINDINGS)
+    accepted, rejected, edited = (wilson(counts.get(kind, 0), judged) for kind in _ON_FINDINGS)
     return Agreement(
-        week=week,
-        pipeline_version=version,
+        week=key[0],
+        pipeline_version=key[1],
         studies=studies,
         findings=judged,
-        accepted=wilson(counts[VerdictKind.ACCEPTED], judged),
-        rejected=wilson(counts[VerdictKind.REJECTED], judged),
-        edited=wilson(counts[VerdictKind.EDITED], judged),
-        missed=counts[VerdictKind.MISSED],
-        false_positives=poisson_rate(counts[VerdictKind.REJECTED], studies),
-        dice=median_interval([value for value in dice if isinstance(value, float | int)]),
+        accepted=accepted,
+        rejected=rejected,
+        edited=edited,
+        missed=counts.get(VerdictKind.MISSED, 0),
+        false_positives=poisson_rate(counts.get(VerdictKind.REJECTED, 0), studies),
+        dice=median_interval(dice),
     )
 
 
