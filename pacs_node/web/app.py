@@ -28,6 +28,7 @@ from pacs_node.web.actions import Actions
 from pacs_node.web.api.app import ADDRESS, make_api, or_problem
 from pacs_node.web.audit_page import AuditPages
 from pacs_node.web.feedback_page import FeedbackPages
+from pacs_node.web.deadlines import BehindProxy, Deadlines
 from pacs_node.web.guard import Guard, Looks, Rule
 from pacs_node.web.models_page import ModelPages
 from pacs_node.web.oidc_pages import OidcPages
@@ -150,13 +151,14 @@ def run(settings: Settings, stop: Event) -> None:
     server = uvicorn.Server(
         uvicorn.Config(
             make_app(database, settings),
+            http=BehindProxy if web.proxy_address else Deadlines,
             access_log=False,
             log_config=None,
             lifespan="off",
             ws="none",
             proxy_headers=False,
             server_header=False,
-            limit_concurrency=100,
+            limit_concurrency=200,
             timeout_graceful_shutdown=5,
             ssl_context_factory=None if context is None else lambda _config, _default: context,
         )
