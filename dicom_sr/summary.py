@@ -181,6 +181,7 @@ def report_html(
     *,
     key_images: Sequence[KeyImage] = (),
     overview: Path | None = None,
+    stacks: Sequence[SliceStack] = (),
     deliveries: Sequence[DeliveryLine] = (),
 ) -> str:
     """Render the report page: one file that asks nothing of the network.
@@ -191,6 +192,8 @@ def report_html(
     ----------
     summary
         From `result_json` or `not_analysed_json`.
+    stacks
+        The slices of the findings, shown with their outlines.
     """
     environment = Environment(
         loader=PackageLoader("dicom_sr"),
@@ -205,6 +208,7 @@ def report_html(
         none_found=no_nodule_sentence([ModelCard(**_card(model)) for model in summary["models"]]),
         pictures=[(image, _data_uri(image.path)) for image in key_images],
         overview=_data_uri(overview) if overview else None,
+        slices={stack.tracking_id: (stack, _data_uri(stack.path)) for stack in stacks},
         deliveries=deliveries,
     )
 
@@ -341,4 +345,5 @@ def _card(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _data_uri(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+    kind = "webp" if path.suffix == ".webp" else "png"
+    return f"data:image/{kind};base64," + base64.b64encode(path.read_bytes()).decode("ascii")

@@ -395,7 +395,7 @@ def _pages(
 ) -> list[CaseFile]:
     """Write the result for programs and for people, and list them with the pictures."""
     (out / "result.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False), encoding="utf-8")
-    page = report_html(summary, key_images=key_images, overview=overview)
+    page = report_html(summary, key_images=key_images, overview=overview, stacks=stacks)
     (out / "report.html").write_text(page, encoding="utf-8")
     pictures = [image.path for image in key_images] + ([overview] if overview is not None else [])
     files = [

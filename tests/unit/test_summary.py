@@ -201,6 +201,21 @@ def test_page_is_self_contained(rich: tuple[dict[str, Any], tuple[KeyImage, ...]
     assert page.count("Research use only, not for primary diagnosis.") >= 2
 
 
+def test_page_shows_the_slices_without_a_script(tmp_path: Path) -> None:
+    findings = make_findings(VOLUME, 2)
+    images, stacks = render_key_images(VOLUME, findings, tmp_path), render_stacks(VOLUME, findings, tmp_path)
+    summary = result_json(VOLUME, make_result(VOLUME, findings, CONTEXT), HEADERS, CONTEXT, key_images=images)
+    parsed = Page(page := report_html(summary, key_images=images, stacks=stacks))
+    pictures = [link for link in parsed.links if link.startswith("data:image/webp;base64,")]
+    used = [link for link in parsed.links if link.startswith("#slices-")]
+    assert len(pictures) == 2
+    assert len(used) == sum(len(stack.slices) for stack in stacks)
+    assert len(parsed.links) == len(images) + len(pictures) + len(used)
+    for stack in stacks:
+        assert f'd="{stack.slices[stack.key].outline}"' in page
+    assert not {"script", "link", "iframe", "object"} & set(parsed.tags)
+
+
 def test_page_says_what_the_result_says(rich: tuple[dict[str, Any], tuple[KeyImage, ...], Path]) -> None:
     summary, images, overview = rich
     lines = [DeliveryLine("PACS", "SEG", "committed", "verified at 14:03")]
