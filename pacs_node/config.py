@@ -113,7 +113,9 @@ class _DestinationBase(Section):
         "(docs/profiles.md).",
     )
     send: tuple[Literal["seg", "sr", "sc", "pdf"], ...] | None = Field(
-        None, strict=False, min_length=1, description="Objects that go there; absent means the profile's."
+        None,
+        strict=False,
+        description="Objects that go there; absent means the profile's, [] none: the archive, only asked.",
     )
     segmentation: Literal["binary", "labelmap"] | None = Field(
         None, description="Encoding of the SEG; absent means the profile's."
@@ -263,6 +265,15 @@ class Settings(Section):
                 f"archive.destination = {name!r}: no destination of this name; known: "
                 f"{', '.join(names) or 'none'}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _nobody_is_idle(self) -> Settings:
+        for item in self.destinations:
+            if item.send == () and item.name != self.archive.destination:
+                raise ValueError(
+                    f"destinations: {item.name} gets nothing (send = []), and it isn't archive.destination"
+                )
         return self
 
     @model_validator(mode="after")

@@ -153,7 +153,9 @@ class Worker:
         )
         first = series.instances[0]
         receivers = tuple(
-            Receiver(item.name, item.profile, item.forms) for item in self._settings.destinations
+            Receiver(item.name, item.profile, item.forms)
+            for item in self._settings.destinations
+            if item.forms
         )
         return CaseRequest(
             files=tuple(self._directory / row.path for row in series.instances if row.path is not None),

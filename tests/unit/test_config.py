@@ -105,7 +105,7 @@ def test_any_text_survives_the_template(text: str) -> None:
         ({"listener": {"port": "104"}}, ["listener.port = '104':", "integer"]),
         ({"listener": {"prot": 104}}, ["listener.prot: unknown key", "did you mean 'port'"]),
         ({"lisener": {}}, ["lisener: unknown key", "did you mean 'listener'"]),
-        ({"web": {"zzz": 1}}, ["web.zzz: unknown key", "known keys: enabled, host, idle_minutes"]),
+        ({"web": {"zzz": 1}}, ["web.zzz: unknown key", "known keys: api_requests_per_minute, enabled, host"]),
         ({"listener": {"ae_title": "A" * 17}}, ["listener.ae_title = 'AAAAAAAAAAAAAAAAA':", "1 to 16"]),
         ({"listener": {"ae_title": "A\\B"}}, ["listener.ae_title", "no backslash"]),
         ({"listener": {"ae_title": "  "}}, ["listener.ae_title", "1 to 16"]),
@@ -118,7 +118,10 @@ def test_any_text_survives_the_template(text: str) -> None:
         ({"callers": [{"ae_title": "P", "address": "pacs"}]}, ["callers[0].address = 'pacs'", "10.1.2.3"]),
         ({"destinations": [DICOM, DICOM]}, ["destinations", "'pacs' is used twice"]),
         ({"destinations": [{**DICOM, "ur": 1}]}, ["destinations[0].ur: unknown key"]),
-        ({"destinations": [{**DICOM, "send": []}]}, ["destinations[0].send", "at least 1"]),
+        (
+            {"destinations": [{**DICOM, "send": []}]},
+            ["destinations: ", "gets nothing", "archive.destination"],
+        ),
         (
             {"destinations": [{**DICOM, "send": ["seg", "gsps"]}]},
             ["destinations[0].send[1] = 'gsps'", "'seg'"],
@@ -165,6 +168,12 @@ def test_a_wrong_value_is_refused_with_key_value_and_what_is_right(
 def test_every_problem_has_a_line_of_its_own() -> None:
     lines = refusal({"listener": {"port": 0, "prot": 1}, "web": {"port": 70000}}).splitlines()
     assert len(lines) == 3
+
+
+def test_an_archive_may_be_asked_only() -> None:
+    raw = {"destinations": [{**DICOM, "send": []}], "archive": {"destination": DICOM["name"]}}
+    (item,) = Settings.model_validate(raw).destinations
+    assert item.forms == ()
 
 
 def test_a_password_is_never_in_the_file() -> None:
