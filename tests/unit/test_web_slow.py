@@ -60,9 +60,9 @@ def ask(port: int) -> tuple[int, float]:
     return int(answer.split(b" ", 2)[1]), time.monotonic() - begun
 
 
-def attack(port: int, open_peers: list[socket.socket]) -> None:
+def attack(port: int, stack: contextlib.ExitStack, open_peers: list[socket.socket]) -> None:
     for number in range(PEERS):
-        peer = socket.create_connection(("127.0.0.1", port), 10)
+        peer = stack.enter_context(socket.create_connection(("127.0.0.1", port), 10))
         peer.sendall(BEGUN[number % len(BEGUN)])
         open_peers.append(peer)
 
@@ -78,8 +78,7 @@ def test_slow_peers_keep_nobody_out(
         times = []
         for _ in range(ROUNDS):
             peers: list[socket.socket] = []
-            stack.callback(lambda found=peers: [peer.close() for peer in found])
-            attack(port, peers)
+            attack(port, stack, peers)
             for _ in range(5):
                 status, took = ask(port)
                 assert status == 200
@@ -119,8 +118,7 @@ def test_the_proof_would_notice(
     )
     with served(settings) as port, contextlib.ExitStack() as stack:
         peers: list[socket.socket] = []
-        stack.callback(lambda: [peer.close() for peer in peers])
-        attack(port, peers)
+        attack(port, stack, peers)
         assert ask(port)[0] == 503
 
 
