@@ -17,7 +17,7 @@ from pacs_node.doctor import examine
 from pacs_node.doctor_findings import Finding, Level
 from pacs_node.doctor_peers import check_destination, send_test
 from pacs_node.doctor_queue import check_queue
-from pacs_node.doctor_services import check_notifications, check_oidc
+from pacs_node.doctor_services import check_fhir, check_notifications, check_oidc
 from pacs_node.logs import silence_libraries
 
 _STYLES = {Level.GOOD: "green", Level.WARNING: "yellow", Level.PROBLEM: "bold red"}
@@ -66,6 +66,7 @@ def _findings(settings: Settings, now: datetime, test: str | None, *, offline: b
     yield from check_queue(settings, now)
     if not offline:
         yield from check_oidc(settings)
+        yield from check_fhir(settings)
     yield from check_notifications(settings, now, offline=offline)
     if not settings.destinations:
         yield Finding(Level.WARNING, "destinations", "results go nowhere", "add a [[destinations]] table")

@@ -1,4 +1,4 @@
-"""What ``pacs-node doctor`` asks the services around the page: single sign-on, and who is notified."""
+"""What ``pacs-node doctor`` asks the services around the node: logins, notices, clinical records."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from sqlalchemy.exc import DatabaseError
 
 from pacs_node.config import Settings
 from pacs_node.doctor_findings import Finding, Level
-from pacs_node.errors import ConfigurationError
+from pacs_node.errors import ConfigurationError, SourceSilentError
 from pacs_node.notify_channels import Mail, NotTakenError, open_channels
 from pacs_node.notify_queue import Backlog, backlog
 from pacs_node.oidc import Provider, read_secret
 from pacs_node.oidc_metadata import OidcError
+from pacs_node.record_fhir import FhirSource
 from pacs_node.storage import existing_database
 
 _LONG = timedelta(hours=1)
@@ -86,3 +87,26 @@ def _waiting(about: str, state: Backlog, now: datetime) -> Finding:
         todo = "when the receiver answers: pacs-node notify status --requeue"
         return Finding(Level.WARNING, about, f"{sentence}; {state.status}", todo)
     return Finding(Level.GOOD, about, sentence)
+
+
+def check_fhir(settings: Settings) -> Iterator[Finding]:
+    """Ask the server of clinical records what it is; nothing where none is set up."""
+    about = "clinical record"
+    if not settings.record.fhir_url:
+        return
+    try:
+        version = FhirSource(settings.record).capabilities()
+    except ConfigurationError as error:
+        yield Finding(Level.PROBLEM, about, str(error), "write the key or the token into that file")
+        return
+    except SourceSilentError as error:
+        todo = (
+            f"see that {settings.record.fhir_url} answers from here and lets the node in; studies don't wait"
+        )
+        yield Finding(Level.PROBLEM, about, f"the FHIR server can't be asked: {error}", todo)
+        return
+    words = f"{settings.record.fhir_url} answers, FHIR {version}"
+    if version.startswith("4."):
+        yield Finding(Level.GOOD, about, words)
+    else:
+        yield Finding(Level.WARNING, about, words, "give record.fhir_url the address of FHIR R4")
