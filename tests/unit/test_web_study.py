@@ -64,6 +64,10 @@ def test_slices_are_there_for_the_script_and_asked_for_only_by_it(browser: Brows
     assert [index for index, _, _ in slices] == sorted((one[0] for one in slices), reverse=True)
     assert any(outline for _, _, outline in slices)
     assert viewer["data-total"] == "133"
+    document = parse(browser.get(study_path(scrolled)))
+    ranges = [field["id"] for field in document.all("input") if field.get("type") == "range"]
+    assert ranges == ["slice-1"]
+    assert set(ranges) <= {label["for"] for label in document.all("label")}
     page = browser.get(study_path(scrolled)).text
     assert f'href="{viewer["data-src"]}"' not in page
     assert "/static/viewer.js" in page
