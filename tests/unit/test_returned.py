@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 from pydicom.uid import UID
 from sqlalchemy import select
 
@@ -29,6 +30,7 @@ from pacs_node.jobs import NewArtifact
 from pacs_node.reader import ConfinedReader, OpenReader
 from pacs_node.reception import Reception
 from pacs_node.states import SeriesState
+from tests.conftest import find_peer
 from tests.finding_factory import make_context, make_findings, make_result, make_volume, without_pixels
 from tests.small_node import SmallNode, chest
 
@@ -401,3 +403,30 @@ def test_the_child_says_the_same(case: Case, tmp_path: Path) -> None:
             assert confined.returned(path) == opened.returned(path)
     finally:
         confined.close()
+
+
+@pytest.mark.peer("dsr2xml")
+@pytest.mark.peer("xml2dsr")
+@pytest.mark.parametrize("edited", [False, True])
+def test_a_report_that_dcmtk_has_written_anew(case: Case, tmp_path: Path, edited: bool) -> None:
+    """Through XML and back, as an editor of reports does it; the long axis of one nodule is changed there."""
+    ours, document, theirs = tmp_path / "ours.dcm", tmp_path / "sr.xml", tmp_path / "theirs.dcm"
+    save(case.edited_sr(case.findings), ours)
+    _run("dsr2xml", ours, document)
+    if edited:
+        text = document.read_text(encoding="utf-8")
+        # of the first nodule: every nodule of these has the same long axis
+        document.write_text(text.replace("<value>8.0</value>", "<value>11.5</value>", 1), encoding="utf-8")
+        assert document.read_text(encoding="utf-8") != text
+    _run("xml2dsr", document, theirs)
+    case.receive(dcmread(theirs))
+    assert case.said() == ([("N1", "edited")] if edited else [])
+    assert [verdict.changes for verdict in case.verdicts()] == ([{"long_axis_mm": 11.5}] if edited else [])
+    assert [row.job_id is not None for row in case.looked_at()] == [True]
+
+
+def _run(program: str, *files: Path) -> None:
+    path = find_peer(program)
+    assert path is not None
+    done = subprocess.run([str(path), *map(str, files)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
