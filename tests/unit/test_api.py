@@ -20,7 +20,7 @@ from tests.api_client import Program
 from tests.node_story import Story, analysed
 from tests.web_browser import RESULT, Browser, make_settings
 
-SELF = {"GET /me"}
+SELF = {"GET /me", "GET /health"}
 LOOKING = {
     "GET /overview",
     "GET /destinations",
@@ -28,6 +28,9 @@ LOOKING = {
     "GET /held-studies",
     "GET /failures",
     "GET /models",
+    "GET /models/use",
+    "GET /models/drift",
+    "GET /models/agreement",
     "GET /studies",
     "GET /studies/{study_uid}",
     "GET /artifacts/{artifact_id}",

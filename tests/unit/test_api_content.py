@@ -22,9 +22,10 @@ from pacs_node.db_tokens import ApiToken
 from pacs_node.doctor_findings import Finding, Level
 from pacs_node.feedback import NewVerdict
 from pacs_node.states import DeliveryState, JobState
+from pacs_node.summaries import Summaries
 from pacs_node.tokens_cli import tokens
 from tests.api_client import Program
-from tests.node_story import START, Story, analysed
+from tests.node_story import START, VERSION, Story, analysed
 from tests.web_browser import RESULT, Browser, artifact_id, change_artifact
 
 STUDIES = ("a", "b", "c", "d", "e")
@@ -237,7 +238,17 @@ def test_reasons_are_one_line(program: Program, story: Story) -> None:
 def test_overview_and_destinations(program: Program, story: Story) -> None:
     analysed(story).deliver(DeliveryState.FAILED, status="A900 refused")
     program.browser.now = story.now
+    found = program.ask("/health").json()
+    assert [check["name"] for check in found["checks"] if check["ok"]] == [
+        "database",
+        "intake",
+        "worker",
+        "disk",
+        "models",
+    ]
     found = program.ask("/overview").json()
+    assert (found["latency"]["analysis"]["p50_s"], found["latency"]["delivery"]) == (60.0, None)
+    assert found["alarms"][0]["todo"]
     assert found["work"]["today"]["analysed"] == 1
     assert found["alarms"][0]["study_uid"] == story.study_uid
     assert found["disk"]["free"] > found["disk"]["reserve"]
@@ -323,6 +334,32 @@ def test_missed_studies_and_models(program: Program) -> None:
 
 
 # the record
+
+
+def test_use_drift_and_agreement_of_models(program: Program, story: Story) -> None:
+    finding = RESULT["findings"][0] | {"tracking_uid": "1.2.9"}
+    analysed(story, RESULT | {"findings": [finding]})
+    program.browser.now = story.now
+    Summaries(story.database, story.directory).tick()
+    use = program.ask("/models/use").json()
+    assert [(row["pipeline_version"], row["analysed"]) for row in use["versions"]] == [(VERSION, 1)]
+    assert (use["weeks"][-1]["analysed"], use["weeks"][-1]["findings"]) == (1, 1)
+    assert len(use["weeks"][-1]["scores"]) == len(use["score_edges"]) + 1
+    assert [row["patient_id"] for row in listed(program, "least_malignancy=0.4")] == ["PID-1"]
+    assert listed(program, "least_malignancy=0.5") == []
+    assert [row["patient_id"] for row in listed(program, "attenuation=part-solid")] == ["PID-1"]
+    assert listed(program, "attenuation=part-solid&least_diameter_mm=20") == []
+    assert program.ask("/models/drift").json() == {"reading": None}
+    assert program.ask("/models/agreement").json() == {"weeks": []}
+    new = NewVerdict("1.2.3", VerdictKind.MISSED, text="behind the heart", changes={"slice": 7})
+    with story.database.write() as session:
+        feedback.record(session, session.get_one(Job, 1), new, at=story.now, actor="user:ann")
+    assert program.ask("/models/agreement").json()["weeks"][0]["missed"] == 1
+
+
+def listed(program: Program, query: str) -> list[dict[str, Any]]:
+    studies: list[dict[str, Any]] = program.ask(f"/studies?{query}").json()["studies"]
+    return studies
 
 
 def test_audit_events(program: Program, story: Story) -> None:

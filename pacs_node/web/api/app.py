@@ -26,6 +26,7 @@ from pacs_node.web.api import problems
 from pacs_node.web.api.amiss import Amiss
 from pacs_node.web.api.exchange import Exchange
 from pacs_node.web.api.gate import Gate
+from pacs_node.web.api.models import Models
 from pacs_node.web.api.node import Node
 from pacs_node.web.api.operation import Operation
 from pacs_node.web.api.people import People
@@ -79,6 +80,7 @@ def make_api(
     gate = Gate(database, settings.web, clock)
     operations = (
         *Node(database, settings, clock).operations(),
+        *Models(database, settings, clock).operations(),
         *Exchange(database, settings, clock, examinations).operations(),
         *Amiss(database, settings, clock, looks).operations(),
         *Studies(database, settings, clock, looks).operations(),

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from starlette.requests import Request
 
-from inference.errors import ModelUnavailableError
-from inference.inventory import inventory
 from pacs_node import __version__
 from pacs_node.accounts import ALLOWED, Permission
 from pacs_node.alarms import alarms, further
@@ -16,13 +13,12 @@ from pacs_node.clock import Clock
 from pacs_node.config import Settings
 from pacs_node.config_sources import setting_tables
 from pacs_node.db import Database
+from pacs_node.latency import latency
 from pacs_node.overview import Overview, disk_space, overview
+from pacs_node.readiness import readiness
 from pacs_node.web.api import node_schemas as schemas
 from pacs_node.web.api.gate import client_of
 from pacs_node.web.api.operation import Operation
-from pacs_node.web.api.problems import Code, ProblemError
-
-logger = logging.getLogger(__name__)
 
 
 class Node:
@@ -36,8 +32,8 @@ class Node:
         look = Permission.LOOK
         return (
             Operation("GET", "/me", Permission.SELF, self.get_me),
+            Operation("GET", "/health", Permission.SELF, self.get_health),
             Operation("GET", "/overview", look, self.get_overview),
-            Operation("GET", "/models", look, self.list_models),
             Operation("GET", "/settings", Permission.MANAGE, self.show_settings),
         )
 
@@ -54,15 +50,24 @@ class Node:
             }
         )
 
+    def get_health(self) -> schemas.Health:
+        """Whether the node can take images and analyse them, and what keeps it from that."""
+        checks = readiness(self._database, self._settings, self._clock())
+        return schemas.Health(
+            ready=all(check.ok for check in checks),
+            checks=tuple(schemas.Check.model_validate(check) for check in checks),
+        )
+
     def get_overview(self) -> schemas.Overview:
         """What the node is doing and what needs a person."""
         with self._database.read() as session:
-            more = further(session, self._settings, self._clock())
+            more, took = further(session, self._settings, self._clock()), latency(session)
         seen = self._seen()
         storage = self._settings.storage
         disk = disk_space(Path(storage.directory), storage.reserve_mb << 20)
         return schemas.Overview(
             work=schemas.Work.model_validate(seen),
+            latency=schemas.Latency.model_validate(took),
             disk=schemas.Disk.model_validate(disk),
             alarms=tuple(schemas.Alarm.model_validate(alarm) for alarm in alarms(seen, disk, more)),
             version=__version__,
@@ -78,15 +83,3 @@ class Node:
         """The configuration in force, without secrets."""
         tables = setting_tables(self._settings)
         return schemas.Settings(tables=tuple(schemas.SettingTable.model_validate(table) for table in tables))
-
-    def list_models(self) -> schemas.Models:
-        """Models that the node has or could fetch, as their cards and the catalogue say."""
-        try:
-            found = inventory(Path(self._settings.pipeline.models))
-        except ModelUnavailableError as error:
-            logger.exception("models can't be listed")
-            raise ProblemError(Code.FAILED, str(error)) from None
-        return schemas.Models(
-            profile=self._settings.pipeline.profile,
-            models=tuple(schemas.Model.model_validate(model) for model in found),
-        )

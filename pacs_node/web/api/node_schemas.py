@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from dicom_sr.context import RESEARCH_USE
-from inference.inventory import State
 from pacs_node.accounts import Permission
 from pacs_node.breaker import Position
 from pacs_node.db_accounts import Role
@@ -27,6 +26,24 @@ class Asker(Answer):
     token: str = Field(validation_alias="prefix")
     """First characters of its token."""
     expires_at: datetime | None
+
+
+class Check(Answer):
+    """One part of the node."""
+
+    name: str
+    ok: bool
+    why: str
+    """Why not; empty where it is ready."""
+    numbers: Annotated[dict[str, int], BeforeValidator(dict)]
+    """What was measured."""
+
+
+class Health(Answer):
+    """Whether the node can take images and analyse them."""
+
+    ready: bool
+    checks: tuple[Check, ...]
 
 
 class Alarm(Answer):
@@ -274,10 +291,34 @@ class Work(Answer):
     """Version of the pipeline of the newest job."""
 
 
+class Percentiles(Answer):
+    """Half, nine in ten, and 99 in a hundred took no longer; seconds."""
+
+    count: int
+    """Of how many."""
+    p50_s: Seconds = Field(validation_alias="p50")
+    p90_s: Seconds = Field(validation_alias="p90")
+    p99_s: Seconds = Field(validation_alias="p99")
+
+
+class Latency(Answer):
+    """Times of the last 500; null where nothing was done yet."""
+
+    waited: Percentiles | None
+    """From the analysis being queued to its last start."""
+    analysis: Percentiles | None
+    """From its last start to its end."""
+    delivery: Percentiles | None
+    """From the result to the proof that it arrived."""
+    whole: Percentiles | None
+    """From the last image of the series to that proof."""
+
+
 class Overview(Answer):
     """What the node is doing and what needs a person. Names no patient."""
 
     work: Work
+    latency: Latency
     disk: Disk
     alarms: tuple[Alarm, ...]
     version: str
@@ -319,27 +360,3 @@ class MissedStudies(Answer):
     studies: tuple[MissedStudy, ...]
     total: int
     searches: tuple[Search, ...]
-
-
-class Model(Answer):
-    """A model that the node has or could fetch, as its card or the catalogue says."""
-
-    name: str
-    title: str
-    task: str
-    profile: str
-    state: State
-    file: str | None
-    size: int | None
-    sha256: str | None
-    licence: str
-    performance: tuple[str, ...]
-    """Sentences of measured performance."""
-
-
-class Models(Answer):
-    """All models, and the profile in use."""
-
-    profile: str
-    models: tuple[Model, ...]
-    notice: str = RESEARCH_USE

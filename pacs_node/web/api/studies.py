@@ -92,8 +92,8 @@ class Studies:
             asked,
             searched=bool(asked.q),
             shown=len(lines),
-            newest=lines[0].id if lines else None,
-            oldest=lines[-1].id if lines else None,
+            newest=max((line.id for line in lines), default=None),
+            oldest=min((line.id for line in lines), default=None),
         )
         return StudyPage(
             studies=tuple(StudySummary.model_validate(line) for line in lines),

@@ -11,7 +11,7 @@ from dicom_sr.context import RESEARCH_USE
 from pacs_node.db_feedback import VerdictKind, VerdictSource
 from pacs_node.queries import DeliveryWord, StudyWord, Tone
 from pacs_node.states import JobState
-from pacs_node.study_search import StudyOrder, StudyQuery
+from pacs_node.study_search import FindingQuery, NoduleKind, StudyOrder, StudyQuery
 from pacs_node.web.api.values import Answer, AskedPage, Moment, Number, Plain, Seconds, Text
 
 Day = Annotated[str, Field(pattern=r"^([0-9]{8})?$")]
@@ -32,6 +32,12 @@ class StudiesAsked(AskedPage):
     """Of the study date, YYYYMMDD; itself in it."""
     state: StudyWord | None = None
     delivery: DeliveryWord | None = None
+    least_diameter_mm: Annotated[float, Field(ge=0, le=500, allow_inf_nan=False)] = 0.0
+    """With a nodule whose mean diameter is at least this."""
+    least_malignancy: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
+    """With a nodule whose malignancy, from the image alone, is at least this."""
+    attenuation: NoduleKind | None = None
+    """With a nodule of this kind; with the two before it, one nodule is all of it."""
     sort: StudyOrder = StudyOrder.RECEIVED
     order: Literal["ascending", "descending"] = "descending"
     limit: Annotated[int, Field(ge=1, le=200)] = 50
@@ -46,8 +52,15 @@ class StudiesAsked(AskedPage):
             last_day=self.last_day,
             state=self.state,
             delivery=self.delivery,
+            finding=self._finding(),
             order=self.sort,
             descending=self.order == "descending",
+        )
+
+    def _finding(self) -> FindingQuery | None:
+        asked = self.least_diameter_mm > 0 or self.least_malignancy > 0 or self.attenuation is not None
+        return (
+            FindingQuery(self.least_diameter_mm, self.least_malignancy, self.attenuation) if asked else None
         )
 
 
