@@ -106,10 +106,10 @@ class OidcSettings(Section):
         min_length=1,
         description="Claim of the ID token with groups or roles; dots lead into objects: realm_access.roles.",
     )
-    roles: dict[str, Literal["viewer", "operator", "auditor", "administrator"]] = Field(
+    roles: dict[str, Literal["viewer", "reader", "operator", "auditor", "administrator"]] = Field(
         {},
         description="Group to role; who is in none of these groups gets no way in, who is in several gets "
-        "the first of administrator, operator, auditor, viewer.",
+        "the first of administrator, operator, auditor, reader, viewer.",
     )
     ca_file: str = Field("", description="Whom to trust for the provider's TLS (PEM); empty: the system's.")
     session_hours: Annotated[float, Field(gt=0, le=24)] = Field(

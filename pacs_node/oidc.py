@@ -40,7 +40,7 @@ from pacs_node.oidc_metadata import (
 
 logger = logging.getLogger(__name__)
 
-RANK = ("administrator", "operator", "auditor", "viewer")
+RANK = ("administrator", "operator", "auditor", "reader", "viewer")
 """Who is in groups of several roles gets the first of these."""
 
 LOGIN_TIME = timedelta(minutes=10)

@@ -49,6 +49,7 @@ class Provider:
     """What it does can be changed while it runs."""
 
     port: int = 0
+    host: str = "127.0.0.1"
     #: claims of whoever logs in
     person: dict[str, Any] = field(
         default_factory=lambda: {"sub": "4711", "preferred_username": "Ada@ct.example"}
@@ -67,7 +68,7 @@ class Provider:
 
     @property
     def issuer(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def answer(
         self, path: str, query: dict[str, str], form: dict[str, str], basic: str

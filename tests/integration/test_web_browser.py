@@ -19,6 +19,7 @@ from pacs_node.db import AuditEvent, Database, Job, sqlite_url
 from pacs_node.db_accounts import Role
 from pacs_node.states import JobState
 from pacs_node.web import app as web_app
+from tests import oidc_provider
 from tests.conftest import find_free_port
 from tests.node_story import Story
 from tests.web_browser import CHEAP, PASSWORD, make_settings, study_path
@@ -98,3 +99,42 @@ def test_a_person_logs_in_acts_and_logs_out(served: tuple[Settings, Story], tmp_
     assert {"study viewed", "operator action", "account", "audit record read", "audit record checked"} <= set(
         rows
     )
+
+
+def test_single_sign_on_comes_back_from_another_site(tmp_path: Path) -> None:
+    """The provider is another site for the browser: its cookies of the way back are those of real life."""
+    database = Database(sqlite_url(tmp_path))
+    database.upgrade()
+    story = Story(database, tmp_path, now=datetime.now(UTC))
+    story.receive(2).close().queue()
+    (tmp_path / "secret").write_text(oidc_provider.SECRET, encoding="utf-8")
+    (tmp_path / "browser").mkdir()
+    with oidc_provider.running() as provider:
+        provider.host = "localhost"
+        port = find_free_port()
+        origin = f"http://127.0.0.1:{port}"
+        oidc = {
+            "issuer": provider.issuer,
+            "client_id": oidc_provider.CLIENT,
+            "client_secret_file": "secret",
+            "page_url": origin,
+            "roles": {"ct-readers": "viewer"},
+        }
+        settings = make_settings(tmp_path, web={"port": port}, oidc=oidc)
+        stop = threading.Event()
+        server = threading.Thread(target=web_app.run, args=(settings, stop))
+        server.start()
+        try:
+            with chromium(tmp_path / "browser", patience_s=PATIENCE_S) as page:
+                page.open(origin + study_path(story))
+                page.until("document.querySelector('input[type=password]') !== null", "the login")
+                page.run("document.querySelector('a[href^=\"/oidc/start\"]').click()")
+                page.until("document.body?.innerText.includes('Doe, Jane') === true", "the study")
+                assert page.run("location.pathname") == study_path(story)
+                assert page.run("document.querySelector('form.me a').textContent") == "ada"
+                assert page.complaints == []
+        finally:
+            stop.set()
+            server.join()
+    database.dispose()
+    assert provider.asked[-3:] == ["/authorize", "/token", "/keys"]
