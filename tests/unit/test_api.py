@@ -240,6 +240,7 @@ def test_problems_are_told_in_one_form(program: Program, story: Story) -> None:
         (program.ask("/nothing"), "no-address"),
         (program.ask("/studies/1%0A/hold", {}), "no-address"),
         (program.ask("/studies", method="DELETE"), "method"),
+        (program.ask("/studies/"), "no-address"),
         (program.ask("/studies/1.2.3"), "no-study"),
         (program.ask("/studies/1.2%20"), "invalid"),
         (program.ask("/studies?limit=0"), "invalid"),
@@ -314,7 +315,12 @@ def test_the_document_declares_what_can_happen(program: Program) -> None:
             assert ("404" in statuses) is ("{" in path), path
             assert {"400", "413"} <= statuses if "requestBody" in operation else True, (method, path)
             assert operation["summary"].endswith("."), path
+            success = operation["responses"].get("200") or operation["responses"]["201"]
+            assert success["description"] != "Successful Response", path
             for status, response in operation["responses"].items():
                 if int(status) >= 400:
                     assert set(response["content"]) == {"application/problem+json"}
     assert "HTTPValidationError" not in document["components"]["schemas"]
+    assert not [name for name in document["components"]["schemas"] if "__" in name]
+    files = document["paths"]["/audit-events/export"]["get"]["responses"]["200"]["content"]
+    assert set(files) == {"application/x-ndjson", "text/csv", "text/plain"}

@@ -92,6 +92,7 @@ def make_api(
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         exception_handlers={
             ProblemError: problems.on_problem,
             HTTPException: problems.on_http,
@@ -123,9 +124,19 @@ def _router(operation: Operation, gate: Gate) -> APIRouter:
         description=f"{operation.summary}\n\nPermission: `{operation.permission}`.",
         tags=[operation.tag],
         status_code=operation.status,
-        responses=declared((*_EVERYWHERE, *operation.problems)) | operation.responses,
+        responses=declared((*_EVERYWHERE, *operation.problems)) | _of_files(operation),
+        response_description=operation.answer,
+        response_class=Response if operation.files else JSONResponse,
     )
     return router
+
+
+def _of_files(operation: Operation) -> dict[int | str, dict[str, Any]]:
+    """The response with a file, which the framework can't know of."""
+    if not operation.files:
+        return {}
+    content = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in operation.files}
+    return {operation.status: {"description": "A file.", "content": content}}
 
 
 def _document(api: FastAPI) -> dict[str, Any]:

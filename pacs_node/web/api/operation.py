@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, get_type_hints
 
 from pacs_node.accounts import Permission
 from pacs_node.web.api.problems import Code
@@ -24,8 +24,8 @@ class Operation:
         What can be in the way, beside what can be everywhere.
     status
         Of success.
-    responses
-        What the framework can't know of the responses.
+    files
+        Media types of the file that comes back; empty where JSON does.
     """
 
     method: str
@@ -34,7 +34,7 @@ class Operation:
     view: Callable[..., Any]
     problems: tuple[Code, ...] = ()
     status: int = 200
-    responses: dict[int | str, dict[str, Any]] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -49,4 +49,10 @@ class Operation:
     @property
     def tag(self) -> str:
         """The group that it stands in."""
-        return self.path.split("/")[1].removesuffix(".json")
+        return self.path.split("/")[1]
+
+    @property
+    def answer(self) -> str:
+        """What comes back on success, in one line."""
+        found = get_type_hints(self.view)["return"]
+        return (found.__doc__ or "").strip().partition("\n")[0]

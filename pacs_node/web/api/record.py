@@ -25,13 +25,7 @@ from pacs_node.web.api.operation import Operation
 from pacs_node.web.api.problems import Code, ProblemError
 from pacs_node.web.guard import Looks
 
-_LINES = {
-    "description": "The rows as lines, the oldest first; the media type goes with the format.",
-    "content": {
-        kind.partition(";")[0]: {"schema": {"type": "string"}}
-        for kind, _ in sorted(set(MEDIA_TYPES.values()))
-    },
-}
+_FILES = tuple(sorted({kind.partition(";")[0] for kind, _ in MEDIA_TYPES.values()}))
 
 
 class Record:
@@ -53,9 +47,7 @@ class Record:
         audit = Permission.AUDIT
         return (
             Operation("GET", "/audit-events", audit, self.list_audit_events),
-            Operation(
-                "GET", "/audit-events/export", audit, self.export_audit_events, responses={200: _LINES}
-            ),
+            Operation("GET", "/audit-events/export", audit, self.export_audit_events, files=_FILES),
             Operation("POST", "/audit-events/check", audit, self.check_audit_events, (Code.RECORD,)),
         )
 

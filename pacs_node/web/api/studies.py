@@ -33,13 +33,7 @@ from pacs_node.web.guard import Looks
 from pacs_node.web.results import read_result
 
 _OF_ACTIONS = (*PROBLEMS, Code.NO_STUDY)
-_BYTES = {"schema": {"type": "string", "format": "binary"}}
-_FILE = {
-    "description": "The file, as the node made it.",
-    "content": dict.fromkeys(
-        [*sorted({kind.partition(";")[0] for kind in MEDIA_TYPES.values()}), OTHER], _BYTES
-    ),
-}
+_FILES = tuple(sorted({kind.partition(";")[0] for kind in (*MEDIA_TYPES.values(), OTHER)}))
 
 StudyUid = Annotated[Uid, InPath(description="Study Instance UID.")]
 
@@ -75,7 +69,7 @@ class Studies:
                 look,
                 self.get_artifact,
                 (Code.NO_FILE, Code.FILE_DIFFERS),
-                responses={200: _FILE},
+                files=_FILES,
             ),
         )
 

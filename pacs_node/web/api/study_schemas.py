@@ -64,7 +64,7 @@ class StudiesAsked(AskedPage):
         )
 
 
-class DeliveryState(Answer):
+class DeliverySummary(Answer):
     """What became of the results over all destinations: the worst of them counts."""
 
     word: DeliveryWord
@@ -86,7 +86,7 @@ class StudyState(Answer):
     """How much attention it needs."""
     finished: bool
     """Nothing will change by itself any more."""
-    delivery: DeliveryState | None
+    delivery: DeliverySummary | None
 
 
 class StudySummary(Answer):
