@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,24 +18,26 @@ import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import UID
-from sqlalchemy import select
+from sqlalchemy import event, select
 
 from dicom_sr.part10 import save
 from dicom_sr.report import build_report
 from dicom_sr.seg import SegEncoding, build_seg
 from dicom_sr.summary import result_json
+from inference import geometry
 from inference.types import Finding, Volume
 from inference.uids import derived_uid
 from pacs_node import jobs
-from pacs_node.db import Artifact, AuditEvent, Job
+from pacs_node.db import Artifact, AuditEvent, Database, Job, sqlite_url
 from pacs_node.db_feedback import ReturnedObject, Verdict
 from pacs_node.jobs import NewArtifact
 from pacs_node.reader import ConfinedReader, OpenReader
 from pacs_node.reception import Reception
+from pacs_node.spool import Spool
 from pacs_node.states import SeriesState
 from tests.conftest import find_peer
 from tests.finding_factory import make_context, make_findings, make_result, make_volume, without_pixels
-from tests.small_node import SmallNode, chest
+from tests.small_node import SMALL_LIMITS, SmallNode, TestClock, chest
 
 OTHER_MAKER = "Viewer Company"
 
@@ -117,22 +122,52 @@ def made() -> Made:
     return Made(images, headers, volume, findings, seg, sr, summary)
 
 
+@pytest.fixture(scope="module")
+def analysed_node(
+    made: Made, migrated: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, datetime]]:
+    """The storage of a node that has analysed the series, and the time there; each test has a copy."""
+    directory = tmp_path_factory.mktemp("analysed") / "storage"
+    directory.mkdir()
+    shutil.copyfile(migrated, directory / "node.db")
+    with pytest.MonkeyPatch.context() as patch:
+        node = _node(directory, patch)
+        node.receive(*made.images)
+        node.settle()
+        job, token = node.claim()
+        folder = directory / "results" / f"{job.id:08d}"
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(made.summary)
+        name = str(folder.relative_to(directory) / "result.json")
+        artifacts = [
+            _artifact(node, "seg", made.seg, folder),
+            _artifact(node, "sr", made.sr, folder),
+            NewArtifact("json", name, sha256(made.summary.encode()).hexdigest()),
+        ]
+        node.finish(job, token, artifacts)
+        node.database.dispose()
+        yield directory, node.clock.now
+
+
+def _node(directory: Path, patch: pytest.MonkeyPatch) -> SmallNode:
+    patch.setattr(os, "fsync", lambda _descriptor: None)
+    for name, value in SMALL_LIMITS.items():
+        patch.setattr(geometry, name, value)
+    database = Database(sqlite_url(directory))
+    event.listen(database.engine, "connect", lambda c, _: c.execute("PRAGMA synchronous=OFF"))
+    return SmallNode(database, Spool(directory, reserve_bytes=1), TestClock())
+
+
 @pytest.fixture
-def case(node: SmallNode, made: Made) -> Case:
-    node.receive(*made.images)
-    node.settle()
-    job, token = node.claim()
-    folder = node.spool.directory / "results" / f"{job.id:08d}"
-    folder.mkdir(parents=True)
-    (folder / "result.json").write_text(made.summary)
-    name = str(folder.relative_to(node.spool.directory) / "result.json")
-    artifacts = [
-        _artifact(node, "seg", made.seg, folder),
-        _artifact(node, "sr", made.sr, folder),
-        NewArtifact("json", name, sha256(made.summary.encode()).hexdigest()),
-    ]
-    node.finish(job, token, artifacts)
-    return Case(node, made.volume, made.findings, made.headers, made.seg, made.sr)
+def case(
+    analysed_node: tuple[Path, datetime], made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Case]:
+    directory, now = analysed_node
+    shutil.copytree(directory, tmp_path / "storage")
+    node = _node(tmp_path / "storage", monkeypatch)
+    node.clock.forward(seconds=(now - node.clock.now).total_seconds())
+    yield Case(node, made.volume, made.findings, made.headers, made.seg, made.sr)
+    node.database.dispose()
 
 
 def _findings(volume: Volume) -> tuple[Finding, ...]:
