@@ -258,7 +258,7 @@ def _show(out: Path, received: Sequence[ReceivedObject], console: Console) -> No
         place = out if len(list(_results(out))) == 1 else out / result.study_uid
         place.mkdir(exist_ok=True)
         for path in result.directory.iterdir():
-            if path.suffix in {".json", ".html", ".png"}:
+            if path.suffix in {".json", ".html", ".png", ".webp"}:
                 shutil.copy(path, place)
         for item in objects:
             name = "seg.dcm" if item.sop_class_uid == SegmentationStorage else "sr.dcm"
