@@ -217,20 +217,15 @@ class Ledger:
 def injecting(pid: int, what: str) -> Iterator[None]:
     """Tamper with the system calls of a running process and its threads: ``strace --inject=WHAT``."""
     call = what.split(":", maxsplit=1)[0]
+    with tracing(pid, "-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={what}"):
+        yield
+
+
+@contextmanager
+def tracing(pid: int, *options: str) -> Iterator[None]:
+    """Watch the system calls of a running process and its threads by ``strace``."""
     tracer = subprocess.Popen(
-        [
-            "strace",
-            "-f",
-            "-qq",
-            "-o",
-            "/dev/null",
-            "-e",
-            f"trace={call}",
-            "-e",
-            f"inject={what}",
-            "-p",
-            str(pid),
-        ],
+        ["strace", "-f", "-qq", *options, "-p", str(pid)],
         stderr=subprocess.PIPE,
     )
     try:
