@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,12 +21,13 @@ from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import ignored_auth
 from sqlalchemy import update
 
+from pacs_node import accounts
 from pacs_node.db import Database, sqlite_url
 from pacs_node.db_accounts import Role
 from pacs_node.db_tokens import ApiToken
 from tests.api_client import ADDRESS, Program
 from tests.node_story import Story, analysed
-from tests.web_browser import RESULT, Browser, make_settings
+from tests.web_browser import RESULT, Browser, cheap_hash, make_settings
 
 CASES = int(os.environ.get("PACS_NODE_API_CASES", "5"))
 OWN_TOKEN = 2_000_000_011
@@ -54,12 +55,20 @@ def program(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     database = Database(sqlite_url(directory))
     story = analysed(Story(database, directory, "done"), RESULT)
     story = Story(database, directory, "queued", story.now).receive().close().queue()
+    with database.write() as session:
+        hashed = accounts.Hashed(cheap_hash(), one_time=False)
+        accounts.add(session, "alice", Role.VIEWER, hashed, at=story.now, actor="test")
     web = {"api_requests_per_minute": 0, "names": ["testserver"]}
     program = Program(Browser(database, make_settings(directory, web=web), story.now))
     program.secrets[Role.ADMINISTRATOR] = program.token("cases", Role.ADMINISTRATOR)
     with database.write() as session:
         session.execute(update(ApiToken).values(id=OWN_TOKEN))
+    # asking a peer takes its time
+    monkeypatch = pytest.MonkeyPatch()
+    for name in ("echo_destination", "look_at_destination"):
+        monkeypatch.setattr(f"pacs_node.web.api.exchange.{name}", lambda *_: [])
     yield program
+    monkeypatch.undo()
     database.dispose()
 
 
@@ -77,6 +86,12 @@ def _is_one_line(text: str) -> bool:
 def test_generated_requests(program: Program, document: Any, name: str) -> None:
     method, path = name.split()
     studies = [Story(program.browser.database, Path(), story).study_uid for story in ("done", "queued")]
+    known: dict[str, Sequence[object]] = {
+        "study_uid": studies,
+        "name": ["alice"],
+        "destination": ["pacs"],
+        "artifact_id": [1, 2, 3],
+    }
     headers = {"Authorization": f"Bearer {program.secrets[Role.ADMINISTRATOR]}"}
     statuses, operation = Counter[int](), document[path][method]
 
@@ -88,13 +103,13 @@ def test_generated_requests(program: Program, document: Any, name: str) -> None:
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(
-        case=st.one_of(*map(operation.as_strategy, GenerationMode)), study=st.sampled_from([None, *studies])
-    )
-    def ask(case: Any, study: str | None) -> None:
+    @given(case=st.one_of(*map(operation.as_strategy, GenerationMode)), pick=st.integers(0, 3))
+    def ask(case: Any, pick: int) -> None:
         if case.meta.generation.mode is GenerationMode.POSITIVE:
-            if study is not None and "study_uid" in case.path_parameters:
-                case.path_parameters["study_uid"] = study
+            for parameter in known.keys() & case.path_parameters.keys():
+                # what there is would hardly be hit upon
+                if pick < len(known[parameter]):
+                    case.path_parameters[parameter] = known[parameter][pick]
             if "Idempotency-Key" in (case.headers or {}):
                 # a key that comes with another request is refused, and rightly
                 case.headers["Idempotency-Key"] = (

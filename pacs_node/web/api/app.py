@@ -45,6 +45,7 @@ Each request shows a token of its client (`Authorization: Bearer`), which `pacs-
 ROLE` makes; cookies mean nothing. What shows patient data is recorded in the audit record with the client's \
 name. Problems are `application/problem+json` (RFC 9457) with a `code`. Texts of DICOM origin are as the \
 sender wrote them: whoever shows them must escape them."""
+_BYTES = {"type": "string", "format": "binary"}
 _EVERYWHERE = (
     Code.NO_TOKEN,
     Code.WRONG_TOKEN,
@@ -135,7 +136,9 @@ def _of_files(operation: Operation) -> dict[int | str, dict[str, Any]]:
     """The response with a file, which the framework can't know of."""
     if not operation.files:
         return {}
-    content = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in operation.files}
+    content: dict[str, Any] = {kind: {"schema": _BYTES} for kind in operation.files}
+    if "application/json" in content:
+        content["application/json"] = {"schema": {"type": "object"}}
     return {operation.status: {"description": "A file.", "content": content}}
 
 

@@ -56,9 +56,9 @@ def _utc(value: datetime) -> datetime:
 
 
 class Asked(BaseModel):
-    """Base of what is asked for in the address."""
+    """Base of what is asked for in the address: a misspelt filter is an error, it would find too much."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True, frozen=True)
+    model_config = ConfigDict(use_attribute_docstrings=True, frozen=True, extra="forbid")
 
 
 class AskedPage(Asked):
