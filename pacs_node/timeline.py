@@ -245,6 +245,14 @@ class _Teller:
         destination = f" to {objects['destination']}" if "destination" in objects else ""
         self._add(event, "operator", f"{who}: {objects.get('action')}{destination}, {_reason(objects)}")
 
+    def judged(self, event: AuditEvent, objects: dict[str, Any]) -> None:
+        """A radiologist's verdict; what it changes stands beside the findings."""
+        reason = str(objects.get("reason_code") or "").replace("_", " ")
+        source = objects.get("source")
+        told = [event.actor, str(objects.get("kind")), reason]
+        told.append("" if source in {None, "page"} else f"by an edited {str(source).upper()} that came back")
+        self._add(event, "verdict", ", ".join(filter(None, told)))
+
     def other(self, event: AuditEvent, objects: dict[str, Any]) -> None:
         """An event that this version doesn't know: its facts as they are."""
         facts = ", ".join(f"{key} {value}" for key, value in sorted(objects.items()))
@@ -263,6 +271,7 @@ _TELLERS: dict[str, Callable[[_Teller, AuditEvent, dict[str, Any]], None]] = {
     Event.IMAGES_REMOVED.value[0]: _Teller.removed,
     Event.RESULTS_REMOVED.value[0]: _Teller.removed,
     Event.OPERATOR_ACTED.value[0]: _Teller.acted,
+    Event.VERDICT_GIVEN.value[0]: _Teller.judged,
 }
 
 

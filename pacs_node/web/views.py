@@ -17,6 +17,7 @@ from pacs_node.audit import Event
 from pacs_node.config import Settings
 from pacs_node.config_listener import is_loopback
 from pacs_node.db import Database
+from pacs_node.feedback import judged_counts
 from pacs_node.kept_files import ChangedFileError, NoFileError, kept_file, path_inside
 from pacs_node.latency import latency
 from pacs_node.metrics import NodeCollector, exposition
@@ -98,11 +99,12 @@ class Pages:
         chosen = read_filter(request.query_params)
         after = _row_id(request.query_params.get("after"))
         found: tuple[StudyLine, ...] = ()
-        count = 0
+        count, verdicts = 0, {}
         if not chosen.troubles:
             with self._database.read() as session:
                 found = list_studies(session, chosen.query, after, _PAGE_LENGTH + 1)
                 count = count_studies(session, chosen.query)
+                verdicts = judged_counts(session, [line.id for line in found])
         lines = found[:_PAGE_LENGTH]
         # the words of a search may be a patient's name, which the record must not hold
         self._looks.note(
@@ -121,6 +123,7 @@ class Pages:
             status=400 if chosen.troubles else 200,
             here="studies",
             lines=[(line, self._findings(line)) for line in lines],
+            verdicts=verdicts,
             search=chosen.asked.get("q", ""),
             chosen=chosen,
             count=count,

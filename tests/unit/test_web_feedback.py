@@ -154,3 +154,11 @@ def test_the_page_keeps_its_rules(reader: Browser, story: Story) -> None:
     assert len(identifiers) == len(set(identifiers))
     assert "<b>bold" not in response.text
     assert not [item for _, item in document.elements if "style" in item]
+
+
+def test_the_list_of_studies_and_the_story_tell_of_verdicts(reader: Browser, story: Story) -> None:
+    assert "Radiologists" not in parse(reader.get("/studies")).text
+    judge(reader, story, verdict="rejected", reason="lymph_node")
+    judge(reader, story, tracking_uid="", verdict="missed", slice="3", text="apex")
+    assert "Radiologists: 1 missed, 1 rejected" in parse(reader.get("/studies")).text
+    assert "verdict user:reader, rejected, lymph node" in parse(reader.get(study_path(story))).text
