@@ -52,12 +52,11 @@ def date(text: str) -> str:
 
 @pass_context
 def moment(context: Context, at: datetime | None) -> str | Markup:
-    """A time where the node stands, the day only if it isn't today's; UTC stands in the tooltip."""
+    """A time in UTC, the day only if it isn't today's; ``times.js`` shows it where the viewer is."""
     if at is None:
         return ""
-    here, today = at.astimezone(), context["now"].astimezone().date()
-    shown = f"{here:%H:%M:%S}" if here.date() == today else f"{here:%Y-%m-%d %H:%M:%S}"
-    utc = at.astimezone(UTC)
+    utc, today = at.astimezone(UTC), context["now"].astimezone(UTC).date()
+    shown = f"{utc:%H:%M:%S}" if utc.date() == today else f"{utc:%Y-%m-%d %H:%M:%S}"
     return Markup('<time datetime="{}" title="{}">{}</time>').format(
         utc.isoformat(timespec="seconds"), f"{utc:%Y-%m-%d %H:%M:%S} UTC", shown
     )
