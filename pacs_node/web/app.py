@@ -27,8 +27,8 @@ from pacs_node.web.account_pages import AccountPages
 from pacs_node.web.actions import Actions
 from pacs_node.web.api.app import ADDRESS, make_api, or_problem
 from pacs_node.web.audit_page import AuditPages
-from pacs_node.web.feedback_page import FeedbackPages
 from pacs_node.web.deadlines import BehindProxy, Deadlines
+from pacs_node.web.feedback_page import FeedbackPages
 from pacs_node.web.guard import Guard, Looks, Rule
 from pacs_node.web.models_page import ModelPages
 from pacs_node.web.oidc_pages import OidcPages
@@ -98,8 +98,8 @@ def make_app(
     external = timedelta(hours=settings.oidc.session_hours)
     guard = Guard(database, settings.web, renderer, external)
     pages = Pages(database, settings, renderer, looks)
-    passwords = Passwords(cost)
     provider = settings.oidc.name if settings.oidc.issuer else ""
+    passwords = Passwords(cost)
     people = AccountPages(database, passwords, renderer, guard.cookies, provider)
     single_sign_on = OidcPages(database, settings, people, renderer, guard.cookies)
     record = AuditPages(database, settings, renderer, looks)
