@@ -18,7 +18,7 @@
   const busy = () =>
     paused() ||
     document.hidden ||
-    document.querySelector("input:focus, details[open]") !== null ||
+    document.querySelector("input:focus, details[open]:not(.examined)") !== null ||
     String(document.getSelection()) !== "";
   // the mark tells the server that nobody clicked: it keeps no session alive
   const again = new URL(location.href);
