@@ -9,8 +9,11 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 
 from pacs_node.audit_message import ActiveParticipant, Coded, Message, Origin, ParticipantObject
 
-#: what XML 1.0 can't hold, not even escaped
-_FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+#: what XML 1.0 can't hold, not even escaped; and what acts in a terminal or turns the text around it
+_FORBIDDEN = re.compile(
+    "[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
+    "|[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]"
+)
 
 
 def to_xml(message: Message) -> bytes:
@@ -20,7 +23,8 @@ def to_xml(message: Message) -> bytes:
     -------
     bytes
         UTF-8 with its declaration, without an end of line but the one after the declaration; valid by the
-        schema of PS3.15 A.5.1.1. Characters that XML can't hold are written as ``[U+0000]``.
+        schema of PS3.15 A.5.1.1. Characters that XML can't hold, and those that act or
+        turn text around, are written as ``[U+0000]``.
     """
     root = Element("AuditMessage")
     _event(root, message)

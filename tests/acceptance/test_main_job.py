@@ -14,9 +14,10 @@ from pydicom import dcmread
 from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
 
 from inference.phantom import write_phantom
-from pacs_node.config import DicomDestination, DicomWebDestination
+from pacs_node.config import DicomDestination, DicomWebDestination, load_settings
 from tests import peers
 from tests.acceptance.node import Node, running, small_phantom
+from tests.sockets import listening
 
 pytestmark = [pytest.mark.peer("storescu", "orthanc", "orthanc-dicomweb", "dciodvfy"), pytest.mark.slow]
 
@@ -85,6 +86,12 @@ def test_phantom_comes_back_once_whatever_the_order(
     node.wait_finished(1)
     check_one_seg_and_one_sr(pacs, study_uid(phantom_files))
     first = results(pacs, study_uid(phantom_files))
+    assert node.process is not None
+    # all of its processes have worked by now; with the defaults nothing is reachable from elsewhere
+    assert listening(node.process.pid) == {
+        ("tcp", "127.0.0.1", node.port),
+        ("tcp", "127.0.0.1", load_settings(node.config).web.port),
+    }
 
     send(node, *phantom_files)
     node.until(lambda: node.process is not None, "still running", 1)

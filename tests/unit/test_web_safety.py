@@ -1,16 +1,25 @@
 from __future__ import annotations
 
+import csv
+import hashlib
 import json
+import os
+import socket
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
+from sqlalchemy import select
 
-from pacs_node.db import Artifact, Database
+from pacs_node.audit_export import FORMATS
+from pacs_node.db import Artifact, Database, MissedStudy
+from pacs_node.db_accounts import Role, WebSession
 from pacs_node.states import DeliveryState
 from pacs_node.web.protection import REPORT_POLICY
 from pacs_node.web.text import person, visible
 from tests.node_story import Story, analysed
+from tests.sockets import listening
 from tests.web_browser import (
     RESULT,
     Browser,
@@ -80,6 +89,100 @@ def test_text_from_outside_neither_acts_nor_hides(browser: Browser, hostile: Sto
         assert document.text.count(STORABLE_SHOWN) >= count
         for character in "\x00\x1b\x7f\x9b\u202e":
             assert character not in response.text
+
+
+@pytest.fixture
+def more_hostile(hostile: Story) -> Story:
+    """The same in the lists beside the studies."""
+    with hostile.database.write() as session:
+        session.add(
+            MissedStudy(
+                archive="pacs",
+                study_uid="1.2.826.9",
+                accession_number=STORABLE,
+                study_date=STORABLE,
+                description=STORABLE,
+                modalities=STORABLE,
+                n_instances=3,
+                noticed_at=hostile.now,
+                seen_at=hostile.now,
+            )
+        )
+    return hostile
+
+
+def test_no_route_at_all_shows_or_runs_it(browser: Browser, more_hostile: Story) -> None:
+    """Whatever pages there are: each is walked by its rule, as the administrator."""
+    walked, named = 0, 0
+    for rule in browser.app.state.rules:
+        if rule.method != "GET" or rule.path in {"/oidc/start", "/oidc/callback", "/oidc/logout"}:
+            continue
+        path = rule.path.replace("{study_uid}", more_hostile.study_uid)
+        response = browser.get(path.replace("{artifact_id:int}", str(artifact_id(more_hostile, "html"))))
+        assert response.status_code in {200, 400, 404}, path
+        assert response.headers["Cache-Control"] == "no-store", path
+        assert response.headers["X-Content-Type-Options"] == "nosniff", path
+        assert "default-src 'none'" in response.headers["Content-Security-Policy"], path
+        if rule.permission is None or "text/html" not in response.headers["Content-Type"]:
+            continue
+        for character in "\x00\x1b\x7f\x9b\u202e":
+            assert character not in response.text, path
+        if rule.path.startswith("/artifacts"):
+            continue  # the report is a file of the pipeline: its own tests, in a sandbox of its own here
+        document = parse(response)
+        assert all(str(item.get("src", "")).startswith("/static/") for item in document.all("script")), path
+        assert all(str(item["src"]).startswith(("/static/", "/artifacts/")) for item in document.all("img"))
+        assert not [name for _, item in document.elements for name in item if name.startswith("on")], path
+        walked, named = walked + 1, named + (STORABLE_SHOWN in document.text)
+    assert walked >= 9
+    assert named >= 5
+
+
+@pytest.mark.parametrize("form", sorted(FORMATS))
+def test_no_export_carries_it_as_it_is(browser: Browser, hostile: Story, form: str) -> None:
+    response = browser.get(f"/audit/export?format={form}")
+    assert response.status_code == 200
+    assert response.headers["Content-Disposition"].startswith("attachment; ")
+    assert not set(response.text) & set("\x00\x1b\x7f\x9b\u202e")
+    if form == "csv":
+        rows = list(csv.reader(response.text.splitlines()))
+        assert len({len(row) for row in rows}) == 1
+        assert not [cell for row in rows for cell in row if cell.startswith(("=", "+", "@", "\t"))]
+        return
+    lines = response.text.splitlines()
+    assert len(lines) > 10
+    for line in lines:
+        if form == "dicom":
+            assert ET.fromstring(line).tag == "AuditMessage"
+        else:
+            assert isinstance(json.loads(line), dict)
+    assert form == "dicom" or "<script>alert(1)" in "".join(str(json.loads(line)) for line in lines)
+
+
+def test_a_planted_session_becomes_nobodys(browser: Browser) -> None:
+    """Session fixation: a token that somebody else chose is not the one of the login."""
+    browser.role = Role.VIEWER
+    browser.log_in()
+    theirs = browser.cookies["session"]
+    planted = Browser(browser.database, browser.settings, role=None, cookies={"session": "planted"})
+    assert planted.get("/studies").status_code == 303
+    assert planted.cookies["session"] == "planted"
+    assert theirs != "planted"
+    with browser.database.read() as session:
+        hashes = session.scalars(select(WebSession.token_hash)).all()
+    assert hashlib.sha256(b"planted").hexdigest() not in hashes
+
+
+def test_sockets_are_seen() -> None:
+    """The control of what a whole node listens on (tests/acceptance/test_main_job.py)."""
+    with (
+        socket.create_server(("0.0.0.0", 0)) as everywhere,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams,
+    ):
+        datagrams.bind(("127.0.0.1", 0))
+        found = listening(os.getpgrp())
+        assert ("tcp", "0.0.0.0", everywhere.getsockname()[1]) in found
+        assert ("udp", "127.0.0.1", datagrams.getsockname()[1]) in found
 
 
 def test_search_shows_what_was_asked_as_text(browser: Browser) -> None:
