@@ -35,6 +35,8 @@ class Event(Enum):
     COMMITMENT_ANSWERED = ("commitment answered", "110104")
     ARCHIVE_SEARCHED = ("archive searched", "110112")
     STUDY_MISSED = ("study missed", "110112")
+    RECORD_TOLD = ("clinical record told", "110107")
+    RECORD_ASKED = ("clinical record asked", "110112")
     JOB_CREATED = ("job created", "110103")
     JOB_CHANGED = ("job", "110103")
     DELIVERY_CREATED = ("delivery created", "110102")

@@ -118,6 +118,7 @@ _EVENT_IDS = {
     "110104": Coded("110104", DCM, "DICOM Instances Transferred"),
     "110105": Coded("110105", DCM, "DICOM Study Deleted"),
     "110106": Coded("110106", DCM, "Export"),
+    "110107": Coded("110107", DCM, "Import"),
     "110112": Coded("110112", DCM, "Query"),
     "110113": Coded("110113", DCM, "Security Alert"),
     "110114": Coded("110114", DCM, "User Authentication"),

@@ -112,6 +112,16 @@ class MllpSettings(Section):
     tls_client_ca_file: str = Field(
         "", description="Whose certificates senders may show (PEM): authorities, or the senders' own."
     )
+    accession_fields: tuple[Annotated[str, Field(pattern=r"^(IPC|OBR|ORC)-[1-9][0-9]?$")], ...] = Field(
+        ("IPC-1", "OBR-18", "OBR-3", "ORC-3", "OBR-2", "ORC-2"),
+        strict=False,
+        min_length=1,
+        description="Where the accession number of the images stands; the first that is filled counts.",
+    )
+    patient_authority: str = Field(
+        "",
+        description="Assigning authority (PID-3.4) of the images' Patient IDs; empty: PID-3 has one ID only.",
+    )
     max_connections: int = Field(16, ge=1, le=256, description="Simultaneous senders; more are cut off.")
     max_message_kb: int = Field(1024, ge=1, le=16_384, description="Largest message.")
     message_seconds: Seconds = Field(

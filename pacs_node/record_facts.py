@@ -9,6 +9,7 @@ from datetime import date, timedelta
 from typing import Any
 
 from inference.record import RecordCode, RecordIssue, RecordReading, Smoking, accept
+from inference.record_person import Person
 from pacs_node.record_codes import (
     OBSERVATIONS,
     STATUS,
@@ -186,6 +187,18 @@ def record_of(told: Iterable[Told], seen: date, more: Mapping[str, tuple[object,
     _settle(values, dates)
     found = accept(values, sources, dates)
     return RecordReading(found.record, found.sources, (*issues, *found.issues), found.dates)
+
+
+def reading_of(told: Iterable[Told], person: Person, seen: date, source: str) -> RecordReading:
+    """Make the record of one study of facts and of whom they are; see `record_of`."""
+    more: dict[str, tuple[object, str]] = {}
+    born = day_of(person.birth_date) if len(person.birth_date) == len("YYYYMMDD") else None
+    if born is not None and born <= seen:
+        age = seen.year - born.year - ((seen.month, seen.day) < (born.month, born.day))
+        more["age_years"] = float(age), f"{source} birth date and Study Date"
+    if person.sex is not None:
+        more["sex"] = person.sex.value, f"{source} patient"
+    return record_of(told, seen, more)
 
 
 def _until(told: Iterable[Told], seen: date) -> tuple[list[Fact], list[RecordIssue]]:

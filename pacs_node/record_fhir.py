@@ -13,13 +13,13 @@ from datetime import date
 from typing import Any
 from urllib.parse import urlencode
 
-from inference.record import RecordCode, RecordIssue, RecordReading
-from inference.record_person import Person, SourcedRecord, silent
+from inference.record import RecordCode, RecordIssue
+from inference.record_person import SourcedRecord, silent
 from pacs_node.clock import Clock, utc_now
 from pacs_node.config_record import RecordSettings
 from pacs_node.errors import ConfigurationError, SourceSilentError
 from pacs_node.record_codes import OBSERVATIONS, Coding
-from pacs_node.record_facts import Told, day_of, record_of
+from pacs_node.record_facts import Told, reading_of
 from pacs_node.record_fhir_read import (
     Resource,
     element,
@@ -136,7 +136,7 @@ class FhirSource:
             for resource in found:
                 self._must_be_of(resource, word(patient, "id"))
                 told += facts_of(resource, self._site)
-        return SourcedRecord(SOURCE, person, _reading(told, person, seen))
+        return SourcedRecord(SOURCE, person, reading_of(told, person, seen, SOURCE))
 
     def _patient(self, server: Server, patient_id: str) -> Resource:
         system = self._settings.fhir_patient_system
@@ -207,17 +207,6 @@ class FhirSource:
 def _split(code: str) -> tuple[str, str]:
     system, _, rest = code.rpartition("|")
     return system, rest
-
-
-def _reading(told: list[Told], person: Person, seen: date) -> RecordReading:
-    more: dict[str, tuple[object, str]] = {}
-    born = day_of(person.birth_date) if len(person.birth_date) == len("YYYYMMDD") else None
-    if born is not None and born <= seen:
-        age = seen.year - born.year - ((seen.month, seen.day) < (born.month, born.day))
-        more["age_years"] = float(age), "FHIR birth date and Study Date"
-    if person.sex is not None:
-        more["sex"] = person.sex.value, "FHIR Patient"
-    return record_of(told, seen, more)
 
 
 def _matches(bundle: Resource, kind: str) -> Iterator[Resource]:

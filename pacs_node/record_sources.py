@@ -42,13 +42,17 @@ class Subject:
 class MessageSource(Protocol):
     """What was told by messages; see `pacs_node.clinical_facts`."""
 
-    def ask(self, patient_id: str, accession_number: str, seen: date) -> Sequence[SourcedRecord]:
-        """Return what is known, the more telling first."""
+    def of_order(self, patient_id: str, accession_number: str, seen: date) -> Sequence[SourcedRecord]:
+        """Return what was told with the order of the study."""
+        ...
+
+    def of_patient(self, patient_id: str, accession_number: str, seen: date) -> Sequence[SourcedRecord]:
+        """Return what was told of the patient otherwise."""
         ...
 
 
 class RecordSources:
-    """All sources of the settings: messages first, then the FHIR server.
+    """All sources of the settings: messages with the order, the FHIR server, other messages.
 
     Parameters
     ----------
@@ -75,10 +79,13 @@ class RecordSources:
         """
         seen = (day_of(subject.study_date) if len(subject.study_date) == 8 else None) or self._clock().date()
         told: list[SourcedRecord] = []
+        whose = subject.patient_id, subject.accession_number, seen
         if self._messages is not None:
-            told += self._messages.ask(subject.patient_id, subject.accession_number, seen)
+            told += self._messages.of_order(*whose)
         if self._fhir is not None:
             told.append(self._in_time(self._fhir, subject.patient_id, seen, interrupted))
+        if self._messages is not None:
+            told += self._messages.of_patient(*whose)
         return tuple(told)
 
     def _in_time(

@@ -31,6 +31,7 @@ PARTS = {
     "schedule": "pacs_node.schedule",
     "web": "pacs_node.web.app",
     "syslog": "pacs_node.audit_syslog",
+    "mllp": "pacs_node.mllp",
     "notify": "pacs_node.notify",
 }
 
@@ -118,6 +119,7 @@ class Supervisor:
             "web": self._settings.web.enabled,
             "syslog": bool(self._settings.audit.syslog_host),
             "notify": bool(self._settings.notify.channels),
+            "mllp": self._settings.mllp.enabled,
         }
         return [name for name in PARTS if wanted.get(name, True)]
 

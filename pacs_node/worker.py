@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
-from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
@@ -25,7 +24,7 @@ from pacs_node.config import Settings
 from pacs_node.db import Artifact, Database, Job, Series
 from pacs_node.engines import Engine, InProcessEngine, ProcessEngine
 from pacs_node.errors import AnalysisFailedError, StaleStateError
-from pacs_node.record_sources import RecordSources, Subject, salt_of
+from pacs_node.record_of_study import StudyRecords
 from pacs_node.request import CaseOutcome, CaseRequest, Receiver, Refusal, run_case
 from pacs_node.states import JobState, SeriesState
 from pacs_node.storage import open_database
@@ -73,7 +72,7 @@ class Worker:
         self._engine = engine
         self._clock = clock
         self._stop = Event()
-        self._records = RecordSources(settings.record, None, clock)
+        self._records = StudyRecords(database, settings, clock)
 
     def run(self, stop: Event) -> None:
         """Work until `stop` is set."""
@@ -206,7 +205,7 @@ class Worker:
         """Return the outcome and the job's last state; raise to try again later."""
         failed = request.refusal is not None and request.refusal.code is ReasonCode.SOFTWARE_FAILURE
         if request.refusal is None:
-            request = self._with_record(request, lost)
+            request = self._records.added_to(request, lambda: lost.is_set() or self._stop.is_set())
         try:
             outcome = self._wait(self._engine.submit(run_case, request), lost)
         except AnalysisFailedError as error:
@@ -218,13 +217,6 @@ class Worker:
             refusal = Refusal(ReasonCode.SOFTWARE_FAILURE, f"The analysis failed {attempts} times ({error}).")
             return self._analyse(request.with_refusal(refusal), job_id, lost)
         return outcome, JobState.FAILED if failed else JobState.SUCCEEDED
-
-    def _with_record(self, request: CaseRequest, lost: Event) -> CaseRequest:
-        """Add what other systems tell of the patient; another record makes another result."""
-        known = request.identity
-        subject = Subject(known["PatientID"], known["AccessionNumber"], known["StudyDate"])
-        told = self._records.ask(subject, lambda: lost.is_set() or self._stop.is_set())
-        return replace(request, told=told, uid_salt=salt_of(told))
 
     def _wait(self, future: Future[CaseOutcome], lost: Event) -> CaseOutcome:
         deadline = time.monotonic() + self._settings.pipeline.timeout_seconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from pacs_node import db_accounts, db_feedback, db_notices, db_tokens  # noqa: F401 - tables of the metadata
+from pacs_node import db_accounts, db_feedback, db_notices, db_record, db_tokens  # noqa: F401 - tables
 from pacs_node.db import Base
 
 with context.config.attributes["engine"].connect() as connection:

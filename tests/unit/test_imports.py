@@ -62,18 +62,18 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "returned_files",
         (
             "errors clock gpu states logs destinations peer present tcia request models_cli validators"
-            " validators.* gate_pdu dataset_head commitment"
+            " validators.* gate_pdu dataset_head commitment hl7_ack"
             " confinement reader_tasks ballast doctor_findings http_limits record_codes"
         ),
         "tls gate_message archive reader reader_process record_facts record_http",
         "config_listener",
         "config_archive config_audit config_drift config_storage config_web",
         "config_notify config_record",
-        "oidc_metadata record_fhir_read smart",
+        "oidc_metadata record_fhir_read smart hl7_message",
         "oidc record_fhir",
         "connections one_node record_sources",
         "config db spool association dicomweb engines gate gate_association",
-        "db_accounts db_feedback db_notices db_tokens",
+        "db_accounts db_feedback db_notices db_record db_tokens",
         (
             "audit study_state leases storage case dimse config_template config_docs migrations migrations.*"
             " archive_dimse archive_web completeness"
@@ -97,6 +97,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "summaries",
         "feedback agreement drift model_use",
         "returned",
+        "clinical_facts",
+        "record_of_study mllp",
         "listener intake worker delivery dead_letters timeline",
         "reconcile missed refusals doctor_database backup_rows",
         "missed_cli",
@@ -198,6 +200,7 @@ IMPORTERS: dict[str, str] = {
     "uvicorn": "pacs_node.web*",
     "argon2": "pacs_node.accounts",
     "jwt": "pacs_node.oidc* pacs_node.smart",
+    "hl7": "pacs_node.hl7_message",
     "torch": "inference.* pacs_node.engines",
 }
 
