@@ -11,8 +11,8 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from pacs_node import audit
-from pacs_node.db import Job, Study
-from pacs_node.db_feedback import Nodule, RejectReason, Verdict, VerdictKind, VerdictSource
+from pacs_node.db import Job, Series, Study
+from pacs_node.db_feedback import Nodule, RejectReason, ReturnedObject, Verdict, VerdictKind, VerdictSource
 from pacs_node.errors import NodeError
 from pacs_node.summaries import monday
 
@@ -203,12 +203,24 @@ class JudgedNodule:
 
 
 @dataclass(frozen=True, slots=True)
+class ReturnedLine:
+    """An edited SEG or report that came back."""
+
+    looked_at: datetime
+    modality: str
+    calling_ae: str
+    n_verdicts: int
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
 class StudyFeedback:
-    """What was said of the findings of one job, and what it has missed."""
+    """What was said of the findings of one job, what it has missed, and what came back of the study."""
 
     job_id: int
     nodules: tuple[JudgedNodule, ...]
     missed: tuple[JudgedNodule, ...]
+    returned: tuple[ReturnedLine, ...] = ()
 
     @property
     def judged(self) -> int:
@@ -251,6 +263,21 @@ def study_feedback(session: Session, job_id: int) -> StudyFeedback | None:
             for nodule in nodules
         ),
         tuple(JudgedNodule(uid, "", "", "", None, tuple(map(_line, said[uid]))) for uid in reversed(missed)),
+        _returned(session, job.series.study_id),
+    )
+
+
+def _returned(session: Session, study_id: int) -> tuple[ReturnedLine, ...]:
+    """What came back of our results, the oldest first; objects that speak of none are not told."""
+    rows = session.execute(
+        select(ReturnedObject, Series.modality, Series.calling_ae)
+        .join(Series, ReturnedObject.series_id == Series.id)
+        .where(Series.study_id == study_id, ReturnedObject.job_id.is_not(None))
+        .order_by(ReturnedObject.instance_id)
+    ).tuples()
+    return tuple(
+        ReturnedLine(row.looked_at, modality, calling_ae, row.n_verdicts, row.status)
+        for row, modality, calling_ae in rows
     )
 
 

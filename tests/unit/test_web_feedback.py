@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
-from pacs_node.db import AuditEvent, Job
+from pacs_node.db import AuditEvent, Job, Series
 from pacs_node.db_accounts import Role
-from pacs_node.db_feedback import Verdict
+from pacs_node.db_feedback import ReturnedObject, Verdict
 from pacs_node.summaries import Summaries
 from tests.node_story import Story, analysed
 from tests.web_browser import RESULT, Browser, parse, study_path
@@ -162,3 +163,18 @@ def test_the_list_of_studies_and_the_story_tell_of_verdicts(reader: Browser, sto
     judge(reader, story, tracking_uid="", verdict="missed", slice="3", text="apex")
     assert "Radiologists: 1 missed, 1 rejected" in parse(reader.get("/studies")).text
     assert "verdict user:reader, rejected, lymph node" in parse(reader.get(study_path(story))).text
+
+
+def test_what_came_back_is_shown(reader: Browser, story: Story) -> None:
+    with story.database.write() as session:
+        series = session.execute(select(Series)).scalar_one()
+        row = ReturnedObject(instance_id=series.instances[0].id, series_id=series.id, looked_at=story.now)
+        row.job_id, row.n_verdicts, row.status = job_id_of(session), 2, "read <b>"
+        session.add(row)
+    response = reader.get(study_path(story))
+    assert "CT from PACS, 2 verdicts read <b>;" in parse(response).text
+    assert "read <b>" not in response.text
+
+
+def job_id_of(session: Session) -> int:
+    return session.execute(select(Job.id)).scalar_one()
