@@ -43,7 +43,8 @@ class Story:
 
     def __post_init__(self) -> None:
         # durability is proved elsewhere; here it would only take time
-        event.listen(self.database.engine, "connect", lambda c, _: c.execute("PRAGMA synchronous=OFF"))
+        if self.database.is_sqlite:
+            event.listen(self.database.engine, "connect", lambda c, _: c.execute("PRAGMA synchronous=OFF"))
         self.database.dispose()
 
     @property

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from pydicom import dcmread
 from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
+from starlette.routing import Route
 
 from pacs_node import audit, one_node
 from pacs_node.cli import main
@@ -24,6 +25,7 @@ from pacs_node.clock import utc_now
 from pacs_node.config import DicomDestination, Settings, StorageSettings, load_settings
 from pacs_node.connections import make_engine
 from pacs_node.db import Database, Delivery, Instance, Job, Study
+from pacs_node.db_accounts import Role
 from pacs_node.dimse import DimseDestination
 from pacs_node.doctor_database import check_database
 from pacs_node.doctor_findings import Level
@@ -35,11 +37,13 @@ from pacs_node.storage import only_one, open_database
 from tests.acceptance.node import Node
 from tests.ct_factory import make_ct_series, write_series
 from tests.faults.invariants import Seen, dataset_sha256, violations
+from tests.node_story import Story, analysed
 from tests.peers import Storescp, storescp, storescu
 from tests.postgresql import Server, postgresql
 from tests.small_node import SmallNode, TestClock
 from tests.unit.test_worker import make_worker
 from tests.unit.test_worker import run as run_small_case
+from tests.web_browser import RESULT, Browser, make_settings
 
 logger = logging.getLogger(__name__)
 
@@ -263,6 +267,24 @@ def test_a_server_without_fsync_is_refused(node: Node, server: Server) -> None:
     finally:
         server.tell("ALTER SYSTEM RESET fsync")
         server.tell("SELECT pg_reload_conf()")
+
+
+def test_the_page_asks_postgresql_too(server: Server, tmp_path: Path) -> None:
+    """Each page without parameters, and the search by words and orders."""
+    database = Database(server.database())
+    story = analysed(Story(database, tmp_path), RESULT)
+    browser = Browser(database, make_settings(tmp_path), role=Role.ADMINISTRATOR)
+    pages = {
+        rule.path for rule in browser.app.routes if isinstance(rule, Route) and "GET" in (rule.methods or ())
+    }
+    pages = {path for path in pages if "{" not in path} - {"/audit/export"}
+    answers = {path: browser.get(path).status_code for path in pages if not path.startswith("/oidc")}
+    assert {path: status for path, status in answers.items() if status not in {200, 303, 400}} == {}
+    assert answers["/"] == answers["/studies"] == answers["/audit"] == 200
+    assert browser.get(f"/studies/{story.study_uid}").status_code == 200
+    for question in ("patient_id=PID-1", "q=doe", "state=analysed"):
+        assert story.study_uid in browser.get(f"/studies?{question}").text
+    database.dispose()
 
 
 def test_a_server_that_goes_while_a_job_runs(
