@@ -125,7 +125,7 @@ def test_refused_association_is_an_alert(database: Database, told: Story) -> Non
     assert message.find("EventIdentification/EventTypeCode").get("csd-code") == "110126"
     assert message.find("EventIdentification").get("EventOutcomeIndicator") == "4"
     performing = message.findall("ActiveParticipant")[1]
-    assert performing.get("UserID") == "<a>[U+0000][U+001B]\u202e\r\n&\"'=1+1"
+    assert performing.get("UserID") == "<a>[U+0000][U+001B][U+202E]\r\n&\"'=1+1"
     assert performing.get("NetworkAccessPointID") == "10.0.0.9"
     assert performing.get("NetworkAccessPointTypeCode") == "2"
 
