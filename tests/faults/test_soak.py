@@ -29,6 +29,7 @@ from pacs_node.config import Caller, DicomDestination
 from pacs_node.config_template import render_settings
 from pacs_node.db import Delivery, Instance, Job
 from pacs_node.dimse import DimseDestination
+from pacs_node.jobs import NOT_ANALYSED
 from pacs_node.states import JobState
 from tests.acceptance.node import Node, small_phantom
 from tests.conftest import find_free_port
@@ -270,7 +271,10 @@ def _failed(session: Session) -> list[str]:
     """Studies with a job that was given up because its workers died; no other failure is expected."""
     failed = select(Job).where(Job.state == JobState.FAILED)
     jobs = list(session.execute(failed).scalars())
-    assert {job.outcome for job in jobs} <= {None}, [(job.id, job.last_error) for job in jobs]
+    ends = [(job.id, job.outcome, job.reason_code, job.last_error) for job in jobs]
+    # the report that says so, or not even that
+    assert {outcome for _, outcome, _, _ in ends} <= {None, NOT_ANALYSED}, ends
+    assert {code for _, _, code, _ in ends} <= {"SOFTWARE_FAILURE"}, ends
     return sorted({job.series.study.study_uid for job in jobs})
 
 
