@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from pacs_node.config_listener import Port, Seconds, Section, is_loopback, network
 from pacs_node.config_web import is_safe_url
+from pacs_node.tls import TlsFiles
 
 Item = Literal[
     "smoking",
@@ -145,3 +146,9 @@ class MllpSettings(Section):
                 'files, or allow_plaintext = true if the network is protected, or host = "127.0.0.1"'
             )
         return self
+
+    def tls_files(self) -> TlsFiles | None:
+        """Return the files for TLS, None where plain TCP is spoken."""
+        if not self.tls_certificate_file:
+            return None
+        return TlsFiles(self.tls_certificate_file, self.tls_key_file, self.tls_client_ca_file)

@@ -28,6 +28,8 @@ ACCESSION = ("IPC-1", "OBR-18", "OBR-3", "ORC-3", "OBR-2", "ORC-2")
 _READ = frozenset(("MSH", "PID", "IPC", "ORC", "OBR", "OBX", "DG1"))
 _LONGEST_SEGMENT, _MOST_SEGMENTS = 16_384, 2_000
 _LONGEST_KEY = 64
+#: python-hl7 makes an object of each piece between them
+_MOST_SEPARATORS = 50_000
 _CHARSETS = {
     "": "utf-8",
     "ASCII": "ascii",
@@ -142,6 +144,10 @@ def control_id_of(data: bytes) -> str:
     return found if re.fullmatch(r"[A-Za-z0-9._:/ -]{1,64}", found) else ""
 
 
+def _byte(number: int) -> bytes:
+    return bytes([number])
+
+
 def _parsed(data: bytes) -> Any:
     found = re.match(rb"MSH([!-/:-@\[-`{-~])([!-/:-@\[-`{-~]{4,5})\1", data)
     if found is None:
@@ -159,6 +165,8 @@ def _parsed(data: bytes) -> Any:
         raise RefusedError("AR", WRONG_TYPE, f"More than {_MOST_SEGMENTS} segments.")
     # a picture in an OBX is as long as it likes, but tells nothing here
     kept = [line for line in kept if len(line) <= _LONGEST_SEGMENT]
+    if sum(line.count(one) for line in kept for one in (found[1], *map(_byte, found[2]))) > _MOST_SEPARATORS:
+        raise RefusedError("AR", WRONG_TYPE, f"More than {_MOST_SEPARATORS} separators.")
     try:
         text = b"\r".join(kept).decode(_CHARSETS[charset.strip()])
     except UnicodeDecodeError:

@@ -26,7 +26,7 @@ from pacs_node.hl7_ack import acknowledgement
 from pacs_node.hl7_message import NOT_NOW, WRONG_TYPE, RefusedError, control_id_of, read_message
 from pacs_node.record_codes import Coding
 from pacs_node.storage import open_database
-from pacs_node.tls import TlsFiles, server_context
+from pacs_node.tls import server_context
 
 logger = logging.getLogger(__name__)
 
@@ -225,8 +225,8 @@ class Door:
 def run(settings: Settings, stop: Event) -> None:
     """Take messages until `stop` is set."""
     section = settings.mllp
-    files = TlsFiles(section.tls_certificate_file, section.tls_key_file, section.tls_client_ca_file)
-    tls = server_context(files, "mllp") if section.tls_certificate_file else None
+    files = section.tls_files()
+    tls = None if files is None else server_context(files, "mllp")
     database = open_database(settings)
     intake = Intake(database, settings)
     due = 0.0

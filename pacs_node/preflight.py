@@ -53,6 +53,9 @@ def check(settings: Settings, parts: Collection[str]) -> None:
         problems += _port("web", settings.web.host, settings.web.port)
         problems += _page_tls(settings)
         problems += _single_sign_on(settings)
+    if "mllp" in parts and settings.mllp.enabled:
+        problems += _port("mllp", settings.mllp.host, settings.mllp.port)
+        problems += _mllp_tls(settings)
     if "worker" in parts or "schedule" in parts:
         problems += _pipeline(settings.pipeline, computes="worker" in parts)
     if "notify" in parts:
@@ -67,6 +70,15 @@ def _page_tls(settings: Settings) -> Iterator[str]:
     if settings.web.tls_certificate_file:
         try:
             tls.page_context(settings.web.tls_certificate_file, settings.web.tls_key_file)
+        except ConfigurationError as error:
+            yield str(error)
+
+
+def _mllp_tls(settings: Settings) -> Iterator[str]:
+    files = settings.mllp.tls_files()
+    if files is not None:
+        try:
+            tls.server_context(files, "mllp")
         except ConfigurationError as error:
             yield str(error)
 

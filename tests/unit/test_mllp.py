@@ -23,16 +23,20 @@ from sqlalchemy.exc import OperationalError
 from inference.record import RecordCode, Sex, Smoking
 from inference.record_person import confirmed, gathered
 from pacs_node.clinical_facts import ToldByMessages, forget
-from pacs_node.config import Settings
+from pacs_node.config import Settings, StorageSettings
 from pacs_node.config_record import MllpSettings, RecordSettings
 from pacs_node.db import AuditEvent, Database
 from pacs_node.db_record import ClinicalFactRow, ClinicalMessageRow
 from pacs_node.hl7_message import RefusedError, read_message
-from pacs_node.mllp import END, START, Door, Intake
+from pacs_node.mllp import END, START, Door, Intake, run
 from pacs_node.record_codes import Coding
+from pacs_node.record_of_study import StudyRecords
 from pacs_node.record_sources import RecordSources, Subject
+from pacs_node.request import CaseRequest
+from pacs_node.storage import open_database
 from pacs_node.tls import server_context
 from tests.certificates import Certificate, make_certificate
+from tests.small_node import START as START_OF_TIME
 from tests.small_node import TestClock
 
 SEEN = date(2026, 3, 1)
@@ -326,6 +330,7 @@ def without(data: bytes, segment: bytes) -> bytes:
         ),
         (full() + b"\r" + full(), "AR M1: There is more than one MSH."),
         (message(*["OBX|1"] * 2001), "AR M1: More than 2000 segments."),
+        (message(*["OBX|" + "^&~|" * 4000] * 4), "AR M1: More than 50000 separators."),
     ],
 )
 def test_what_is_not_taken_is_answered_and_not_written(
@@ -506,3 +511,39 @@ def test_what_is_old_is_removed(database: Database, port: int, clock: TestClock)
 def test_settings_that_cannot_work(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         configured(**change)
+
+
+def test_the_part_of_a_node(tmp_path: Path) -> None:
+    """What `pacs-node serve` runs: its own database, its own port."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        free = int(probe.getsockname()[1])
+    mllp = MllpSettings(enabled=True, senders=("127.0.0.1",), port=free)
+    storage = StorageSettings(directory=str(tmp_path / "node"))
+    settings = Settings(mllp=mllp, storage=storage)
+    open_database(settings).dispose()
+    stop = Event()
+    part = Thread(target=run, args=(settings, stop))
+    part.start()
+    try:
+        assert _answered(free) == "AA M1"
+    finally:
+        stop.set()
+        part.join()
+    told_later = StudyRecords(open_database(settings), settings)
+    identity = {
+        "PatientID": "P-17",
+        "AccessionNumber": "A-1",
+        "StudyDate": "20260301",
+        "StudyInstanceUID": "1.2",
+    }
+    request = CaseRequest((), tmp_path, "classical", "cpu", "0", START_OF_TIME, identity)
+    assert [one.source for one in told_later.added_to(request, lambda: False).told] == ["HL7 order"]
+
+
+def _answered(port: int) -> str:
+    for _ in range(600):
+        try:
+            return send(port, full())
+        except ConnectionRefusedError:
+            Event().wait(0.05)
+    raise AssertionError("never listened")
