@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import HealthCheck, Phase, assume, given, seed, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import ignored_auth
@@ -115,6 +115,8 @@ def test_generated_requests(program: Program, document: Any, name: str) -> None:
                 case.headers["Idempotency-Key"] = (
                     f"{case.headers['Idempotency-Key'][:150]}-{statuses.total()}"
                 )
+        # such a value is not sent at all, so that the request is not as wrong as it is meant to be
+        assume(not any(value in (None, [], {}) for value in (case.query or {}).values()))
         answer = case.call(headers=headers)
         statuses[answer.status_code] += 1
         # who gets in is the matter of test_api.py

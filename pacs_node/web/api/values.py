@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
@@ -15,6 +16,8 @@ from pydantic import (
     Field,
     StringConstraints,
 )
+
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:")
 
 
 class Answer(BaseModel):
@@ -46,6 +49,13 @@ def _finite(value: Any) -> Any:
 
 def _seconds(value: Any) -> Any:
     return value.total_seconds() if isinstance(value, timedelta) else value
+
+
+def _written(value: Any) -> Any:
+    """Refuse a number of seconds, which pydantic would take for a time too."""
+    if isinstance(value, str) and not _TIME.match(value):
+        raise ValueError("write a time with its zone, such as 2026-03-02T08:00:00Z")
+    return value
 
 
 def _utc(value: datetime) -> datetime:
@@ -85,7 +95,7 @@ Number = Annotated[float | None, BeforeValidator(_finite)]
 Seconds = Annotated[float | None, BeforeValidator(_seconds)]
 """A duration; null where something takes no time."""
 
-Moment = Annotated[AwareDatetime, AfterValidator(_utc)]
+Moment = Annotated[AwareDatetime, BeforeValidator(_written), AfterValidator(_utc)]
 """A time with its zone, RFC 3339."""
 
 Uid = Annotated[str, StringConstraints(pattern=r"^[0-9.]{1,64}$")]
