@@ -269,7 +269,8 @@ def test_an_association_has_an_end_whatever_it_sends(
     settings = ListenerSettings(port=find_free_port(), association_minutes=0.01)
     listener = Listener(settings, CALLERS, database, spool, clock)
     port = listener.start()
-    with RawPeer(port).associate() as echoing, RawPeer(port).associate() as endless:
+    # the endless one is older, so that its time is over too when the other isn't answered any more
+    with RawPeer(port).associate() as endless, RawPeer(port).associate() as echoing:
         endless.send(pdu(P_DATA, value(STORE, CT_CONTEXT, command=True)))
         start = time.monotonic()
         answers = 0
