@@ -134,7 +134,7 @@ def test_a_call_that_fails_is_never_success(tmp_path: Path, call: str, error: st
                 batch = instances(2, f"{call}{error}{point}", matrix=8)
                 with injecting(running.pid, f"{call}:error={error}:when={point}"):
                     store(running.port, ledger, batch)
-                    # rows follow the answers by a moment
+                    # a listener that lost something ends a moment later
                     running.process.join(0.3)
                 # afterwards all is taken, also what was refused, or the listener has ended
                 if store(running.port, ledger, batch) != [0, 0]:
