@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform
 import re
+import time
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from inference.registry import Pipeline, load_pipeline
 from pacs_node import __version__
 from pacs_node.config import Settings
 
+_KEPT_S = 60.0
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
@@ -51,8 +54,16 @@ def code_versions(session: Session) -> tuple[tuple[str, str], ...]:
 
 
 def pipeline_in_use(settings: Settings) -> Pipeline | str:
-    """The cards of the models that the settings name; why not, where they can't be used."""
+    """The cards of the models that the settings name; why not, where they can't be used.
+
+    All weights are hashed for that, so what is said is up to `_KEPT_S` old.
+    """
+    return _pipeline(settings.pipeline.profile, settings.pipeline.models, int(time.monotonic() / _KEPT_S))
+
+
+@lru_cache(maxsize=1)
+def _pipeline(profile: str, models: str, _period: int) -> Pipeline | str:
     try:
-        return load_pipeline(settings.pipeline.profile, models=Path(settings.pipeline.models))
+        return load_pipeline(profile, models=Path(models))
     except ModelUnavailableError as error:
         return str(error)
