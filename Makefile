@@ -39,9 +39,9 @@ install-dev: $(DEV) $(PROJECT)  ## Install what the tests need into .venv
 test: install-dev  ## Install, then ruff, mypy and the whole test suite
 	$(MAKE) --no-print-directory check
 	# a file stays in one process: its fixtures start whole nodes
-	# one thread each: two processes with a thread for each core wait for each other
+	# one thread each: processes with a thread for each core wait for each other
 	# in the order of their names: the long ones of tests/acceptance come first, and no process ends alone with them
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 faults: install-dev  ## Run the long forms of the attacks and faults in docs/reliability.md
 	PACS_NODE_FAULTS=long PACS_NODE_REQUIRE_PEERS=1 $(BIN)/python -m pytest tests/faults --log-cli-level=INFO $(ARGS)

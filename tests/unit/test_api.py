@@ -245,6 +245,7 @@ def test_problems_are_told_in_one_form(program: Program, story: Story) -> None:
         (program.ask("/studies/1.2%20"), "invalid"),
         (program.ask("/studies?limit=0"), "invalid"),
         (program.ask("/studies?stat=failed"), "invalid"),
+        (program.ask("/studies?state=failed&state=done"), "invalid"),
         (program.ask("/studies?received_since=16777217"), "invalid"),
         (program.ask("/studies?q=%00"), "invalid"),
         (program.ask("/audit-events?since=0001-01-01T00:00:00%2B14:00"), "invalid"),

@@ -128,6 +128,8 @@ def test_an_upgrade_writes_the_words_of_what_is_there(all_ways: Database) -> Non
                 session.execute(text(f"DROP INDEX {name.format(table)}"))
         for name in ("search", "state", "delivery", "shown_job_id"):
             session.execute(text(f"ALTER TABLE study DROP COLUMN {name}"))
+        for name in ("clinical_fact", "clinical_message"):
+            session.execute(text(f"DROP TABLE {name}"))
         session.execute(text("UPDATE alembic_version SET version_num = '0008'"))
     all_ways.upgrade()
     assert told(all_ways) == before

@@ -71,6 +71,7 @@ class Gate:
 
                 async def handle(request: Request) -> Response:
                     request.state.client = await run_in_threadpool(gate.let_in, request, permission, name)
+                    _check_names(request)
                     return await inner(Request(request.scope, _limited(request)))
 
                 return handle
@@ -131,6 +132,13 @@ class Gate:
                 route=route,
                 reason=f"role {who.role}",
             )
+
+
+def _check_names(request: Request) -> None:
+    """Refuse a query that has a name twice: no operation takes several values, and one would be dropped."""
+    names = [name for name, _ in request.query_params.multi_items()]
+    if len(names) != len(set(names)):
+        raise ProblemError(Code.INVALID, "A name stands in the query more than once.")
 
 
 def _uid(request: Request) -> str | None:
