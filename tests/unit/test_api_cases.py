@@ -82,6 +82,11 @@ def _is_one_line(text: str) -> bool:
     return 0 < len(text) <= 200 and text.isprintable()
 
 
+def _is_lost(value: object) -> bool:
+    """Whether an address can't say it: nothing, or a list of one, which looks like what is in it."""
+    return value in (None, [], {}) or (isinstance(value, list) and len(value) == 1)
+
+
 @pytest.mark.parametrize("name", names())
 def test_generated_requests(program: Program, document: Any, name: str) -> None:
     method, path = name.split()
@@ -115,8 +120,8 @@ def test_generated_requests(program: Program, document: Any, name: str) -> None:
                 case.headers["Idempotency-Key"] = (
                     f"{case.headers['Idempotency-Key'][:150]}-{statuses.total()}"
                 )
-        # such a value is not sent at all, so that the request is not as wrong as it is meant to be
-        assume(not any(value in (None, [], {}) for value in (case.query or {}).values()))
+        # not sent, or not as it is: then the request is not as wrong as it is meant to be
+        assume(not any(_is_lost(value) for value in (case.query or {}).values()))
         answer = case.call(headers=headers)
         statuses[answer.status_code] += 1
         # who gets in is the matter of test_api.py
