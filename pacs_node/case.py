@@ -145,7 +145,10 @@ def _record_warnings(request: CaseRequest, pipeline: Pipeline, reading: RecordRe
         return
     yield from (f"Clinical record, {issue}" for issue in reading.issues if issue.code in _OF_SOURCES)
     if request.record is not None or any(one.person is not None for one in request.told):
-        yield f"The profile {pipeline.profile} has no model that reads a clinical record: it was not used."
+        yield (
+            f"The profile {pipeline.profile} has no model that reads a clinical record: "
+            "no probability was made with it."
+        )
 
 
 def _context(request: CaseRequest, pipeline: Pipeline) -> ResultContext:

@@ -22,6 +22,7 @@ from dicom_sr.part10 import save
 from dicom_sr.profiles import PROFILES, STANDARD
 from dicom_sr.verify import VerificationError
 from inference.errors import ReasonCode
+from inference.record import accept
 from pacs_node import case
 from pacs_node.request import CaseFile, CaseOutcome, Refusal
 from tests.packed_case import FORMS, RECEIVERS, VOLUME, Pack, packing
@@ -124,6 +125,19 @@ def test_without_findings_there_is_one_report_for_all_masks_and_still_the_pictur
     files = {row["profile"]: row["files"] for row in summary(outcome)["recipients"]}
     assert files["slicer"] == ["sr.dcm"]
     assert files["legacy"] == ["sr-enhanced.dcm", "sc-01.dcm", "pdf.dcm"]
+
+
+@pytest.mark.parametrize(("screening", "words"), [(True, "yes"), (False, "no"), (None, "not known")])
+def test_the_guidelines_speak_in_result_and_report(run: Pack, screening: bool | None, words: str) -> None:
+    outcome = run(FORMS, screening=screening, record=accept({"age_years": 60}, "test"))
+    said = {row["name"]: row["value"] for row in summary(outcome)["observations"]}
+    assert said["screening"].startswith(f"{words}, ")
+    assert ("fleischner_2017" in said) is (screening is False)
+    (report,) = (ds for name, ds in objects(outcome).items() if name == "sr.dcm")
+    texts = [str(element.value) for element in report.iterall() if element.keyword == "TextValue"]
+    assert said["lung_rads_undetermined"] in texts
+    (warning,) = (text for text in summary(outcome)["warnings"] if "no model that reads" in text)
+    assert "not used" not in warning
 
 
 def test_what_was_not_analysed_is_said_in_every_form(run: Pack) -> None:

@@ -120,6 +120,15 @@ def test_a_result_ends_the_job_and_fills_the_outbox(node: SmallNode, case: Case)
             assert hashlib.sha256(content).hexdigest() == row.sha256
 
 
+@pytest.mark.parametrize(("said", "expected"), [("by-header", None), ("screening", True), ("other", False)])
+def test_the_site_says_whether_studies_are_screening(
+    node: SmallNode, case: Case, said: str, expected: bool | None
+) -> None:
+    node.queue()
+    drain(node, make_worker(node, examinations=said))
+    assert [request.screening for request in case.requests] == [expected]
+
+
 def test_an_error_is_tried_again(node: SmallNode, case: Case) -> None:
     node.queue()
     case.script = [fail, fail]
