@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 #: Packages and what each may import of the other two.
 PACKAGES: dict[str, tuple[str, ...]] = {
     "inference": (),
-    "dicom_sr": ("inference.types", "inference.uids", "inference.errors"),
+    "dicom_sr": ("inference.types", "inference.change", "inference.uids", "inference.errors"),
     "pacs_node": ("inference", "dicom_sr"),
 }
 
@@ -29,10 +29,11 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 #: with ``*`` (a package of its own) do.
 LAYERS: dict[str, tuple[str, ...]] = {
     "inference": (
+        "change",
         "errors types uids headers decode_probes digest durable mesh prompts cards",
         (
             "datasets datasets.* intensity decode geometry lungs segment weights catalogue download"
-            " torchscript risk radiomics record phantom phantom.*"
+            " torchscript risk radiomics record same_patient phantom phantom.*"
         ),
         (
             "compare select cade measure retinanet pull inventory record_files record_person pleura views"
@@ -44,6 +45,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "prompted detector cadx convert full",
         "full_detector",
         "stack",
+        "priors priors.*",
         "analyse",
         "evaluate evaluate.*",
         "train train.*",
@@ -122,6 +124,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
 #: Narrower than the layers: all that these modules may import of this repository.
 ONLY: dict[str, str] = {
     "inference.phantom*": "inference.phantom* inference.types inference.uids inference.errors",
+    "inference.change": "",
     "pacs_node.states": "",
     "pacs_node.connections": "",
     "pacs_node.db": "pacs_node.connections pacs_node.states",
