@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import date
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from inference.change import Change, Doubling
 
 Index = tuple[int, int, int]
 """Voxel index in array order (z, y, x)."""
@@ -257,6 +260,114 @@ class Finding:
         return np.asarray(self.mask[self.key_slice - self.origin[0]])
 
 
+class Standing(StrEnum):
+    """What a comparison says of one nodule."""
+
+    MATCHED = "seen in both examinations"
+    NEW = "new"
+    RESOLVED = "not seen any more"
+    OUTSIDE_PRIOR = "outside what the prior examination shows"
+    OUTSIDE_CURRENT = "outside what this examination shows"
+
+
+class SecondLook(StrEnum):
+    """What came of looking at the carried-over place of a nodule without a partner."""
+
+    NONE = "not needed, or not possible"
+    NOTHING = "looked for at its place and not seen"
+    SEEN_IN_PRIOR = "seen in the prior examination only when looked for at its place"
+    SEEN_IN_CURRENT = "seen in this examination only when looked for at its place"
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One nodule in two examinations, or in one of them.
+
+    Parameters
+    ----------
+    current, prior
+        The nodule in each examination, None where it isn't seen. `current` bears the tracking UID of `prior`.
+    standing
+        What follows from the two.
+    change
+        By Lung-RADS; None where it can't be told: then `reason` says why.
+    reason
+        A short sentence, else empty.
+    doubling
+        Relative change of volume, and doubling time; None without two volumes.
+    prior_point_mm
+        The centre in the prior examination carried over into the current one, LPS mm of the current one.
+    current_point_mm
+        The centre in the current examination carried over into the prior one, LPS mm of the prior one.
+    second_look
+        Whether a partner was looked for at the carried-over place. A finding that only this look saw is no
+        mark of the detector: its detection probability is the segmenter's estimate of its mask.
+    """
+
+    current: Finding | None
+    prior: Finding | None
+    standing: Standing
+    change: Change | None = None
+    reason: str = ""
+    doubling: Doubling | None = None
+    prior_point_mm: Point | None = None
+    current_point_mm: Point | None = None
+    second_look: SecondLook = SecondLook.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class PriorReference:
+    """Which earlier examination was compared."""
+
+    study_uid: str
+    series_uid: str
+    examined_on: date
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrationQuality:
+    """How well the lungs of two examinations lie on each other after registration.
+
+    Parameters
+    ----------
+    overlap
+        Dice of the lung fields in the range that both examinations show, 0..1.
+    correlation
+        Of the smoothed HU in the lungs, -1..1: vessels and fissures fall on each other near 1.
+    common_share
+        Share of the current lung field that the prior examination shows, 0..1.
+    """
+
+    overlap: float
+    correlation: float
+    common_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """An examination against an earlier one.
+
+    Parameters
+    ----------
+    prior
+        The earlier one.
+    days
+        Between the two.
+    pairs
+        Nodules of the current examination in the order of its findings, then those of the prior one only.
+    registration
+        None where none was made.
+    reason
+        Why the two could not be compared, a sentence; then there are no pairs.
+    """
+
+    prior: PriorReference
+    days: int
+    pairs: tuple[Pair, ...] = ()
+    registration: RegistrationQuality | None = None
+    reason: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Observation:
     """A finding of the whole study or of one anatomical structure.
@@ -320,6 +431,8 @@ class Result:
         Changes whenever the same input could give another result.
     warnings
         Sentences for the reader, e.g. thick slices.
+    comparison
+        With an earlier examination, None without one.
     """
 
     series_uid: str
@@ -328,3 +441,4 @@ class Result:
     pipeline_version: str
     observations: tuple[Observation, ...] = ()
     warnings: tuple[str, ...] = ()
+    comparison: Comparison | None = None

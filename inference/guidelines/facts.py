@@ -8,18 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from inference.change import Change
 from inference.types import Attenuation
-
-
-class Change(Enum):
-    """How a nodule compares with the prior examination."""
-
-    BASELINE = "baseline"
-    NEW = "new"
-    STABLE = "stable"
-    SMALLER = "smaller"
-    GROWING = "growing"
-    SLOWLY_GROWING = "slowly growing"
 
 
 class Airway(Enum):

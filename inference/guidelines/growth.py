@@ -7,52 +7,12 @@ Sources: Lung-RADS v2022, note on growth (American College of Radiology); volume
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from enum import Enum
 
-from inference.guidelines.facts import Change
+from inference.change import Change, Doubling
 
 GROWTH_MM = 1.5
 """Lung-RADS: more than this within twelve months is growth."""
 _YEAR_MONTHS = 12.0
-#: NELSON: from this increase on volumetry calls it growth
-_VOLUME_GROWTH = 0.25
-#: in days
-_SUSPICIOUS, _INDETERMINATE = 400.0, 600.0
-
-
-class GrowthClass(Enum):
-    """What NELSON's protocol makes of two volumes."""
-
-    NO_GROWTH = "no growth (volume change below 25 %)"
-    SUSPICIOUS = "growing, doubling in less than 400 days"
-    INDETERMINATE = "growing, doubling in 400 to 600 days"
-    SLOW = "growing, doubling in more than 600 days"
-
-
-@dataclass(frozen=True, slots=True)
-class Doubling:
-    """Two volumes and what follows from them.
-
-    Parameters
-    ----------
-    change
-        Relative change of volume: 0.25 is a quarter more.
-    days
-        Volume doubling time; infinite where the volume is the same, negative where it shrinks.
-    """
-
-    change: float
-    days: float
-
-    @property
-    def growth(self) -> GrowthClass:
-        """By NELSON's thresholds."""
-        if self.change < _VOLUME_GROWTH:
-            return GrowthClass.NO_GROWTH
-        if self.days < _SUSPICIOUS:
-            return GrowthClass.SUSPICIOUS
-        return GrowthClass.INDETERMINATE if self.days <= _INDETERMINATE else GrowthClass.SLOW
 
 
 def sphere_mm3(diameter_mm: float) -> float:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from inference.change import Change
 from inference.guidelines.facts import (
     Airway,
     Assessment,
-    Change,
     Cyst,
     CystChange,
     Earlier,

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from inference.change import Change
 from inference.guidelines import fleischner, lung_rads
-from inference.guidelines.facts import Assessment, Change, Nodule
+from inference.guidelines.facts import Assessment, Nodule
 from inference.guidelines.screening import Occasion
 from inference.record import ClinicalRecord
 from inference.types import Attenuation, Finding, Observation

@@ -9,7 +9,7 @@ import pytest
 from pydicom import Dataset
 from pydicom.sequence import Sequence
 
-from inference.guidelines.facts import Change
+from inference.change import Change
 from inference.guidelines.reading import SOLID_PART, guideline_observations, nodule_of
 from inference.guidelines.screening import Occasion, occasion_of
 from inference.record import ClinicalRecord

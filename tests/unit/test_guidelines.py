@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inference.change import Change, GrowthClass
 from inference.guidelines import fleischner, lung_rads
-from inference.guidelines.facts import Airway, Change, Cyst, CystChange, Earlier, Nodule
-from inference.guidelines.growth import GrowthClass, change_of, doubling, sphere_mm3
+from inference.guidelines.facts import Airway, Cyst, CystChange, Earlier, Nodule
+from inference.guidelines.growth import change_of, doubling, sphere_mm3
 from inference.guidelines.lung_rads import CATEGORIES, Examination
 from inference.types import Attenuation
 
