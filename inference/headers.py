@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from datetime import date
 from typing import Any
 
 from pydicom import Dataset
@@ -82,6 +83,17 @@ def text(ds: Dataset, keyword: str) -> str:
         return "" if value is None else str(value).strip("\0 ")
     except MALFORMED_VALUE:
         return ""
+
+
+def examination_day(ds: Dataset) -> date | None:
+    """Study Date (0008,0020), else the day of the acquisition; None where neither is a date."""
+    for keyword in ("StudyDate", "AcquisitionDate"):
+        found = text(ds, keyword)
+        try:
+            return date(int(found[:4]), int(found[4:6]), int(found[6:]))
+        except ValueError:
+            continue
+    return None
 
 
 def patient(ds: Dataset) -> str:

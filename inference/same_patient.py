@@ -87,5 +87,5 @@ def strangers(now: Identity, found: Iterable[Identity]) -> str:
 
 def _folded(name: str) -> str:
     """The first group of a name (PS3.5 6.2, PN) without case, spaces and empty components."""
-    parts = (part.strip().casefold() for part in name.split("=")[0].split("^"))
+    parts = (part.strip().casefold() for part in name.split("=", maxsplit=1)[0].split("^"))
     return "^".join(parts).rstrip("^")

@@ -36,8 +36,10 @@ from pacs_node.config_listener import (
     Port,
     Seconds,
     Section,
+    is_loopback,
 )
 from pacs_node.config_notify import NotifySettings
+from pacs_node.config_priors import PriorsSettings
 from pacs_node.config_record import MllpSettings, RecordSettings
 from pacs_node.config_storage import SQLITE_FILE, StorageSettings, without_secret
 from pacs_node.config_web import OidcSettings, WebSettings
@@ -247,6 +249,7 @@ class Settings(Section):
     notify: NotifySettings = Field(default_factory=NotifySettings)
     record: RecordSettings = Field(default_factory=RecordSettings)
     mllp: MllpSettings = Field(default_factory=MllpSettings)
+    priors: PriorsSettings = Field(default_factory=PriorsSettings)
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Settings:
@@ -264,6 +267,28 @@ class Settings(Section):
             raise ValueError(
                 f"archive.destination = {name!r}: no destination of this name; known: "
                 f"{', '.join(names) or 'none'}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _priors_can_be_fetched(self) -> Settings:
+        how = self.priors.retrieve
+        if how == "off":
+            return self
+        kind = "dicomweb" if how == "wado-rs" else "dicom"
+        if kind not in {one.kind for one in self.destinations if one.name == self.archive.destination}:
+            raise ValueError(
+                f"priors.retrieve = {how!r}: needs archive.destination, a destination of kind {kind}"
+            )
+        if how != "c-move":
+            return self
+        if self.priors.move_ae_title == self.listener.ae_title:
+            raise ValueError("priors.move_ae_title must be another one than listener.ae_title")
+        protected = self.listener.allow_plaintext or self.listener.tls_files() is not None
+        if not is_loopback(self.priors.move_host) and not protected:
+            raise ValueError(
+                f"priors.move_host {self.priors.move_host!r} is reachable from outside and the listener "
+                "has no TLS: set that up, or listener.allow_plaintext = true if the network is protected"
             )
         return self
 

@@ -30,6 +30,7 @@ from inference.load import LoadedSeries, SeriesPlan, assemble, load_series, plan
 from inference.select import SeriesVerdict
 from pacs_node import reader_tasks, returned_files
 from pacs_node.errors import NodeError
+from pacs_node.reader_tasks import ImageFacts, image_facts
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,15 @@ class Reader(Protocol):
 
     def readable(self, paths: Sequence[Path]) -> list[Path]:
         """Those whose headers can be read."""
+
+    def describe(self, paths: Sequence[Path]) -> list[ImageFacts | None]:
+        """What each image says of itself and its patient; None for one that can't be read.
+
+        Raises
+        ------
+        UnsuitableSeriesError
+            Reading one of them ended the process that did it.
+        """
 
     def returned(self, path: Path) -> dict[str, Any]:
         """What a SEG or a report says; see `pacs_node.returned_files.read_object`.
@@ -116,6 +126,10 @@ class OpenReader:
     def readable(self, paths: Sequence[Path]) -> list[Path]:
         """Those whose headers can be read."""
         return _chosen(paths, reader_tasks.screen(paths, _nothing))
+
+    def describe(self, paths: Sequence[Path]) -> list[ImageFacts | None]:
+        """What each image says of itself and its patient."""
+        return image_facts(reader_tasks.describe(paths, _nothing))
 
     def returned(self, path: Path) -> dict[str, Any]:
         """What a SEG or a report says."""
@@ -184,6 +198,10 @@ class ConfinedReader:
                 found += self.readable(rest[: error.done])
                 rest = rest[error.done + 1 :]
         return found
+
+    def describe(self, paths: Sequence[Path]) -> list[ImageFacts | None]:
+        """What each image says of itself and its patient."""
+        return image_facts(self._ask("describe", paths))
 
     def returned(self, path: Path) -> dict[str, Any]:
         """What a SEG or a report says."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -29,6 +29,51 @@ class Receiver(NamedTuple):
     name: str
     profile: str
     forms: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KeptResult:
+    """What the node found on an earlier examination, from its own files.
+
+    Parameters
+    ----------
+    summary, seg
+        ``result.json``, and the SEG with the masks; None where nothing was found.
+    pipeline_version
+        That found it.
+    """
+
+    summary: Path
+    seg: Path | None
+    pipeline_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class PriorFiles:
+    """An earlier examination to compare with.
+
+    Parameters
+    ----------
+    files
+        The instances of its series.
+    examined_on
+        Its day, before that of the images that are analysed.
+    source
+        Whence it is, for a reader: ``this node``, the name of the archive, or a folder.
+    input_digest
+        Identifies the instances as it would if they were analysed themselves, so that findings made now have
+        the tracking UIDs that they would have had then.
+    result
+        What the node found on it then, None where nothing is kept: then it is analysed now.
+    """
+
+    files: tuple[Path, ...]
+    study_uid: str
+    series_uid: str
+    examined_on: date
+    source: str
+    input_digest: str
+    result: KeptResult | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +105,9 @@ class CaseRequest:
         Objects to make, each in its encoding.
     receivers
         Whom they are for; the result names them.
+    priors
+        Earlier examinations of the patient, the one to compare with first; the next ones where it can't be
+        compared.
     confined
         Whether the files are opened in a child of their own; see `pacs_node.reader`.
     notes
@@ -85,6 +133,7 @@ class CaseRequest:
     other_series: tuple[OtherSeries, ...] = ()
     record: RecordReading | None = None
     told: tuple[SourcedRecord, ...] = ()
+    priors: tuple[PriorFiles, ...] = ()
     #: folder of ``pacs-node models``, for the profile ``full``
     models: Path | None = None
     forms: tuple[str, ...] = STANDARD

@@ -70,7 +70,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "tls gate_message archive reader reader_process record_facts record_http",
         "config_listener",
         "config_archive config_audit config_drift config_storage config_web",
-        "config_notify config_record",
+        "config_notify config_priors config_record",
         "oidc_metadata record_fhir_read smart hl7_message",
         "oidc record_fhir",
         "connections one_node record_sources",
