@@ -195,6 +195,14 @@ def _hold(url: str, token: str, talk: Connection) -> None:
         talk.send(("wrote", was_told))
 
 
+def _stop_between_writes(database: Database, pid: int) -> None:
+    """SIGSTOP while we hold the write lock: SQLite can't take it from a process that stands still with it."""
+    with database.write():
+        os.kill(pid, signal.SIGSTOP)
+        while Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] != "T":
+            time.sleep(0.001)
+
+
 def test_a_worker_that_stood_still_is_told_and_can_write_nothing(
     node: SmallNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,7 +230,7 @@ def test_a_worker_that_stood_still_is_told_and_can_write_nothing(
 
     try:
         assert reclaim_for(1.5 * lease) == 0
-        os.kill(pid, signal.SIGSTOP)
+        _stop_between_writes(node.database, pid)
         assert reclaim_for(2 * lease) == 1
         _, held = node.claim()
     finally:
