@@ -54,6 +54,8 @@ class CadxReading:
         By feature: that the positive sentence holds.
     embedding
         float32, shape (256,), length 1.
+    views
+        float32, shape (9, 256): what each view alone says, for `inference.fusion`.
     structure_similarity
         Probability of each of `inference.prompts.STRUCTURES`, told without the mask.
     radiomic_similarity
@@ -66,6 +68,7 @@ class CadxReading:
     features: tuple[SemanticFeature, ...]
     pair_probabilities: Mapping[str, float]
     embedding: NDArray[np.float32]
+    views: NDArray[np.float32]
     structure_similarity: Mapping[str, float]
     radiomic_similarity: Mapping[str, float]
 
@@ -163,19 +166,21 @@ class NineViewReader:
         views = draw_views(block_of(part, spacing_mm, shown), self._members[0].size.views).unsqueeze(0)
         numbers = describe(part, shown, spacing_mm)
         described = torch.from_numpy(numbers).unsqueeze(0)
-        logits, pairs, embeddings = [], [], []
+        logits, pairs, embeddings, tokens = [], [], [], []
         with torch.inference_mode():
             for member, (positive, negative) in zip(self._members, self._pairs, strict=True):
-                embedding = member.embed_views(views, described)
+                each = member.embed_each(views)
+                embedding = member.pool_views(each, described)
                 logits.append(member.suspicion(embedding, positive, negative)[0])
                 pairs.append(member.pair_logits(embedding, positive, negative)[0])
                 embeddings.append(embedding[0].numpy())
+                tokens.append(each[0].numpy())
         linear = self._calibration.linear
         depth = float(shown.any((1, 2)).sum() * spacing_mm[0])
         return self._reading(
             float(torch.stack(logits).mean()) + float(numbers @ linear[:-1] + linear[-1]),
             torch.stack(pairs).mean(0).numpy(),
-            embeddings[0],
+            (embeddings[0], tokens[0]),
             self.structures(part, spacing_mm, place, depth),
         )
 
@@ -183,9 +188,10 @@ class NineViewReader:
         self,
         logit: float,
         pairs: NDArray[np.float32],
-        embedding: NDArray[np.float32],
+        seen: tuple[NDArray[np.float32], NDArray[np.float32]],
         structures: Mapping[str, float],
     ) -> CadxReading:
+        embedding, views = seen
         slope, offset = self._calibration.malignancy
         by_feature = {pair.feature: float(value) for pair, value in zip(PAIRS, pairs, strict=True)}
         features = []
@@ -199,6 +205,7 @@ class NineViewReader:
             features=tuple(features),
             pair_probabilities={feature: float(_sigmoid(by_feature[feature])) for feature in RANKED},
             embedding=embedding,
+            views=views,
             structure_similarity=structures,
             radiomic_similarity=dict(zip(NAMES, (high - low).tolist(), strict=True)),
         )

@@ -103,9 +103,28 @@ class CadxNetwork(nn.Module):
         torch.Tensor
             float32, shape (n, 256), of length 1.
         """
+        return self.pool_views(self.embed_each(views), described, has_mask)
+
+    def embed_each(self, views: Tensor) -> Tensor:
+        """Embed each view by itself.
+
+        Parameters
+        ----------
+        views
+            As for `embed_views`.
+
+        Returns
+        -------
+        torch.Tensor
+            float32, shape (n, views, 256).
+        """
         number, count = views.shape[:2]
         pixels = normalise(views.flatten(0, 1), self.size.views).contiguous(memory_format=torch.channels_last)
-        each = self.view_head(self.clip.encode_image(pixels)).float().view(number, count, EMBEDDING)
+        each: Tensor = self.view_head(self.clip.encode_image(pixels)).float()
+        return each.view(number, count, EMBEDDING)
+
+    def pool_views(self, each: Tensor, described: Tensor | None, has_mask: Tensor | None = None) -> Tensor:
+        """From `embed_each` to the embedding of the nodule; see `embed_views`."""
         weights = self.attention(each).float().softmax(dim=1)  # (n, views, 1)
         pooled = (weights * each).sum(1)
         if described is not None:
