@@ -87,35 +87,28 @@ def check_arrived_once(node: Node, peer: ReceivingPeer) -> None:
     assert count(lambda s: s.scalar(select(func.count(Job.id))), node) == 1
 
 
-def test_while_receiving(node: Node, peer: ReceivingPeer, files: list[Path]) -> None:
+def test_before_there_is_a_result(node: Node, peer: ReceivingPeer, files: list[Path]) -> None:
+    """While receiving, while queued and while analysing: the same study survives all three."""
+
     def slowly() -> None:
         send_files("127.0.0.1", node.port, "CTNODE", "STORESCU", files, progress=lambda *_: time.sleep(0.05))
 
+    def instances() -> int:
+        return count(lambda s: s.scalar(select(func.count(Instance.id))), node)
+
     sending = Thread(target=slowly)
     sending.start()
-    node.until(
-        lambda: count(lambda s: s.scalar(select(func.count(Instance.id))), node) > len(files) // 3,
-        "a third",
-        60,
-    )
+    node.until(lambda: instances() > len(files) // 3, "a third", 60)
     node.kill()
     sending.join(60)
-    acknowledged = count(lambda s: s.scalar(select(func.count(Instance.id))), node)
-    assert acknowledged < len(files)
+    assert instances() < len(files)
+
     node.start()
-    send(node, files)
-    check_arrived_once(node, peer)
-
-
-def test_while_queued(node: Node, peer: ReceivingPeer, files: list[Path]) -> None:
     send(node, files)
     node.kill()
+    assert instances() == len(files)
+
     node.start()
-    check_arrived_once(node, peer)
-
-
-def test_while_analysing(node: Node, peer: ReceivingPeer, files: list[Path]) -> None:
-    send(node, files)
     node.until(
         lambda: node.ask(lambda s: s.scalar(select(Job.id).where(Job.state == JobState.RUNNING))),
         "analysing",
@@ -127,30 +120,32 @@ def test_while_analysing(node: Node, peer: ReceivingPeer, files: list[Path]) -> 
     check_arrived_once(node, peer)
 
 
-def test_before_delivery(node: Node, peer: ReceivingPeer, gate: Gate, files: list[Path]) -> None:
+def test_before_and_between_deliveries(
+    node: Node, peer: ReceivingPeer, gate: Gate, files: list[Path]
+) -> None:
+    """Before the mask is sent, then between mask and report."""
+
+    def close_after_first(uid: str) -> int | None:
+        answer = gate(uid)
+        gate.closed = True
+        return answer
+
     gate.closed = True
     send(node, files)
     node.until(lambda: node.ask(lambda s: s.scalar(select(Artifact.id))), "analysed", 120)
     node.until(gate.arrived.is_set, "first attempt", 60)
     node.kill()
     assert not peer.objects
+
     gate.closed = False
-    node.start()
-    check_arrived_once(node, peer)
-
-
-def test_between_seg_and_sr(node: Node, peer: ReceivingPeer, gate: Gate, files: list[Path]) -> None:
-    def close_after_first(uid: str) -> int | None:
-        answer = gate(uid)
-        gate.closed = True
-        return answer
-
+    gate.arrived.clear()
     peer._on_store = close_after_first
-    send(node, files)
+    node.start()
     assert peer.wait_for(bool, 120)
     node.until(gate.arrived.is_set, "the report is on its way", 60)
     node.kill()
     assert [item.sop_class_uid for item in peer.objects] == [SegmentationStorage]
+
     peer._on_store = None
     node.start()
     check_arrived_once(node, peer)

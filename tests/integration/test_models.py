@@ -125,7 +125,7 @@ def test_the_bundle_by_the_command_line(server: ModelServer, tmp_path: Path) -> 
     retinanet(model)
     bundle = tmp_path / "bundle.zip"
     top = "lung_nodule_ct_detection"
-    with zipfile.ZipFile(bundle, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+    with zipfile.ZipFile(bundle, "w") as archive:
         archive.write(model, f"{top}/models/model.pt")
         archive.writestr(f"{top}/configs/metadata.json", json.dumps({"version": "0.6.8"}))
         archive.writestr(
