@@ -54,29 +54,39 @@ class Identity:
         return asdict(self)
 
 
-def differing(one: Identity, other: Identity) -> str:
-    """What says that they are two people, or that nothing proves them to be one; "" for the same patient.
+def contradiction(one: Identity, other: Identity) -> str:
+    """What says that they are two people; "" where nothing does, which proves little.
 
     Patient IDs must be equal. Issuer, birth date and sex (female, male) must not differ where both say them.
-    And an ID is not enough: the birth date must be there in both, or the name be the same in both.
 
     Returns
     -------
     str
-        Words for "another ..." or "no ..."; no patient data.
+        Such as ``another birth date``; no patient data.
     """
     if not one.patient_id or one.patient_id != other.patient_id:
         return "another patient ID"
     if one.issuer and other.issuer and one.issuer != other.issuer:
         return "another issuer of the patient ID"
-    born = [_DAY.fullmatch(who.birth_date) is not None for who in (one, other)]
-    if all(born) and one.birth_date != other.birth_date:
+    if _both_born(one, other) and one.birth_date != other.birth_date:
         return "another birth date"
-    if {one.sex, other.sex} == _SEXES:
-        return "another sex"
-    if all(born) or (_folded(one.name) and _folded(one.name) == _folded(other.name)):
-        return ""
+    return "another sex" if {one.sex, other.sex} == _SEXES else ""
+
+
+def differing(one: Identity, other: Identity) -> str:
+    """What says that they are two people, or that nothing proves them to be one; "" for the same patient.
+
+    An ID that nothing contradicts is not enough: the birth date must be there in both, or the name be the same
+    in both.
+    """
+    said = contradiction(one, other)
+    if said or _both_born(one, other) or (_folded(one.name) and _folded(one.name) == _folded(other.name)):
+        return said
     return "no birth date and no name in common"
+
+
+def _both_born(one: Identity, other: Identity) -> bool:
+    return all(_DAY.fullmatch(who.birth_date) for who in (one, other))
 
 
 def strangers(now: Identity, found: Iterable[Identity]) -> str:

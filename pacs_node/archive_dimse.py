@@ -44,13 +44,13 @@ class DimseArchive:
     def count(self, study_uid: str, series_uid: str) -> int:
         """Ask at the SERIES level for (0020,1209); where that is missing, count at the IMAGE level."""
         keys = {"StudyInstanceUID": study_uid, "SeriesInstanceUID": series_uid}
-        query = _query("SERIES", {**keys, "NumberOfSeriesRelatedInstances": ""})
-        matches = [match for match in self._find(query) if _text(match, "SeriesInstanceUID") == series_uid]
-        said = [number for match in matches if (number := _number(match, "NumberOfSeriesRelatedInstances"))]
+        query = query_for("SERIES", {**keys, "NumberOfSeriesRelatedInstances": ""})
+        matches = [match for match in self.find(query) if text_of(match, "SeriesInstanceUID") == series_uid]
+        said = [number for match in matches if (number := number_of(match, "NumberOfSeriesRelatedInstances"))]
         if said or not matches:
             return max(said, default=0)
-        images = self._find(_query("IMAGE", {**keys, "SOPInstanceUID": ""}))
-        return len({_text(match, "SOPInstanceUID") for match in images} - {""})
+        images = self.find(query_for("IMAGE", {**keys, "SOPInstanceUID": ""}))
+        return len({text_of(match, "SOPInstanceUID") for match in images} - {""})
 
     def studies(self, wanted: StudyFilter) -> list[FoundStudy]:
         """Ask at the STUDY level for a range of dates."""
@@ -58,15 +58,22 @@ class DimseArchive:
         keys["StudyDate"] = f"{wanted.first:%Y%m%d}-{wanted.last:%Y%m%d}"
         keys["ModalitiesInStudy"] = wanted.modality
         keys["StudyDescription"] = wanted.description
-        found = (_study(match) for match in self._find(_query("STUDY", keys)))
+        found = (_study(match) for match in self.find(query_for("STUDY", keys)))
         return [study for study in found if study.study_uid]
 
     def modalities(self, study_uid: str) -> set[str]:
         """Ask at the SERIES level."""
         keys = {"StudyInstanceUID": study_uid, "SeriesInstanceUID": "", "Modality": ""}
-        return {_text(match, "Modality") for match in self._find(_query("SERIES", keys))} - {""}
+        return {text_of(match, "Modality") for match in self.find(query_for("SERIES", keys))} - {""}
 
-    def _find(self, query: Dataset) -> list[Dataset]:
+    def find(self, query: Dataset) -> list[Dataset]:
+        """Ask one question; the matches as they came.
+
+        Raises
+        ------
+        ArchiveError
+            No usable answer came.
+        """
         model = StudyRootQueryRetrieveInformationModelFind
         with Link(self._peer, [build_context(model)], self._seconds) as link:
             if link.failure is not None or link.association is None:
@@ -93,7 +100,8 @@ class DimseArchive:
             return matches
 
 
-def _query(level: str, keys: dict[str, str]) -> Dataset:
+def query_for(level: str, keys: dict[str, str]) -> Dataset:
+    """Make the identifier of a question: keywords with their values, empty ones to be answered."""
     query = Dataset()
     query.QueryRetrieveLevel = level
     for keyword, value in keys.items():
@@ -101,7 +109,7 @@ def _query(level: str, keys: dict[str, str]) -> Dataset:
     return query
 
 
-def _texts(match: Dataset, keyword: str) -> tuple[str, ...]:
+def texts_of(match: Dataset, keyword: str) -> tuple[str, ...]:
     """The values of an attribute; none where the archive sent something that is no value."""
     try:
         value = match.get(keyword)
@@ -111,22 +119,24 @@ def _texts(match: Dataset, keyword: str) -> tuple[str, ...]:
     return tuple(str(item)[:64] for item in values if item not in (None, ""))
 
 
-def _text(match: Dataset, keyword: str) -> str:
-    return next(iter(_texts(match, keyword)), "")
+def text_of(match: Dataset, keyword: str) -> str:
+    """The first value of an attribute; empty where there is none."""
+    return next(iter(texts_of(match, keyword)), "")
 
 
-def _number(match: Dataset, keyword: str) -> int:
-    text = _text(match, keyword).strip()
+def number_of(match: Dataset, keyword: str) -> int:
+    """A count; 0 where there is none."""
+    text = text_of(match, keyword).strip()
     return int(text) if text.isdecimal() else 0
 
 
 def _study(match: Dataset) -> FoundStudy:
     return FoundStudy(
-        study_uid=_text(match, "StudyInstanceUID"),
-        study_date=_text(match, "StudyDate"),
-        accession_number=_text(match, "AccessionNumber"),
-        description=_text(match, "StudyDescription"),
-        modalities=_texts(match, "ModalitiesInStudy"),
-        ae_titles=_texts(match, "RetrieveAETitle"),
-        n_instances=_number(match, "NumberOfStudyRelatedInstances") or None,
+        study_uid=text_of(match, "StudyInstanceUID"),
+        study_date=text_of(match, "StudyDate"),
+        accession_number=text_of(match, "AccessionNumber"),
+        description=text_of(match, "StudyDescription"),
+        modalities=texts_of(match, "ModalitiesInStudy"),
+        ae_titles=texts_of(match, "RetrieveAETitle"),
+        n_instances=number_of(match, "NumberOfStudyRelatedInstances") or None,
     )

@@ -40,12 +40,12 @@ class DicomWebArchive:
             fields=["NumberOfSeriesRelatedInstances"],
             limit=_PAGE,
         )
-        matches = [match for match in found if _text(match, "SeriesInstanceUID") == series_uid]
-        said = [number for match in matches if (number := _number(match, "NumberOfSeriesRelatedInstances"))]
+        matches = [match for match in found if text_of(match, "SeriesInstanceUID") == series_uid]
+        said = [number for match in matches if (number := number_of(match, "NumberOfSeriesRelatedInstances"))]
         if said or not matches:
             return max(said, default=0)
-        images = self._all("instances", study_uid=study_uid, series_uid=series_uid, filters={})
-        return len({_text(match, "SOPInstanceUID") for match in images} - {""})
+        images = self.search_all("instances", study_uid=study_uid, series_uid=series_uid, filters={})
+        return len({text_of(match, "SOPInstanceUID") for match in images} - {""})
 
     def studies(self, wanted: StudyFilter) -> list[FoundStudy]:
         """Ask for the studies of a range of dates."""
@@ -56,21 +56,21 @@ class DicomWebArchive:
         if wanted.description:
             filters["StudyDescription"] = wanted.description
         fields = ["StudyDescription", "RetrieveAETitle", "NumberOfStudyRelatedInstances"]
-        found = (_study(match) for match in self._all("studies", filters=filters, fields=fields))
+        found = (_study(match) for match in self.search_all("studies", filters=filters, fields=fields))
         return [study for study in found if study.study_uid]
 
     def modalities(self, study_uid: str) -> set[str]:
         """Ask for the series of a study."""
-        found = self._all("series", study_uid=study_uid, filters={})
-        return {_text(match, "Modality") for match in found} - {""}
+        found = self.search_all("series", study_uid=study_uid, filters={})
+        return {text_of(match, "Modality") for match in found} - {""}
 
-    def _all(self, what: str, **question: Any) -> list[dict[str, Any]]:
+    def search_all(self, what: str, **question: Any) -> list[dict[str, Any]]:
         """All pages; an archive that repeats the first page for ever ends with nothing new."""
         matches: dict[str, dict[str, Any]] = {}
         key = {"studies": "StudyInstanceUID", "series": "SeriesInstanceUID"}.get(what, "SOPInstanceUID")
         while True:
             page = self._destination.search(what, limit=_PAGE, offset=len(matches), **question)
-            fresh = {uid: match for match in page if (uid := _text(match, key)) and uid not in matches}
+            fresh = {uid: match for match in page if (uid := text_of(match, key)) and uid not in matches}
             matches |= fresh
             if len(matches) > MAX_MATCHES:
                 sentence = f"the archive answered with more than {MAX_MATCHES} matches"
@@ -79,28 +79,31 @@ class DicomWebArchive:
                 return list(matches.values())
 
 
-def _texts(match: dict[str, Any], keyword: str) -> tuple[str, ...]:
+def texts_of(match: dict[str, Any], keyword: str) -> tuple[str, ...]:
+    """The values of an attribute in DICOM JSON (PS3.18 F.2); none where it is absent or malformed."""
     element = match.get(f"{tag_for_keyword(keyword):08X}")
     values: Iterable[Any] = element.get("Value") or () if isinstance(element, dict) else ()
     return tuple(str(value)[:64] for value in values if isinstance(value, (str, int)))
 
 
-def _text(match: dict[str, Any], keyword: str) -> str:
-    return next(iter(_texts(match, keyword)), "")
+def text_of(match: dict[str, Any], keyword: str) -> str:
+    """The first value of an attribute in DICOM JSON; empty where there is none."""
+    return next(iter(texts_of(match, keyword)), "")
 
 
-def _number(match: dict[str, Any], keyword: str) -> int:
-    text = _text(match, keyword).strip()
+def number_of(match: dict[str, Any], keyword: str) -> int:
+    """A count; 0 where there is none."""
+    text = text_of(match, keyword).strip()
     return int(text) if text.isdecimal() else 0
 
 
 def _study(match: dict[str, Any]) -> FoundStudy:
     return FoundStudy(
-        study_uid=_text(match, "StudyInstanceUID"),
-        study_date=_text(match, "StudyDate"),
-        accession_number=_text(match, "AccessionNumber"),
-        description=_text(match, "StudyDescription"),
-        modalities=_texts(match, "ModalitiesInStudy"),
-        ae_titles=_texts(match, "RetrieveAETitle"),
-        n_instances=_number(match, "NumberOfStudyRelatedInstances") or None,
+        study_uid=text_of(match, "StudyInstanceUID"),
+        study_date=text_of(match, "StudyDate"),
+        accession_number=text_of(match, "AccessionNumber"),
+        description=text_of(match, "StudyDescription"),
+        modalities=texts_of(match, "ModalitiesInStudy"),
+        ae_titles=texts_of(match, "RetrieveAETitle"),
+        n_instances=number_of(match, "NumberOfStudyRelatedInstances") or None,
     )

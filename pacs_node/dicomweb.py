@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -27,7 +28,12 @@ from pacs_node.destinations import (
     UnreadableFileError,
     classify_status,
 )
-from pacs_node.http_limits import AnswerEncodedError, AnswerTooLargeError, limited_session
+from pacs_node.http_limits import (
+    MAX_ANSWER_BYTES,
+    AnswerEncodedError,
+    AnswerTooLargeError,
+    limited_session,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +75,8 @@ _ONE_BAD_PART = frozenset(
 """A refusal of the whole request that may be about one of its objects."""
 
 
-class _StowClient(DICOMwebClient):
-    """Sends the bytes of files as they are; ``store_instances`` would decode and encode them."""
+class _FileClient(DICOMwebClient):
+    """Sends and gets the bytes of files as they are; the library's own methods decode and encode them."""
 
     def post_parts(self, parts: Sequence[bytes]) -> requests.Response:
         """POST PS3.10 files to ``/studies``; the response, whatever its status."""
@@ -82,6 +88,15 @@ class _StowClient(DICOMwebClient):
             if error.response is None:
                 raise
             return error.response
+
+    def get_file(self, address: str) -> bytes:
+        """GET one instance as the PS3.10 file that it comes in, unread; ValueError for anything else."""
+        accept = 'multipart/related; type="application/dicom"; transfer-syntax=*'
+        response = self._http_get(f"{self.base_url}/{address}", headers={"Accept": accept})
+        if response.headers.get("Content-Type", "").startswith("application/dicom"):
+            return response.content
+        (part,) = self._decode_multipart_message(response, stream=False)
+        return bytes(part)
 
 
 def _boundary(parts: Sequence[bytes]) -> str:
@@ -266,8 +281,8 @@ class DicomWebDestination:
         self._verifies = verify == "qido"
         self._timeout = (connect_timeout, read_timeout)
 
-    def _session(self) -> requests.Session:
-        session = limited_session()
+    def _session(self, most: int = MAX_ANSWER_BYTES) -> requests.Session:
+        session = limited_session(most)
         session.trust_env = False
         session.max_redirects = 0
         if self._user is not None:
@@ -277,8 +292,9 @@ class DicomWebDestination:
         session.headers.update({"Accept": "application/dicom+json", **self._headers})
         return session
 
-    def _client(self, session: requests.Session) -> _StowClient:
-        client = _StowClient(self.url, session=session, chunk_size=_CHUNK_BYTES, timeout=self._timeout)
+    def _client(self, session: requests.Session, seconds: float | None = None) -> _FileClient:
+        timeout = self._timeout if seconds is None else tuple(min(one, seconds) for one in self._timeout)
+        client = _FileClient(self.url, session=session, chunk_size=_CHUNK_BYTES, timeout=timeout)
         # Its retry sends an empty body the second time and reports success; retrying is the outbox's job.
         client.set_http_retry_params(retry=False)
         return client
@@ -299,7 +315,7 @@ class DicomWebDestination:
         self._log(outcomes)
         return tuple(outcomes[index] for index in range(len(paths)))
 
-    def _send_batch(self, client: _StowClient, batch: dict[int, ObjectFile]) -> dict[int, Outcome]:
+    def _send_batch(self, client: _FileClient, batch: dict[int, ObjectFile]) -> dict[int, Outcome]:
         """Send one request; a refusal that names no object is asked again for each object alone."""
         try:
             parts = [file.path.read_bytes() for file in batch.values()]
@@ -384,7 +400,35 @@ class DicomWebDestination:
         matches: list[object] = list(found)  # what the peer sent, whatever the client promises
         return [match for match in matches if isinstance(match, dict)]
 
-    def _search(self, client: _StowClient, item: ObjectRef) -> bool | None:
+    @contextmanager
+    def retrieving(self, most: int, seconds: float) -> Iterator[Callable[[str], bytes]]:
+        """Give a function that retrieves one instance by WADO-RS (PS3.18 10.4), over one connection.
+
+        It takes the instance's address below the DICOMweb root and returns its file as the archive sent it,
+        unread, in the transfer syntax in which it is stored there; it raises `ArchiveError`.
+
+        Parameters
+        ----------
+        most
+            Bytes of one answer.
+        seconds
+            For one answer, where that is less than the destination's limit.
+        """
+        with self._session(most) as session:
+            client = self._client(session, seconds)
+
+            def retrieve(address: str) -> bytes:
+                try:
+                    return client.get_file(address)
+                except OSError as error:
+                    trouble = _Trouble.of(error)
+                    raise ArchiveError(trouble.kind, trouble.sentence) from error
+                except ValueError as error:
+                    raise ArchiveError(OutcomeKind.PERMANENT, "the answer is no DICOM file") from error
+
+            yield retrieve
+
+    def _search(self, client: _FileClient, item: ObjectRef) -> bool | None:
         try:
             matches = client.search_for_instances(
                 item.study_uid, item.series_uid, search_filters={"SOPInstanceUID": item.sop_instance_uid}

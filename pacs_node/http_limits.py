@@ -73,8 +73,9 @@ class _Watched:
 class _LimitedBody:
     """The body of a response in the place of urllib3's, for ``requests`` to read."""
 
-    def __init__(self, raw: Any) -> None:
+    def __init__(self, raw: Any, most: int) -> None:
         self._raw = raw
+        self._most = most
         self._watch: _Watch = raw.watch
 
     def __getattr__(self, name: str) -> Any:
@@ -88,7 +89,7 @@ class _LimitedBody:
             size = 0
             for piece in self._raw.stream(amount, decode_content=False):
                 size += len(piece)
-                if size > MAX_ANSWER_BYTES:
+                if size > self._most:
                     raise AnswerTooLargeError("the answer is too large")
                 yield piece
         finally:
@@ -101,7 +102,17 @@ class _LimitedBody:
 
 
 class LimitedAdapter(HTTPAdapter):
-    """For sessions whose answers are to end within their read timeout and to be of a sensible size."""
+    """For sessions whose answers are to end within their read timeout and to be of a sensible size.
+
+    Parameters
+    ----------
+    most
+        Bytes of the body of an answer.
+    """
+
+    def __init__(self, most: int = MAX_ANSWER_BYTES) -> None:
+        super().__init__()
+        self._most = most
 
     def get_connection_with_tls_context(self, *args: Any, **options: Any) -> Any:
         """Return the pool for a request, its connections watched."""
@@ -113,14 +124,14 @@ class LimitedAdapter(HTTPAdapter):
     def send(self, request: requests.PreparedRequest, *args: Any, **options: Any) -> requests.Response:
         """Send a request; the body of its response is limited."""
         response = super().send(request, *args, **options)
-        response.raw = _LimitedBody(response.raw)
+        response.raw = _LimitedBody(response.raw, self._most)
         return response
 
 
-def limited_session() -> requests.Session:
-    """Return a session whose answers are limited; it asks for none that is compressed."""
+def limited_session(most: int = MAX_ANSWER_BYTES) -> requests.Session:
+    """Return a session whose answers are limited to so many bytes; it asks for none that is compressed."""
     session = requests.Session()
     session.headers["Accept-Encoding"] = "identity"
     for scheme in ("http://", "https://"):
-        session.mount(scheme, LimitedAdapter())
+        session.mount(scheme, LimitedAdapter(most))
     return session

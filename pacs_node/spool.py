@@ -244,10 +244,8 @@ class Spool:
 
         Never raises for the disk: what happens is told when the data set is to be kept.
         """
-        meta = _file_meta(sop_class_uid, sop_instance_uid, transfer_syntax_uid, source_ae)
-        return Incoming(
-            self, str(self._incoming), _PREAMBLE + meta, transfer_syntax_uid, self._max_object_bytes
-        )
+        head = file_head(sop_class_uid, sop_instance_uid, transfer_syntax_uid, source_ae)
+        return Incoming(self, str(self._incoming), head, transfer_syntax_uid, self._max_object_bytes)
 
     def write(
         self, dataset: bytes, *, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str
@@ -341,8 +339,13 @@ def sync_directory(directory: Path | str) -> None:
         os.close(descriptor)
 
 
-def _file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str, source_ae: str) -> bytes:
-    """PS3.10 7.1: who sent it stands there too, for an object whose row was not written in time."""
+def file_head(
+    sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str, source_ae: str = ""
+) -> bytes:
+    """Return what stands before a data set in its file (PS3.10 7.1).
+
+    Who sent it stands there too, for an object whose row was not written in time.
+    """
     elements = b"".join(
         (
             b"\x02\x00\x01\x00OB\x00\x00\x02\x00\x00\x00\x00\x01",
@@ -354,7 +357,7 @@ def _file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: s
             _element(0x0016, b"AE", source_ae) if source_ae else b"",
         )
     )
-    return _SHORT_ELEMENT.pack(2, 0, b"UL", 4) + struct.pack("<L", len(elements)) + elements
+    return _PREAMBLE + _SHORT_ELEMENT.pack(2, 0, b"UL", 4) + struct.pack("<L", len(elements)) + elements
 
 
 def _element(element: int, vr: bytes, text: str) -> bytes:
