@@ -12,9 +12,11 @@ from typing import Any
 from pydicom import Dataset
 from pynetdicom import AE, build_role, evt
 
+from pacs_node.association import Timeouts
 from pacs_node.commitment import (
     PUSH_MODEL,
     WELL_KNOWN,
+    Reference,
     Report,
     report_of,
 )
@@ -25,6 +27,10 @@ from pacs_node.db import (
 from pacs_node.listener import Listener
 from tests.conftest import find_free_port
 from tests.small_node import SmallNode
+
+CT = "1.2.840.10008.5.1.4.1.1.2"
+ONE, TWO = Reference(CT, "1.2.1"), Reference(CT, "1.2.2")
+QUICK = Timeouts(connect=10, association=10, progress=10)
 
 
 @dataclass

@@ -6,9 +6,10 @@ import os
 import random
 import shutil
 import socket
+import socketserver
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -96,6 +97,14 @@ def _no_shared_data() -> NoReturn:
     if _required("PACS_NODE_REQUIRE_SHARED_DATA"):
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def short_poll() -> Iterator[None]:
+    """A server of pynetdicom looks every 20 ms, instead of 0.5 s, whether it is to stop."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socketserver.BaseServer.serve_forever, "__defaults__", (0.02,))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import socketserver
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,19 +29,13 @@ from pacs_node.reconcile import open_archive
 from tests.conftest import find_free_port
 from tests.unit.test_dicomweb import Answer, server
 
+pytestmark = pytest.mark.usefixtures("short_poll")
+
 WANTED = StudyFilter(date(2026, 1, 1), date(2026, 1, 2), "CT", "CHEST")
 FOUND = FoundStudy("1.2", "20260101", "A1", "CHEST", ("CT", "SR"), ("PACS",), 300)
 TRANSIENT, PERMANENT = OutcomeKind.TRANSIENT, OutcomeKind.PERMANENT
 
 Answers = Iterator[tuple[int, Dataset | None]]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _short_poll() -> Iterator[None]:
-    """A server of pynetdicom looks every 0.5 s whether it is to stop."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socketserver.BaseServer.serve_forever, "__defaults__", (0.02,))
-        yield
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import socketserver
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from pynetdicom import AE, evt
 from sqlalchemy import select
 
 from pacs_node import notices
-from pacs_node.association import Peer, Timeouts
+from pacs_node.association import Peer
 from pacs_node.commitment import (
     MAX_OBJECTS,
     PUSH_MODEL,
@@ -40,21 +39,11 @@ from pacs_node.db import (
     Database,
     Instance,
 )
-from tests.commitment_peer import Asker, Running, eventually, running
+from tests.commitment_peer import CT, ONE, QUICK, TWO, Asker, Running, eventually, running
 from tests.ct_factory import make_ct_series
 from tests.small_node import START, SmallNode
 
-CT = "1.2.840.10008.5.1.4.1.1.2"
-ONE, TWO = Reference(CT, "1.2.1"), Reference(CT, "1.2.2")
-QUICK = Timeouts(connect=10, association=10, progress=10)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _short_poll() -> Iterator[None]:
-    """A server of pynetdicom looks every 0.5 s whether it is to stop."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socketserver.BaseServer.serve_forever, "__defaults__", (0.02,))
-        yield
+pytestmark = pytest.mark.usefixtures("short_poll")
 
 
 # --- the data sets -------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socketserver
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,11 +15,10 @@ from pynetdicom import AE, evt
 from sqlalchemy import select
 
 from pacs_node import commitment_scu, notices
-from pacs_node.association import Peer, Timeouts
+from pacs_node.association import Peer
 from pacs_node.commitment import (
     PUSH_MODEL,
     WELL_KNOWN,
-    Reference,
     Report,
     Request,
     encoded,
@@ -38,20 +36,10 @@ from pacs_node.destinations import FakeDestination, ObjectRef
 from pacs_node.dimse import DimseDestination
 from pacs_node.outbox import Outbox
 from pacs_node.states import DeliveryState
-from tests.commitment_peer import eventually, running
+from tests.commitment_peer import ONE, QUICK, TWO, eventually, running
 from tests.small_node import SmallNode, TestClock
 
-CT = "1.2.840.10008.5.1.4.1.1.2"
-ONE, TWO = Reference(CT, "1.2.1"), Reference(CT, "1.2.2")
-QUICK = Timeouts(connect=10, association=10, progress=10)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _short_poll() -> Iterator[None]:
-    """A server of pynetdicom looks every 0.5 s whether it is to stop."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socketserver.BaseServer.serve_forever, "__defaults__", (0.02,))
-        yield
+pytestmark = pytest.mark.usefixtures("short_poll")
 
 
 @dataclass

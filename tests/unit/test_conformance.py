@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socketserver
 import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -62,6 +61,8 @@ from tests.rejections import Requestor
 from tests.small_objects import reference, write_sr
 from tests.unit.test_dicomweb import Answer, server, stored
 
+pytestmark = pytest.mark.usefixtures("short_poll")
+
 CLAIMS = read_claims()
 ACCEPTOR: dict[str, Any] = CLAIMS["acceptor"]
 INITIATOR: dict[str, Any] = CLAIMS["initiator"]
@@ -69,14 +70,6 @@ SYNTAXES: list[str] = ACCEPTOR["storage"]["transfer_syntaxes"]
 STORED: list[str] = [*ACCEPTOR["storage"]["analysed"], *ACCEPTOR["storage"]["other"]]
 CALLERS = (Caller(ae_title="PACS", address="127.0.0.0/8"),)
 NOT_SUPPORTED, NO_COMMON_SYNTAX = 3, 4
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _short_poll() -> Iterator[None]:
-    """A server of pynetdicom looks every 0.5 s whether it is to stop."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socketserver.BaseServer.serve_forever, "__defaults__", (0.02,))
-        yield
 
 
 @contextmanager
