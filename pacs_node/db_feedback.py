@@ -11,6 +11,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from pacs_node.db import Base, Job
 
+UNDETERMINED = "undetermined"
+"""Lung-RADS category of a result that says why it has none."""
+
 
 class SummaryOutcome(StrEnum):
     """What a job that ended says of its study."""
@@ -63,6 +66,7 @@ class AnalysisSummary(Base):
     __table_args__ = (
         Index("analysis_summary_use", "pipeline_version", "finished_at"),
         Index("analysis_summary_week", "week"),
+        Index("analysis_summary_lung_rads", "lung_rads", "job_id"),
     )
 
     job_id: Mapped[int] = mapped_column(ForeignKey("job.id"), primary_key=True, autoincrement=False)
@@ -86,13 +90,19 @@ class AnalysisSummary(Base):
     largest_mm: Mapped[float | None]
     #: highest of the image alone, 0..1
     malignancy: Mapped[float | None]
+    #: category of the node's own reading, with its modifier; ``undetermined``, or empty if it doesn't say.
+    #: None: not read since the column is there
+    lung_rads: Mapped[str | None]
 
 
 class Nodule(Base):
     """One finding of a job; lengths in mm, volume in mm3, probabilities 0..1."""
 
     __tablename__ = "nodule"
-    __table_args__ = (UniqueConstraint("job_id", "tracking_uid"),)
+    __table_args__ = (
+        UniqueConstraint("job_id", "tracking_uid"),
+        Index("nodule_by_size", "mean_diameter_mm", "malignancy", "attenuation", "job_id"),
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     job_id: Mapped[int] = mapped_column(ForeignKey("job.id"), index=True)

@@ -140,6 +140,8 @@ class StudyLine:
     state: StudyState
     #: nodules that the analysis found, None where that isn't known
     n_findings: int | None = None
+    #: category of the node's own reading, or ``undetermined``; empty where the result doesn't say
+    lung_rads: str = ""
 
 
 def find_studies(session: Session, key: str) -> list[Study]:
@@ -154,7 +156,7 @@ def study_lines(session: Session, studies: Sequence[Study]) -> tuple[StudyLine, 
     """Rows of the list for these studies, in their order."""
     states = study_states(session, studies)
     series = _series_by_study(session, [study.id for study in studies])
-    counts = _findings_by_job(session, [study.shown_job_id for study in studies])
+    found = _findings_by_job(session, [study.shown_job_id for study in studies])
     return tuple(
         StudyLine(
             id=study.id,
@@ -168,15 +170,20 @@ def study_lines(session: Session, studies: Sequence[Study]) -> tuple[StudyLine, 
             n_images=sum(row.n_instances for row in series[study.id]),
             modalities=tuple(sorted({row.modality for row in series[study.id] if row.modality})),
             state=states[study.id],
-            n_findings=counts.get(study.shown_job_id),
+            n_findings=found.get(study.shown_job_id, (None, ""))[0],
+            lung_rads=found.get(study.shown_job_id, (None, ""))[1],
         )
         for study in studies
     )
 
 
-def _findings_by_job(session: Session, job_ids: Sequence[int | None]) -> dict[int | None, int | None]:
-    query = select(AnalysisSummary.job_id, AnalysisSummary.n_findings)
-    return dict(session.execute(query.where(AnalysisSummary.job_id.in_(job_ids))).tuples().all())
+def _findings_by_job(
+    session: Session, job_ids: Sequence[int | None]
+) -> dict[int | None, tuple[int | None, str]]:
+    """The number of findings and the Lung-RADS category of each job that has them in columns."""
+    query = select(AnalysisSummary.job_id, AnalysisSummary.n_findings, AnalysisSummary.lung_rads)
+    rows = session.execute(query.where(AnalysisSummary.job_id.in_(job_ids))).tuples()
+    return {job_id: (count, lung_rads or "") for job_id, count, lung_rads in rows}
 
 
 def study_state(session: Session, study: Study) -> StudyState:

@@ -1,26 +1,35 @@
 """The list of studies: filters, orders, and pages that cost the same however deep they are.
 
 A page begins after the last study of the page before (keyset), never at a count of rows. Every order has an
-index; filters that no index answers look through 100,000 studies within the 300 ms that a page may take.
+index, and so has every part of three letters or more of what is searched (migration 0011).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, func, select, tuple_
+from sqlalchemy import ColumnElement, Select, func, select, text, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from pacs_node.db import Study, folded
-from pacs_node.db_feedback import Nodule
+from pacs_node.db_feedback import UNDETERMINED, AnalysisSummary, Nodule
 from pacs_node.queries import LARGEST_ID, StudyLine, study_lines
 from pacs_node.study_state import DeliveryWord, StudyWord
 
 MOST_COUNTED = 10_000
 """A count stops here: nobody pages through more."""
+
+_FEW = 2000
+"""Up to so many candidates are read by number; of more, a page is full sooner in the order of the list."""
+_PART = 3
+"""Letters in each part that the index knows."""
+_MOST_PARTS = 64
+"""Of a search; the rows that are found are compared with the whole of it."""
+_BY_INDEX = text("SELECT rowid FROM study_words WHERE study_words MATCH :asked LIMIT :most")
 
 
 class StudyOrder(StrEnum):
@@ -40,6 +49,25 @@ class NoduleKind(StrEnum):
     SOLID = "solid"
     PART_SOLID = "part-solid"
     GROUND_GLASS = "ground-glass"
+
+
+class LungRads(StrEnum):
+    """Categories of Lung-RADS v2022, each with and without the modifier S, and what has none."""
+
+    INCOMPLETE = "0"
+    NEGATIVE = "1"
+    BENIGN = "2"
+    PROBABLY_BENIGN = "3"
+    SUSPICIOUS_4A = "4A"
+    SUSPICIOUS_4B = "4B"
+    SUSPICIOUS_4X = "4X"
+    NONE = UNDETERMINED
+
+    def criterion(self) -> ColumnElement[bool]:
+        """What a study fulfils."""
+        values = (self.value,) if self is LungRads.NONE else (self.value, f"{self.value}S")
+        found = select(AnalysisSummary.job_id).where(AnalysisSummary.lung_rads.in_(values))
+        return Study.shown_job_id.in_(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +119,8 @@ class StudyQuery:
         When the first image came; `until` is not itself in it.
     first_day, last_day
         Study date as DICOM writes it, ``20260302``; both are in it.
+    lung_rads
+        What the node's own reading comes to, in the analysis that speaks for the study.
     """
 
     words: str = ""
@@ -101,14 +131,17 @@ class StudyQuery:
     state: StudyWord | None = None
     delivery: DeliveryWord | None = None
     finding: FindingQuery | None = None
+    lung_rads: LungRads | None = None
     order: StudyOrder = StudyOrder.RECEIVED
     descending: bool = True
 
-    def criteria(self) -> list[ColumnElement[bool]]:
-        """What a row fulfils, for a query's ``where``."""
-        found: list[ColumnElement[bool]] = [
-            Study.search.contains(word, autoescape=True) for word in folded(self.words).split()
-        ]
+    def criteria(self, session: Session) -> list[ColumnElement[bool]]:
+        """What a row fulfils, for a query's ``where``; asks SQLite's index of the words first."""
+        words = folded(self.words).split()
+        found: list[ColumnElement[bool]] = [Study.search.contains(word, autoescape=True) for word in words]
+        few = _few_with(session, words)
+        if few is not None:
+            found.append(Study.id.in_(few))
         if self.since is not None:
             found.append(Study.first_received_at >= self.since)
         if self.until is not None:
@@ -123,7 +156,23 @@ class StudyQuery:
             found.append(Study.delivery == self.delivery)
         if self.finding is not None:
             found.append(self.finding.criterion())
+        if self.lung_rads is not None:
+            found.append(self.lung_rads.criterion())
         return found
+
+
+def _few_with(session: Session, words: Sequence[str]) -> Sequence[int] | None:
+    """Numbers of the studies that can have these words, by SQLite's index; None: too many, or no such index.
+
+    PostgreSQL asks its own index when it is worth it.
+    """
+    whole = (word[at : at + _PART] for word in words for at in range(len(word) - _PART + 1))
+    parts = list(dict.fromkeys(whole))[:_MOST_PARTS]
+    if not parts or session.get_bind().dialect.name != "sqlite":
+        return None
+    asked = " AND ".join('"{}"'.format(part.replace('"', '""')) for part in parts)
+    found = session.scalars(_BY_INDEX, {"asked": asked, "most": _FEW + 1}).all()
+    return None if len(found) > _FEW else found
 
 
 def list_studies(
@@ -140,7 +189,7 @@ def list_studies(
         The most lines to return.
     """
     columns = _COLUMNS[query.order]
-    found = select(Study).where(*query.criteria())
+    found = select(Study).where(*query.criteria(session))
     if after_id is not None:
         place = session.execute(select(*columns).where(Study.id == min(after_id, LARGEST_ID))).first()
         if place is None:
@@ -154,5 +203,5 @@ def list_studies(
 
 def count_studies(session: Session, query: StudyQuery) -> int:
     """How many studies a query has; one more than `MOST_COUNTED` if there are more."""
-    some: Select[tuple[int]] = select(Study.id).where(*query.criteria()).limit(MOST_COUNTED + 1)
+    some: Select[tuple[int]] = select(Study.id).where(*query.criteria(session)).limit(MOST_COUNTED + 1)
     return session.execute(select(func.count()).select_from(some.subquery())).scalar_one()

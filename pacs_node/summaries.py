@@ -15,11 +15,11 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import and_, delete, select
+from sqlalchemy import and_, delete, or_, select
 from sqlalchemy.orm import Session
 
 from pacs_node.db import Artifact, Database, Job, Series
-from pacs_node.db_feedback import AnalysisSummary, Nodule, PipelineCards, SummaryOutcome
+from pacs_node.db_feedback import UNDETERMINED, AnalysisSummary, Nodule, PipelineCards, SummaryOutcome
 from pacs_node.states import JobOutcome, JobState
 
 logger = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ class Summaries:
 
 
 def _due(session: Session, *, since: datetime | None = None, study_id: int | None = None) -> list[_Ended]:
-    """Jobs without a row, or with one of an earlier end; the oldest first."""
+    """Jobs without a row, or with one of an earlier end or schema; the oldest first."""
     query = (
         select(Job, Series.study_id)
         .join(Series, Job.series_id == Series.id)
@@ -135,7 +135,8 @@ def _due(session: Session, *, since: datetime | None = None, study_id: int | Non
             # as a negation: SQLite would take the index over the states, which most jobs share
             Job.state.not_in(_NOT_ENDED),
             Job.finished_at.is_not(None),
-            AnalysisSummary.job_id.is_(None),
+            # a row of before migration 0011 is written anew
+            or_(AnalysisSummary.job_id.is_(None), AnalysisSummary.lung_rads.is_(None)),
         )
         .order_by(Job.finished_at, Job.id)
         .limit(PORTION)
@@ -172,6 +173,11 @@ def _outcome(job: _Ended) -> SummaryOutcome:
 
 
 def _write(session: Session, job: _Ended, content: dict[str, Any]) -> None:
+    before = session.get(AnalysisSummary, job.job_id)
+    if before is not None and before.finished_at == job.finished_at and not content:
+        # its file is gone: what was read of it before holds
+        before.lung_rads = ""
+        return
     # a job that an operator had done again ends anew
     for table in (Nodule, AnalysisSummary):
         session.execute(delete(table).where(table.job_id == job.job_id))
@@ -200,6 +206,7 @@ def _write(session: Session, job: _Ended, content: dict[str, Any]) -> None:
             n_ground_glass=_count(findings, "ground-glass") if known else None,
             largest_mm=max((row.mean_diameter_mm for row in nodules if row.mean_diameter_mm), default=None),
             malignancy=max((row.malignancy for row in nodules if row.malignancy is not None), default=None),
+            lung_rads=_lung_rads(content) if analysed else "",
         )
     )
     session.add_all(nodules)
@@ -226,6 +233,12 @@ def _nodule(job_id: int, number: int, item: dict[str, Any]) -> Nodule:
         malignancy=_number(malignancy, "image_only"),
         malignancy_fused=_number(malignancy, "fused"),
     )
+
+
+def _lung_rads(content: dict[str, Any]) -> str:
+    """The category of the whole examination; empty if the result says nothing of it."""
+    said = {_text(item, "name"): _text(item, "value") for item in _mappings(content, "observations")}
+    return said.get("lung_rads") or (UNDETERMINED if "lung_rads_undetermined" in said else "")
 
 
 def _thickness(series: dict[str, Any]) -> float | None:

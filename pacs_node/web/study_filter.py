@@ -9,12 +9,12 @@ from enum import StrEnum
 from typing import TypeVar
 from urllib.parse import urlencode
 
-from pacs_node.study_search import FindingQuery, NoduleKind, StudyOrder, StudyQuery
+from pacs_node.study_search import FindingQuery, LungRads, NoduleKind, StudyOrder, StudyQuery
 from pacs_node.study_state import DeliveryWord, StudyWord
 
 FIELDS = (
     *("q", "state", "delivery", "since", "until", "from", "to"),
-    *("mm", "malignancy", "kind", "sort", "order"),
+    *("mm", "malignancy", "kind", "lungrads", "sort", "order"),
 )
 _LONGEST_FIELD = 200
 
@@ -50,7 +50,7 @@ class StudyFilter:
     @property
     def further(self) -> bool:
         """Whether it asks for something that the form keeps folded."""
-        return bool(self.asked.keys() & {"from", "to", "mm", "malignancy", "kind"})
+        return bool(self.asked.keys() & {"from", "to", "mm", "malignancy", "kind", "lungrads"})
 
     def address(self, **changes: object) -> str:
         """The address of the list with some fields changed; those that are None are left out."""
@@ -88,6 +88,7 @@ def read_filter(parameters: Mapping[str, str]) -> StudyFilter:
         state=read("state", _word(StudyWord, "state")),
         delivery=read("delivery", _word(DeliveryWord, "state of a delivery")),
         finding=finding if asked.keys() & {"mm", "malignancy", "kind"} else None,
+        lung_rads=read("lungrads", _word(LungRads, "category of Lung-RADS")),
         order=read("sort", _word(StudyOrder, "order")) or StudyOrder.RECEIVED,
         descending=read("order", _direction) is not False,
     )

@@ -26,7 +26,7 @@ from pacs_node.overview import disk_space, overview
 from pacs_node.queries import StudyLine, StudyWord, study_tone
 from pacs_node.readiness import readiness
 from pacs_node.study_detail import JobLine, study_detail
-from pacs_node.study_search import MOST_COUNTED, NoduleKind, StudyOrder, count_studies, list_studies
+from pacs_node.study_search import MOST_COUNTED, LungRads, NoduleKind, StudyOrder, count_studies, list_studies
 from pacs_node.study_state import DeliveryWord
 from pacs_node.versions import pipeline_in_use
 from pacs_node.web.feedback_page import feedback_values
@@ -133,6 +133,7 @@ class Pages:
             states=list(StudyWord),
             deliveries=list(DeliveryWord),
             kinds=list(NoduleKind),
+            categories=list(LungRads),
             orders=list(StudyOrder),
         )
 

@@ -87,6 +87,8 @@ def pages(database: Database) -> dict[str, str]:
     words = {
         "patient ID": study.patient_id,
         "part of a name": study.patient_name[:6],
+        "what all have": "PID",
+        "two letters": study.patient_name[:2],
         "accession number": study.accession_number,
         "study UID": study.study_uid,
         "nothing that is there": "no such words",
@@ -100,6 +102,8 @@ def pages(database: Database) -> dict[str, str]:
         "search: delivery failed": "/studies?delivery=delivery+failed",
         "search: nodule of 6 mm": "/studies?mm=6",
         "search: nodule of 30 mm, 90 %": "/studies?mm=30&malignancy=90",
+        "search: Lung-RADS 2": "/studies?lungrads=2",
+        "search: Lung-RADS 4B, by patient": "/studies?lungrads=4B&sort=patient",
         "record": "/audit",
         "record, page in the middle": "/audit?before=1000",
         "record: event": "/audit?event=association+refused",

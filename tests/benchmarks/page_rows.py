@@ -307,11 +307,18 @@ def summarise(sink: Sink, number: int, at: datetime) -> None:
              slice_thickness_mm=1.0, n_findings=len(found), n_solid=kinds.count("solid"),
              n_part_solid=kinds.count("part-solid"), n_ground_glass=kinds.count("ground-glass"),
              largest_mm=max((size for size, _, _ in found), default=None),
-             malignancy=max((value for _, value, _ in found), default=None))  # fmt: skip
+             malignancy=max((value for _, value, _ in found), default=None),
+             lung_rads=_lung_rads(max((size for size, _, _ in found), default=0.0)))  # fmt: skip
     for place, (size, value, kind) in enumerate(found, 1):
         sink.add("nodule", job_id=number, number=place, tracking_uid=_uid("nodule", number, place),
                  tracking_id=f"N{place}", site="right upper lobe", attenuation=kind, mean_diameter_mm=size,
                  malignancy=value)  # fmt: skip
+
+
+def _lung_rads(largest_mm: float) -> str:
+    """As if all were solid nodules of a first screening examination."""
+    limits = ((0.0, "1"), (6.0, "2"), (8.0, "3"), (15.0, "4A"))
+    return next((category for limit, category in limits if largest_mm <= limit), "4B")
 
 
 def _results(sink: Sink, number: int, uid: str, at: datetime, ending: str) -> Iterator[Happening]:

@@ -27,7 +27,12 @@ FORK = multiprocessing.get_context("fork")
 
 def test_the_migrated_schema_is_the_models(database: Database) -> None:
     with database.engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        # the index of the search is a table of SQLite's own, with tables behind it
+        options = {
+            "compare_type": True,
+            "include_name": lambda name, kind, _: kind != "table" or not name.startswith("study_words"),
+        }
+        context = MigrationContext.configure(connection, opts=options)
         assert compare_metadata(context, Base.metadata) == []
 
 

@@ -6,14 +6,16 @@ import os
 from collections.abc import Sequence
 from datetime import timedelta
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pacs_node import study_search
 from pacs_node.db import Database, Study
 from pacs_node.study_search import StudyQuery, count_studies, list_studies
 from tests.node_story import START
 
-EXAMPLES = int(os.environ.get("PACS_NODE_SEARCHES", "50"))
+EXAMPLES = int(os.environ.get("PACS_NODE_SEARCHES", "30"))
 
 PIECES = (
     "doe", "Doe^Jane", "%", "_", "\\", "\\%", "'", "''", '"', ";", "--", "/*", "*", "?", "[a-z]",
@@ -61,7 +63,11 @@ def fill(database: Database, rows: Sequence[tuple[str, str, str, str]]) -> None:
             )
 
 
-def test_every_search_finds_what_python_finds(database: Database) -> None:
+@pytest.mark.parametrize("few", [study_search._FEW, 2], ids=["by the index", "or without it"])
+def test_every_search_finds_what_python_finds(
+    database: Database, monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    monkeypatch.setattr(study_search, "_FEW", few)
     rows = [fields_of(number) for number in range(60)]
     fill(database, rows)
 

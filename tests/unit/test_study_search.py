@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, text
 
-from pacs_node.db import Database, Study, sqlite_url
-from pacs_node.db_feedback import Nodule
+from pacs_node.db import Database, Job, Series, Study, sqlite_url
+from pacs_node.db_feedback import AnalysisSummary, Nodule
 from pacs_node.queries import study_states
 from pacs_node.states import DeliveryState
 from pacs_node.study_search import (
     FindingQuery,
+    LungRads,
     NoduleKind,
     StudyOrder,
     StudyQuery,
@@ -61,10 +62,12 @@ WAYS = (
 )
 
 
-#: what the migration adds
+#: what the migrations since 0008 add
 INDEXES = {
     "study": "ix_{}_patient_name ix_{}_study_date {}_by_state {}_by_delivery",
     "audit_event": "ix_{}_at {}_by_event {}_by_actor {}_by_both {}_failures",
+    "analysis_summary": "{}_lung_rads",
+    "nodule": "{}_by_size",
 }
 
 
@@ -123,12 +126,15 @@ def all_ways(filled: Path, tmp_path: Path) -> Iterator[Database]:
 def test_an_upgrade_writes_the_words_of_what_is_there(all_ways: Database) -> None:
     before = told(all_ways)
     with all_ways.write() as session:
+        for name in ("add", "change", "remove"):
+            session.execute(text(f"DROP TRIGGER study_words_{name}"))
         for table, names in INDEXES.items():
             for name in names.split():
                 session.execute(text(f"DROP INDEX {name.format(table)}"))
         for name in ("search", "state", "delivery", "shown_job_id"):
             session.execute(text(f"ALTER TABLE study DROP COLUMN {name}"))
-        for name in ("clinical_fact", "clinical_message"):
+        session.execute(text("ALTER TABLE analysis_summary DROP COLUMN lung_rads"))
+        for name in ("study_words", "clinical_fact", "clinical_message"):
             session.execute(text(f"DROP TABLE {name}"))
         session.execute(text("UPDATE alembic_version SET version_num = '0008'"))
     all_ways.upgrade()
@@ -225,6 +231,37 @@ def test_search_by_what_was_found(all_ways: Database, finding: FindingQuery, way
     assert found(all_ways, StudyQuery(finding=finding)) == ways
 
 
+def test_search_by_lung_rads(all_ways: Database) -> None:
+    """The analysis that speaks for the study counts; the modifier S doesn't part a category."""
+    with all_ways.write() as session:
+        for job_id, category in ((1, "4AS"), (2, "4A"), (3, "undetermined")):
+            study_id = session.execute(
+                select(Series.study_id).join(Job, Job.series_id == Series.id).where(Job.id == job_id)
+            ).scalar_one()
+            row = AnalysisSummary(
+                job_id=job_id,
+                study_id=study_id,
+                finished_at=START,
+                week="2026-03-02",
+                outcome="analysed",
+                reason_code="",
+                pipeline_version="1",
+                scanner="",
+                kernel="",
+                lung_rads=category,
+            )
+            session.add(row)
+    for category, ways in ((LungRads.SUSPICIOUS_4A, [1, 0]), (LungRads.NONE, [2]), (LungRads.BENIGN, [])):
+        assert found(all_ways, StudyQuery(lung_rads=category)) == ways
+    with all_ways.read() as session:
+        assert [line.lung_rads for line in list_studies(session, StudyQuery())][-3:] == [
+            "undetermined",
+            "4A",
+            "4AS",
+        ]
+    assert read_filter({"lungrads": "4A"}).query == StudyQuery(lung_rads=LungRads.SUSPICIOUS_4A)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
@@ -234,6 +271,7 @@ def test_search_by_what_was_found(all_ways: Database, finding: FindingQuery, way
         ("mm", "large", "from 0 to 1000"),
         ("mm", "nan", "from 0 to 1000"),
         ("malignancy", "101", "from 0 to 100"),
+        ("lungrads", "5", "known: 0, 1, 2"),
         ("kind", "vessel", "known: solid, part-solid, ground-glass"),
         ("state", "lost", "known: receiving"),
         ("delivery", "lost", "known: waiting to be sent"),

@@ -67,6 +67,35 @@ def test_a_result_becomes_columns(database: Database, story: Story) -> None:
 
 
 @pytest.mark.parametrize(
+    ("observations", "category"),
+    [
+        ({"lung_rads": "4AS", "lung_rads_version": "2022"}, "4AS"),
+        ({"lung_rads_undetermined": "No prior is known."}, "undetermined"),
+        ({"emphysema": "present"}, ""),
+    ],
+)
+def test_the_category_of_a_result_is_read_from_older_rows_too(
+    database: Database, story: Story, observations: dict[str, str], category: str
+) -> None:
+    said = [{"name": name, "value": value} for name, value in observations.items()]
+    analysed(story, result_of(0.2) | {"observations": said})
+    summaries = Summaries(database, story.directory)
+    summaries.tick()
+    assert summary(database).lung_rads == category
+    # a row of before the column
+    with database.write() as session:
+        session.execute(update(AnalysisSummary).values(lung_rads=None))
+    assert (Summaries(database, story.directory).tick(), summary(database).lung_rads) == (1, category)
+    # and one whose file was removed meanwhile: the rest of what is known stays
+    with database.write() as session:
+        session.execute(update(AnalysisSummary).values(lung_rads=None))
+        session.execute(update(Artifact).values(path=None))
+    again = Summaries(database, story.directory)
+    assert (again.tick(), again.tick()) == (1, 0)
+    assert (summary(database).lung_rads, summary(database).malignancy) == ("", 0.2)
+
+
+@pytest.mark.parametrize(
     "content", ["", "{", "[]", '{"findings": [1, {"tracking_uid": 5}], "series": 3}', "[" * 9000]
 )
 def test_any_result_file_can_be_read(database: Database, story: Story, content: str) -> None:

@@ -11,7 +11,7 @@ from dicom_sr.context import RESEARCH_USE
 from pacs_node.db_feedback import VerdictKind, VerdictSource
 from pacs_node.queries import DeliveryWord, StudyWord, Tone
 from pacs_node.states import JobState
-from pacs_node.study_search import FindingQuery, NoduleKind, StudyOrder, StudyQuery
+from pacs_node.study_search import FindingQuery, LungRads, NoduleKind, StudyOrder, StudyQuery
 from pacs_node.web.api.values import Answer, AskedPage, Moment, Number, Plain, Seconds, Text
 
 Day = Annotated[str, Field(pattern=r"^([0-9]{8})?$")]
@@ -38,6 +38,8 @@ class StudiesAsked(AskedPage):
     """With a nodule whose malignancy, from the image alone, is at least this."""
     attenuation: NoduleKind | None = None
     """With a nodule of this kind; with the two before it, one nodule is all of it."""
+    lung_rads: LungRads | None = None
+    """Category of Lung-RADS v2022 that the node's own reading comes to, with or without the modifier S."""
     sort: StudyOrder = StudyOrder.RECEIVED
     order: Literal["ascending", "descending"] = "descending"
     limit: Annotated[int, Field(ge=1, le=200)] = 50
@@ -53,6 +55,7 @@ class StudiesAsked(AskedPage):
             state=self.state,
             delivery=self.delivery,
             finding=self._finding(),
+            lung_rads=self.lung_rads,
             order=self.sort,
             descending=self.order == "descending",
         )
@@ -106,6 +109,10 @@ class StudySummary(Answer):
     n_images: int
     modalities: tuple[Text, ...]
     state: StudyState
+    n_findings: int | None
+    """Nodules that the analysis found; null where that isn't known."""
+    lung_rads: Text
+    """Category of Lung-RADS v2022 by the node's own reading, or `undetermined`; empty if it says nothing."""
 
 
 class StudyPage(Answer):
