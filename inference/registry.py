@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -38,7 +38,8 @@ _REPLACEABLE = (DETECTION,)
 """What a published model can do as it is; the others need training first."""
 
 _TEXTS = ("name", "version", "task", "summary", "intended_use", "limits", "licence", "training_data")
-_OPTIONAL = ("weights", "weights_sha256")
+_OPTIONAL = ("weights", "weights_sha256", "mechanism")
+_NOT_COMPUTING = ("datasets", "evaluate", "phantom", "train")
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +214,8 @@ def read_card(table: Mapping[str, Any], name: str, root: Traversable) -> ModelCa
         wrong.append("performance")
     if not isinstance(parameters, dict) or not all(_is_number(value) for value in parameters.values()):
         wrong.append("parameters")
+    if not isinstance(body.get("mechanism"), str | None):
+        wrong.append("mechanism")
     if wrong:
         raise ModelUnavailableError(f"model card {name}: missing, unknown or wrong: {', '.join(wrong)}")
     _check_weights(body, name, root)
@@ -223,6 +226,7 @@ def read_card(table: Mapping[str, Any], name: str, root: Traversable) -> ModelCa
         weights_sha256=body.get("weights_sha256"),
         parameters={key: float(value) for key, value in parameters.items()},
         network=_network(table),
+        mechanism=body.get("mechanism"),
     )
 
 
@@ -261,11 +265,19 @@ def _check_weights(body: Mapping[str, Any], name: str, root: Traversable) -> Non
 
 
 def _digest(contents: list[str]) -> str:
-    """Short digest of the cards and of all modules of this package.
+    """Short digest of the cards and of all modules of this package that can take part in an analysis.
 
     All, so that none that computes can be forgotten. The source is read, not imported: whoever only asks
     for the version loads no torch.
     """
-    modules = [entry for entry in resources.files("inference").iterdir() if entry.name.endswith(".py")]
-    sources = [entry.read_text(encoding="utf-8") for entry in sorted(modules, key=lambda item: item.name)]
+    sources = list(_sources(resources.files("inference")))
     return hashlib.sha256(json.dumps([contents, sources]).encode()).hexdigest()[:12]
+
+
+def _sources(folder: Traversable) -> Iterator[str]:
+    """The modules of a folder and of those in it, in the order of their names."""
+    for entry in sorted(folder.iterdir(), key=lambda item: item.name):
+        if entry.is_dir() and entry.name not in _NOT_COMPUTING:
+            yield from _sources(entry)
+        elif entry.name.endswith(".py"):
+            yield entry.read_text(encoding="utf-8")

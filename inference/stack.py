@@ -60,7 +60,7 @@ class Nodule:
 
     def evidence(self) -> ImageEvidence:
         """What the clinical record is joined with."""
-        return ImageEvidence(self.reading.malignancy, self.reading.embedding)
+        return ImageEvidence(self.reading.malignancy, self.reading.embedding, self.reading.views)
 
 
 class NoduleDetector(Protocol):
@@ -198,7 +198,9 @@ def _detector(pipeline: Pipeline, device: str) -> NoduleDetector:
 
 
 def _fusion(pipeline: Pipeline, tower: TextTower) -> Fusion | None:
-    return Fusion.load(*pipeline.weights(FUSION), tower) if pipeline.has(FUSION) else None
+    if not pipeline.has(FUSION):
+        return None
+    return Fusion.load(*pipeline.weights(FUSION), tower, mechanism=pipeline.card(FUSION).mechanism)
 
 
 def _slices(mask: Mask, origin: Index) -> tuple[slice, slice, slice]:

@@ -400,6 +400,8 @@ class ModelCard:
         Sentences of measured performance, each with its data and its interval.
     network
         Name of a published network in `inference.published`, None for ours.
+    mechanism
+        Of a record fusion: its name in `inference.fusion.MECHANISMS`.
     """
 
     name: str
@@ -415,6 +417,7 @@ class ModelCard:
     parameters: dict[str, float] = field(default_factory=dict)
     weights: str | None = None
     network: str | None = None
+    mechanism: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
             " guidelines guidelines.*"
         ),
         "load registry openclip_model",
-        "windows sam2_model lora insertion cadx_network fusion published extent",
+        "windows sam2_model lora insertion cadx_network fusion fusion.* published extent",
         "prompted detector cadx convert full",
         "full_detector",
         "stack",
