@@ -226,7 +226,7 @@ def test_page_says_what_the_result_says(rich: tuple[dict[str, Any], tuple[KeyIma
         "31.2 % image alone",
         "45.6 % with record",
         "not assessed",
-        "spiculation 4 out of 5 (71 %)",
+        '<td data-name="Spiculation"><span>4 out of 5 <span class="muted">71 %</span>',
         "emphysema: present (83 %)",
         "Thick.",
         "No trained weights",
