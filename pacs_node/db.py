@@ -125,7 +125,7 @@ class Study(Base):
     state: Mapped[str] = mapped_column(default="receiving", server_default="receiving")
     delivery: Mapped[str | None]
     #: the job that speaks for it
-    shown_job_id: Mapped[int | None]
+    shown_job_id: Mapped[int | None] = mapped_column(index=True)
     series: Mapped[list[Series]] = relationship(back_populates="study", order_by="Series.id")
 
 

@@ -63,11 +63,10 @@ class LungRads(StrEnum):
     SUSPICIOUS_4X = "4X"
     NONE = UNDETERMINED
 
-    def criterion(self) -> ColumnElement[bool]:
-        """What a study fulfils."""
+    def jobs(self) -> Select[tuple[int]]:
+        """Analyses with it."""
         values = (self.value,) if self is LungRads.NONE else (self.value, f"{self.value}S")
-        found = select(AnalysisSummary.job_id).where(AnalysisSummary.lung_rads.in_(values))
-        return Study.shown_job_id.in_(found)
+        return select(AnalysisSummary.job_id).where(AnalysisSummary.lung_rads.in_(values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +83,8 @@ class FindingQuery:
     malignancy: float = 0.0
     kind: NoduleKind | None = None
 
-    def criterion(self) -> ColumnElement[bool]:
-        """What a study fulfils."""
+    def jobs(self) -> Select[tuple[int]]:
+        """Analyses with such a nodule, each once or more often."""
         found = select(Nodule.job_id)
         if self.mean_diameter_mm > 0:
             found = found.where(Nodule.mean_diameter_mm >= self.mean_diameter_mm)
@@ -93,7 +92,7 @@ class FindingQuery:
             found = found.where(Nodule.malignancy >= self.malignancy)
         if self.kind is not None:
             found = found.where(Nodule.attenuation == self.kind)
-        return Study.shown_job_id.in_(found)
+        return found
 
 
 _COLUMNS: dict[StudyOrder, tuple[InstrumentedAttribute[Any], ...]] = {
@@ -154,11 +153,15 @@ class StudyQuery:
             found.append(Study.state == self.state)
         if self.delivery is not None:
             found.append(Study.delivery == self.delivery)
-        if self.finding is not None:
-            found.append(self.finding.criterion())
-        if self.lung_rads is not None:
-            found.append(self.lung_rads.criterion())
+        found += [_analysed_as(session, asked.jobs()) for asked in (self.finding, self.lung_rads) if asked]
         return found
+
+
+def _analysed_as(session: Session, jobs: Select[tuple[int]]) -> ColumnElement[bool]:
+    """Studies for which one of these analyses speaks."""
+    found = session.scalars(jobs.limit(_FEW + 1)).all()
+    # of many, no index of theirs: a page full is found sooner in the order of the list
+    return Study.shown_job_id.in_(found) if len(found) <= _FEW else (Study.shown_job_id + 0).in_(jobs)
 
 
 def _few_with(session: Session, words: Sequence[str]) -> Sequence[int] | None:

@@ -103,7 +103,8 @@ class Pages:
         if not chosen.troubles:
             with self._database.read() as session:
                 found = list_studies(session, chosen.query, after, _PAGE_LENGTH + 1)
-                count = count_studies(session, chosen.query)
+                whole = after is None and len(found) <= _PAGE_LENGTH
+                count = len(found) if whole else count_studies(session, chosen.query)
                 verdicts = judged_counts(session, [line.id for line in found])
         lines = found[:_PAGE_LENGTH]
         # the words of a search may be a patient's name, which the record must not hold

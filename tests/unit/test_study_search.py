@@ -64,7 +64,7 @@ WAYS = (
 
 #: what the migrations since 0008 add
 INDEXES = {
-    "study": "ix_{}_patient_name ix_{}_study_date {}_by_state {}_by_delivery",
+    "study": "ix_{}_shown_job_id ix_{}_patient_name ix_{}_study_date {}_by_state {}_by_delivery",
     "audit_event": "ix_{}_at {}_by_event {}_by_actor {}_by_both {}_failures",
     "analysis_summary": "{}_lung_rads",
     "nodule": "{}_by_size",
@@ -212,7 +212,11 @@ NODULES = ((6.0, 0.2, "solid"), (12.0, 0.7, "part-solid"))
         (FindingQuery(kind=NoduleKind.GROUND_GLASS), []),
     ],
 )
-def test_search_by_what_was_found(all_ways: Database, finding: FindingQuery, ways: list[int]) -> None:
+@pytest.mark.parametrize("few", [2000, 0], ids=["few", "many"])
+def test_search_by_what_was_found(
+    all_ways: Database, monkeypatch: pytest.MonkeyPatch, few: int, finding: FindingQuery, ways: list[int]
+) -> None:
+    monkeypatch.setattr("pacs_node.study_search._FEW", few)
     with all_ways.write() as session:
         for job_id, nodules in ((1, NODULES[:1]), (2, NODULES)):
             for number, (size, malignancy, kind) in enumerate(nodules):

@@ -55,4 +55,5 @@ def upgrade() -> None:
         _sqlite()
     op.add_column("analysis_summary", sa.Column("lung_rads", sa.String(), nullable=True))
     op.create_index("analysis_summary_lung_rads", "analysis_summary", ["lung_rads", "job_id"])
+    op.create_index("ix_study_shown_job_id", "study", ["shown_job_id"])
     op.create_index("nodule_by_size", "nodule", ["mean_diameter_mm", "malignancy", "attenuation", "job_id"])
