@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import date
 from typing import Any
 
 import pytest
@@ -10,10 +11,21 @@ from pydicom import Dataset
 from pydicom.sequence import Sequence
 
 from inference.change import Change
-from inference.guidelines.reading import SOLID_PART, guideline_observations, nodule_of
+from inference.guidelines.growth import change_of
+from inference.guidelines.reading import SOLID_PART, guideline_observations, nodule_of, since
 from inference.guidelines.screening import Occasion, occasion_of
 from inference.record import ClinicalRecord
-from inference.types import Attenuation, Descriptor, Finding, SemanticFeature
+from inference.types import (
+    Attenuation,
+    Comparison,
+    Descriptor,
+    Finding,
+    Pair,
+    PriorReference,
+    SecondLook,
+    SemanticFeature,
+    Standing,
+)
 from tests.ct_factory import make_ct_series
 from tests.finding_factory import make_finding, make_volume
 
@@ -118,6 +130,158 @@ def test_outside_of_screening_fleischner_speaks(plain: Finding) -> None:
         "whether the risk is low"
         in said(sized(plain, 7), Occasion(False, "a test"), age_years=60)["fleischner_2017"]
     )
+
+
+DAY = date(2025, 1, 6)
+REFERENCE = PriorReference("1.2.3", "1.2.4", DAY)
+
+
+def followed(finding: Finding, before: Finding | None, days: int, **changes: Any) -> Comparison:
+    """The comparison of one nodule with what it was before."""
+    months = days / 30.4375
+    if before is None:
+        pair = Pair(finding, None, Standing.NEW, Change.NEW)
+    else:
+        sizes = before.measurements.mean_diameter_mm, finding.measurements.mean_diameter_mm
+        pair = Pair(finding, before, Standing.MATCHED, change_of(*sizes, months))
+    return Comparison(REFERENCE, days, (replace(pair, **changes),))
+
+
+def by_comparison(
+    comparison: Comparison, *findings: Finding, screening: bool | None = True
+) -> dict[str, str]:
+    occasion = Occasion(screening, "a test")
+    said = guideline_observations(findings, occasion, ClinicalRecord(age_years=60), comparison)
+    return {one.name: one.value for one in said}
+
+
+def part_solid(finding: Finding, mm: float, solid: float) -> Finding:
+    part = Descriptor(SOLID_PART, solid, "mm", "measured")
+    return sized(finding, mm, attenuation=Attenuation.PART_SOLID, descriptors=(*APART, part))
+
+
+def ground_glass(finding: Finding, mm: float) -> Finding:
+    return sized(finding, mm, attenuation=Attenuation.GROUND_GLASS)
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "days", "category"),
+    [
+        # solid, before and after, mean diameters in mm
+        (3.9, None, 365, "2"),
+        (4.0, None, 365, "3"),
+        (6.0, None, 365, "4A"),
+        (8.0, None, 365, "4B"),
+        (7.9, 6.0, 365, "4A"),
+        (8.5, 6.0, 365, "4B"),
+        (7.0, 7.0, 365, "2"),
+        (7.0, 7.0, 91, "3"),
+        (9.0, 9.0, 91, "3"),
+        (9.0, 9.0, 60, "4A"),
+        (5.0, 7.0, 365, "2"),
+        (6.5, 5.5, 365, "3"),
+        (9.0, 7.0, 900, "4B"),
+        (16.0, 16.0, 365, "4B"),
+    ],
+)
+def test_follow_up_of_a_solid_nodule(
+    plain: Finding, now: float, before: float | None, days: int, category: str
+) -> None:
+    finding = sized(plain, now)
+    then = None if before is None else sized(plain, before)
+    words = by_comparison(followed(finding, then, days), finding)
+    assert words["lung_rads"] == category
+    assert (
+        "baseline" not in words["lung_rads_rules"] or "crossed a size threshold" in words["lung_rads_rules"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "category"),
+    [
+        ((9.0, 3.0), (8.9, 3.0), "2"),
+        ((9.0, 5.0), (9.0, 3.0), "4B"),
+        ((9.0, 3.5), (9.0, 1.5), "4A"),
+        ((9.0, 7.0), (9.0, 7.0), "3"),
+        ((5.0, 2.0), (5.0, 2.0), "2"),
+    ],
+)
+def test_follow_up_of_a_part_solid_nodule(
+    plain: Finding, now: tuple[float, float], before: tuple[float, float], category: str
+) -> None:
+    finding = part_solid(plain, *now)
+    assert by_comparison(followed(finding, part_solid(plain, *before), 365), finding)["lung_rads"] == category
+
+
+def test_what_was_ground_glass_has_a_new_solid_part(plain: Finding) -> None:
+    finding, before = part_solid(plain, 9, 3), ground_glass(plain, 9)
+    assert by_comparison(followed(finding, before, 365), finding)["lung_rads"] == "4A"
+    assert since(nodule_of(finding), followed(finding, before, 365).pairs[0], 12).solid_part is Change.NEW
+    still = ground_glass(plain, 12)
+    assert by_comparison(followed(still, before, 365), still)["lung_rads"] == "2"
+
+
+def test_a_solid_part_that_nobody_measured_before_stays_open(plain: Finding) -> None:
+    finding = part_solid(plain, 11, 5)
+    before = sized(plain, 9, attenuation=Attenuation.PART_SOLID, descriptors=APART)
+    words = by_comparison(followed(finding, before, 365), finding)["lung_rads_undetermined"]
+    assert "whether its solid part has grown" in words
+
+
+def test_a_prior_that_could_not_be_compared_leaves_it_open(plain: Finding) -> None:
+    refused = Comparison(REFERENCE, 365, reason="The lungs don't fall on each other.")
+    finding = sized(plain, 9)
+    words = by_comparison(refused, finding)
+    assert words["lung_rads_undetermined"] == (
+        "Lung-RADS v2022 cannot be determined: N1: whether it is new, stable or growing. The examination of "
+        "2025-01-06 could not be compared: The lungs don't fall on each other."
+    )
+    outside = by_comparison(refused, finding, screening=False)
+    assert outside["fleischner_2017"].endswith("immune system, or it was seen before)")
+
+
+def test_one_nodule_that_could_not_be_compared_leaves_it_open(plain: Finding) -> None:
+    finding = sized(plain, 9)
+    unseen = followed(finding, None, 365, standing=Standing.OUTSIDE_PRIOR, change=None)
+    words = by_comparison(unseen, finding)["lung_rads_undetermined"]
+    assert words.endswith("Compared with 2025-01-06: N1: outside what the prior examination shows.")
+    strange = followed(finding, finding, 365, change=None, reason="Its outlines differ.")
+    words = by_comparison(strange, finding)["lung_rads_undetermined"]
+    assert words.endswith("growing. Compared with 2025-01-06: N1: Its outlines differ.")
+
+
+def test_nothing_left_is_category_1_and_a_second_look_counts(plain: Finding) -> None:
+    gone = Comparison(REFERENCE, 365, (Pair(None, plain, Standing.RESOLVED),))
+    assert by_comparison(gone)["lung_rads"] == "1"
+    again = sized(plain, 8.5, tracking_id="N7")
+    late = followed(again, sized(plain, 6), 365, second_look=SecondLook.SEEN_IN_CURRENT)
+    words = by_comparison(late)
+    assert words["lung_rads"] == "4B"
+    assert "N7: solid, mean diameter 8.5 mm, growing" in words["lung_rads_rules"]
+
+
+def test_nobody_says_screening_but_the_change_is_known(plain: Finding) -> None:
+    finding = sized(plain, 8.5)
+    words = by_comparison(followed(finding, sized(plain, 6), 365), finding, screening=None)
+    assert "As a screening examination it would be 4B: " in words["lung_rads_undetermined"]
+    assert "first screening" not in words["lung_rads_undetermined"]
+
+
+def test_fleischner_is_asked_of_what_was_not_seen_before(plain: Finding) -> None:
+    old, new = sized(plain, 7), sized(plain, 7, tracking_uid="1.2.9", tracking_id="N2")
+    pairs = (*followed(old, sized(plain, 7), 365).pairs, *followed(new, None, 365).pairs)
+    comparison = Comparison(REFERENCE, 365, pairs)
+    said = [
+        one.value
+        for one in guideline_observations(
+            (old, new), Occasion(False, "a test"), ClinicalRecord(age_years=60, emphysema=True), comparison
+        )
+        if one.name == "fleischner_2017"
+    ]
+    assert said[0] == "not asked for N1: seen before, on 2025-01-06"
+    assert said[1].startswith("single solid nodule, 6 to 8 mm, high risk.")
+    only = by_comparison(followed(old, sized(plain, 7), 365), old, screening=False)
+    assert only["fleischner_2017"] == said[0]
 
 
 def coded(value: str, keyword: str = "ProcedureCodeSequence") -> Dataset:
