@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from pydicom.sr.coding import Code
 
+from inference.change import Change
 from inference.errors import ReasonCode
 from inference.types import Attenuation, Finding, Laterality, Lobe, ModelCard, SemanticFeature, Site
 
@@ -96,6 +97,25 @@ MM = Code("mm", "UCUM", "mm")
 MM3 = Code("mm3", "UCUM", "cubic millimeter")
 HU = Code("[hnsf'U]", "UCUM", "Hounsfield unit")
 PERCENT = Code("%", "UCUM", "Percent")
+DAY = Code("d", "UCUM", "day")
+
+# Earlier examination
+COMPARED = Code("122140", "DCM", "Comparison with Prior Study Done")
+YES = Code("373066001", "SCT", "Yes")
+NO = Code("373067005", "SCT", "No")
+UNDETERMINED = Code("373068000", "SCT", "Undetermined")
+STUDY_DATE = Code("111060", "DCM", "Study Date")
+STUDY_UID = Code("110180", "DCM", "Study Instance UID")
+SERIES_UID = Code("112002", "DCM", "Series Instance UID")
+TEMPORAL_OFFSET = Code("128740", "DCM", "Longitudinal Temporal Offset from Event")
+TEMPORAL_EVENT = Code("128741", "DCM", "Longitudinal Temporal Event Type")
+TIME_POINT = Code("C2348792", "UMLS", "Time Point")
+CHANGE = Code("288533004", "SCT", "Change values")
+NEW_FINDING = Code("129721008", "SCT", "New finding")
+LARGER = Code("15454001", "SCT", "Increase in size")
+SMALLER = Code("19776001", "SCT", "Decrease in size")
+UNCHANGED = Code("129723006", "SCT", "No significant changes in the finding")
+RESOLVED = Code("413322009", "SCT", "Problem resolved")
 
 # Outcome of the run
 RUN_OUTCOME = Code("111017", "DCM", "CAD Processing and Findings Summary")
@@ -121,6 +141,8 @@ QUALITY_OBSERVATIONS = {
 LUNG_RADS_VERSION = Code("NN-1", PRIVATE_SCHEME, "Lung-RADS version")
 ATTENUATION_TYPE = Code("NN-2", PRIVATE_SCHEME, "Nodule attenuation type")
 PLEURAL_ATTACHMENT = Code("NN-3", PRIVATE_SCHEME, "Pleural attachment")
+DOUBLING_TIME = Code("NN-5", PRIVATE_SCHEME, "Volume doubling time")
+VOLUME_CHANGE = Code("NN-6", PRIVATE_SCHEME, "Volume change")
 DETECTION_THRESHOLD = Code("NN-8", PRIVATE_SCHEME, "Detection threshold")
 PLEURAL_DISTANCE = Code("NN-9", PRIVATE_SCHEME, "Distance to the pleura")
 FUSED_PROBABILITY = Code("NN-10", PRIVATE_SCHEME, "Probability of cancer with the clinical record")
@@ -128,6 +150,17 @@ FUSED_PROBABILITY = Code("NN-10", PRIVATE_SCHEME, "Probability of cancer with th
 MODEL_WEIGHTS = Code("NN-11", PRIVATE_SCHEME, "Model weights SHA-256")
 INPUT_DIGEST = Code("NN-12", PRIVATE_SCHEME, "Input digest")
 SOFTWARE_VERSION = Code("NN-13", PRIVATE_SCHEME, "Software version")
+DIAMETER_CHANGE = Code("NN-14", PRIVATE_SCHEME, "Change of the average diameter")
+PRIOR_EXAMINATION = Code("NN-15", PRIVATE_SCHEME, "Prior examination")
+
+CHANGES = {
+    Change.NEW: NEW_FINDING,
+    Change.GROWING: LARGER,
+    Change.SLOWLY_GROWING: LARGER,
+    Change.STABLE: UNCHANGED,
+    Change.SMALLER: SMALLER,
+}
+"""Of a nodule since a prior examination (CID 6134, and CID 6002 for a new one)."""
 
 MASS_MM = 30.0
 """A lesion of a longer axis is a mass, not a nodule (Fleischner Society, Radiology 246:697-722, 2008)."""

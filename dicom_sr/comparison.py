@@ -1,7 +1,7 @@
 """What the report says of a comparison with a prior examination, as coded content.
 
 A measurement group of a nodule gets the time point (PS3.16 TID 1502), the change, and numbers of the change,
-each inferred from the prior's value (TID 300, INFERRED FROM) with the prior's date as its context. The prior
+each inferred from the prior's value (TID 300, INFERRED FROM) with the prior's date as its property. The prior
 examination itself, and nodules that are not there any more, stand beside the other statements on the study.
 """
 
@@ -21,7 +21,7 @@ from pydicom.sr.coding import Code
 from dicom_sr import codes
 from inference.types import Comparison, Finding, Pair, Result, SecondLook, Standing
 
-_PROPERTY, _CONTEXT = Relation.HAS_PROPERTIES, Relation.HAS_OBS_CONTEXT
+_PROPERTY = Relation.HAS_PROPERTIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +146,8 @@ def since_prior(comparison: Comparison | None, finding: Finding) -> SincePrior |
     pair = pair_of(comparison, finding)
     if comparison is None or pair is None:
         return None
-    offset = hd.sr.LongitudinalTemporalOffsetFromEvent(
-        comparison.days, codes.DAY, hd.sr.CodedConcept.from_code(codes.PRIOR_EXAMINATION)
-    )
-    time_point = hd.sr.TimePointContext(
-        examined_on(comparison).isoformat(), temporal_offset_from_event=offset
-    )
+    # without the offset in days: PixelMed takes it for a measurement; it stands at the study level
+    time_point = hd.sr.TimePointContext(examined_on(comparison).isoformat())
     day = comparison.prior.examined_on
     return SincePrior(
         time_point,
@@ -200,7 +196,7 @@ def _examination(comparison: Comparison) -> Any:
     )
     item.ContentSequence = ContentSequence(
         [
-            _date(comparison.prior.examined_on, _PROPERTY),
+            _date(comparison.prior.examined_on),
             hd.sr.UIDRefContentItem(codes.STUDY_UID, comparison.prior.study_uid, _PROPERTY),
             hd.sr.UIDRefContentItem(codes.SERIES_UID, comparison.prior.series_uid, _PROPERTY),
             days,
@@ -267,5 +263,6 @@ def capital(words: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def _date(day: date, relation: Relation = _CONTEXT) -> Any:
-    return hd.sr.DateContentItem(codes.STUDY_DATE, day, relation)
+def _date(day: date) -> Any:
+    """Not as observation context: below a number Enhanced SR has no such relation (PS3.3 A.35.2)."""
+    return hd.sr.DateContentItem(codes.STUDY_DATE, day, _PROPERTY)

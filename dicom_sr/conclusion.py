@@ -7,8 +7,10 @@ is said in comments beside the coded results.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import date
 
 from dicom_sr.codes import MASS, feature_codes, finding_code, site_words
+from dicom_sr.comparison import compared, doubling_days, examined_on, pair_of, unmarked
 from dicom_sr.content import descriptor, operating_point
 from dicom_sr.context import OtherSeries, ResultContext
 from dicom_sr.evaluations import (
@@ -18,7 +20,9 @@ from dicom_sr.evaluations import (
     observation_words,
 )
 from dicom_sr.wording import ENGLISH, Wording
-from inference.types import Finding, ModelCard, Result
+from inference.types import Comparison, Finding, ModelCard, Pair, Result, SecondLook, Standing
+
+_AT_ITS_PLACE = frozenset({SecondLook.SEEN_IN_PRIOR, SecondLook.SEEN_IN_CURRENT})
 
 
 def result_sentences(result: Result, context: ResultContext) -> list[str]:
@@ -31,12 +35,84 @@ def result_sentences(result: Result, context: ResultContext) -> list[str]:
         lines.append(wording.say("one_nodule"))
     else:
         lines.append(wording.say("nodules", count=len(result.findings)))
-    lines += [finding_sentence(finding, wording) for finding in result.findings]
+    lines += comparison_sentences(result, wording)
     lines.append(_lung_rads(result, wording))
     lines += [f"{observation_words(o)}." for o in result.observations if not is_lung_rads(o)]
     lines += _not_assessed(result.findings, wording)
     lines += [wording.say("warning", text=warning) for warning in result.warnings]
     return [*lines, *provenance_sentences(context)]
+
+
+def comparison_sentences(result: Result, wording: Wording = ENGLISH) -> list[str]:
+    """Each nodule with its change, before them what they were compared with, behind them what is gone."""
+    found = compared(result)
+    lines = [] if result.comparison is None else [prior_sentence(result.comparison, wording)]
+    for finding in result.findings:
+        pair = pair_of(found, finding)
+        words = [finding_sentence(finding, wording)]
+        if found is not None and pair is not None:
+            words += change_sentences(pair, found.prior.examined_on, examined_on(found), wording)
+        lines.append(" ".join(words))
+    if found is not None:
+        day = found.prior.examined_on
+        lines += [
+            " ".join(unmarked_sentences(pair, prior, day, examined_on(found), wording))
+            for pair, prior in unmarked(found)
+        ]
+    return lines
+
+
+def prior_sentence(comparison: Comparison, wording: Wording = ENGLISH) -> str:
+    """Which examination this one was compared with, or why it could not be."""
+    days = {"prior": comparison.prior.examined_on, "current": examined_on(comparison)}
+    if comparison.reason is not None:
+        return wording.say("not_compared", reason=comparison.reason, **days)
+    return wording.say("compared", days=comparison.days, **days)
+
+
+def change_sentences(pair: Pair, prior: date, current: date, wording: Wording = ENGLISH) -> Iterator[str]:
+    """What became of a nodule that this examination shows."""
+    if pair.standing is Standing.NEW:
+        yield wording.say("new", prior=prior)
+    elif pair.standing is Standing.OUTSIDE_PRIOR:
+        yield wording.say("outside_prior", prior=prior)
+    elif pair.current is not None and pair.prior is not None:
+        now, before = pair.current.measurements, pair.prior.measurements
+        yield wording.say(
+            "since",
+            prior=prior,
+            change=wording.word("change not known" if pair.change is None else pair.change.value),
+            before=before.mean_diameter_mm,
+            now=now.mean_diameter_mm,
+            volume_before=before.volume_mm3,
+            volume_now=now.volume_mm3,
+        )
+        if pair.doubling is not None:
+            yield wording.say("volume_change", percent=100 * pair.doubling.change)
+        if (days := doubling_days(pair)) is not None:
+            yield wording.say("doubling_time", days=days)
+    if pair.reason and pair.standing is not Standing.OUTSIDE_PRIOR:
+        yield wording.say("unknown_change", prior=prior, reason=pair.reason)
+    if pair.second_look in _AT_ITS_PLACE:
+        seen_in_prior = pair.second_look is SecondLook.SEEN_IN_PRIOR
+        yield wording.say("only_at_place", date=prior if seen_in_prior else current)
+
+
+def unmarked_sentences(
+    pair: Pair, prior: Finding, day: date, current: date, wording: Wording = ENGLISH
+) -> Iterator[str]:
+    """What became of a nodule of the prior examination that the result has no finding for."""
+    keys = {Standing.RESOLVED: "resolved", Standing.OUTSIDE_CURRENT: "outside_current"}
+    yield wording.say(
+        keys.get(pair.standing, "unmarked"),
+        prior=day,
+        name=prior.tracking_id,
+        site=wording.word(site_words(prior.site)),
+        mean=prior.measurements.mean_diameter_mm,
+        volume=prior.measurements.volume_mm3,
+    )
+    if pair.current is not None:
+        yield from change_sentences(pair, day, current, wording)
 
 
 def not_analysed_sentences(reason: str, sentence: str, context: ResultContext) -> list[str]:

@@ -20,6 +20,7 @@ from pydicom.sr.codedict import codes as standard
 from pydicom.sr.coding import Code
 
 from dicom_sr import codes
+from dicom_sr.comparison import SincePrior
 from dicom_sr.context import ResultContext
 from dicom_sr.header import code_item, reference
 from dicom_sr.source import readable
@@ -36,7 +37,13 @@ _LIBRARY_NUMBERS = (
 
 
 def nodule_groups(
-    volume: Volume, finding: Finding, number: int, seg: Dataset, context: ResultContext
+    volume: Volume,
+    finding: Finding,
+    number: int,
+    seg: Dataset,
+    context: ResultContext,
+    *,
+    since: SincePrior | None = None,
 ) -> tuple[ContentSequence, ContentSequence]:
     """The TID 1411 and the TID 1410 group of one nodule.
 
@@ -44,6 +51,8 @@ def nodule_groups(
     ----------
     number
         Segment number in `seg`.
+    since
+        Its change since a prior examination, where one was compared.
     """
     tracking = {"uid": finding.tracking_uid, "identifier": finding.tracking_id}
     anatomy, side = codes.site_codes(finding.site)
@@ -66,8 +75,15 @@ def nodule_groups(
             family=codes.algorithm_family(context.cards),
             parameters=[*algorithm_parameters(context)] or None,
         ),
-        measurements=[_measurement(*row) for row in measurement_rows(finding)],
-        qualitative_evaluations=[_evaluation(*row) for row in evaluation_rows(finding)],
+        time_point_context=None if since is None else since.time_point,
+        measurements=[
+            *(_measurement(*row) for row in measurement_rows(finding)),
+            *(() if since is None else since.measurements),
+        ],
+        qualitative_evaluations=[
+            *(_evaluation(*row) for row in evaluation_rows(finding)),
+            *(() if since is None else [since.change]),
+        ],
     )
     volumetric[0].ContentSequence.append(_illustration(volume, finding))
     planar = hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(

@@ -77,12 +77,15 @@ def model_rows(cards: Sequence[ModelCard]) -> list[Row]:
     ]
 
 
-def container(rows: Sequence[Row], comments: Sequence[str], wording: Wording) -> ContainerContentItem:
-    """The container of the given rows, then a comment for each sentence."""
+def container(
+    rows: Sequence[Row], comments: Sequence[str], wording: Wording, items: Sequence[Any] = ()
+) -> ContainerContentItem:
+    """The container of the given rows, then other items of its level, then a comment for each sentence."""
     item = ContainerContentItem(codes.QUALITATIVE_EVALUATIONS, relationship_type=Relation.CONTAINS)
     item.ContentSequence = ContentSequence(
         [
             *(_item(concept, value) for concept, value in rows),
+            *items,
             *(text(codes.COMMENT, c, wording) for c in comments),
         ]
     )

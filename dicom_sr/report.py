@@ -16,6 +16,7 @@ from pydicom import Dataset
 from pydicom.uid import UID, Comprehensive3DSRStorage, EnhancedSRStorage
 
 from dicom_sr import codes, content, evaluations
+from dicom_sr.comparison import compared, since_prior, study_items
 from dicom_sr.conclusion import (
     card_sentences,
     no_nodule_sentence,
@@ -95,7 +96,9 @@ def build_report(
         groups = [
             group
             for number, finding in enumerate(result.findings, start=1)
-            for group in content.nodule_groups(volume, finding, number, seg, context)
+            for group in content.nodule_groups(
+                volume, finding, number, seg, context, since=since_prior(compared(result), finding)
+            )
         ]
         root.ContentSequence.append(content.measurements_container(groups))
     root.ContentSequence.append(_study_level(volume, result, context))
@@ -215,7 +218,8 @@ def _study_level(volume: Volume, result: Result, context: ResultContext) -> Cont
     comments = [opening("automatic_result", wording)]
     comments += [] if result.findings else [no_nodule_sentence(result.cards, wording)]
     comments += [wording.say("warning", text=warning) for warning in result.warnings]
-    return evaluations.container(rows, [*comments, *card_sentences(result.cards)], wording)
+    said = [*comments, *card_sentences(result.cards)]
+    return evaluations.container(rows, said, wording, study_items(result.comparison))
 
 
 def _conclusion(sentences: Sequence[str], context: ResultContext) -> Dataset:

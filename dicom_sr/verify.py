@@ -19,10 +19,12 @@ from pydicom.uid import UID, Comprehensive3DSRStorage, EnhancedSRStorage, Segmen
 from pydicom.valuerep import validate_value
 
 from dicom_sr import codes
+from dicom_sr.comparison import compared
 from dicom_sr.content import evaluation_rows, measurement_rows
 from dicom_sr.evaluations import Millimetres, model_rows, study_rows
 from dicom_sr.header import LABEL_MAP_STORAGE, nodule_segments
 from dicom_sr.source import COPIED, REQUIRED
+from dicom_sr.verify_comparison import CODED, NUMBERS, group_differences, study_differences
 from dicom_sr.verify_seg import frame_reference, segment_differences
 from inference.errors import ReasonCode
 from inference.types import Finding, Result, Volume
@@ -81,6 +83,7 @@ def reread(volume: Volume, result: Result, seg_path: Path | None, sr_path: Path)
             *_strict(report),
             *_equipment(report),
             *_study_level(report, volume, result),
+            *study_differences(_child(report, codes.QUALITATIVE_EVALUATIONS), result.comparison),
             *_groups(report, seg, volume, result),
             *_evidence(report, seg, volume),
         ]
@@ -195,7 +198,8 @@ def _study_level(report: Dataset, volume: Volume, result: Result) -> Iterator[st
             words = value.meaning if isinstance(value, Code) else value
             yield f'the report doesn\'t say "{words}" as its {concept.meaning}'
     coded = [row for row in expected if isinstance(row[1], Code)]
-    if len(coded) != sum(i.ValueType == "CODE" for i in (container.ContentSequence if container else ())):
+    items = container.ContentSequence if container else ()
+    if len(coded) != sum(i.ValueType == "CODE" and _concept(i) not in CODED for i in items):
         yield "the study has a coded evaluation that isn't the result's"
     for concept in (codes.INPUT_DIGEST, codes.SOFTWARE_VERSION):
         if not _has_text(said, concept):
@@ -240,6 +244,7 @@ def _groups(report: Dataset, seg: Dataset | None, volume: Volume, result: Result
             yield from _identity(group, finding)
         yield from _volumetric(by_template["1411"], finding, number, seg)
         yield from _evaluations(by_template["1411"], finding)
+        yield from group_differences(by_template["1411"], finding, compared(result))
         key_image = _child(by_template["1411"], codes.ILLUSTRATION_OF_ROI)
         if (
             key_image is None
@@ -264,7 +269,11 @@ def _volumetric(group: Dataset, finding: Finding, number: int, seg: Dataset | No
         or reference.ReferencedSegmentNumber != number
     ):
         yield f"{finding.tracking_id} doesn't refer to segment {number} of the SEG"
-    numbers = {_concept(i): i.MeasuredValueSequence[0] for i in group.ContentSequence if i.ValueType == "NUM"}
+    numbers = {
+        _concept(item): item.MeasuredValueSequence[0]
+        for item in group.ContentSequence
+        if item.ValueType == "NUM" and _concept(item) not in NUMBERS
+    }
     for concept, value, unit, _ in measurement_rows(finding):
         measured = numbers.pop(concept.value, None)
         if (
@@ -289,7 +298,7 @@ def _identity(group: Dataset, finding: Finding) -> Iterator[str]:
 
 def _evaluations(group: Dataset, finding: Finding) -> Iterator[str]:
     """Every coded evaluation with its certainty, and no other."""
-    known = {codes.FINDING.value}
+    known = {codes.FINDING.value, codes.CHANGE.value}
     items = {
         _concept(item): item
         for item in group.ContentSequence

@@ -23,10 +23,7 @@ from dicom_sr.comparison import (
 )
 from inference.types import Comparison, Finding, Pair
 
-NUMBERS = frozenset(
-    code.value
-    for code in (codes.DIAMETER_CHANGE, codes.VOLUME_CHANGE, codes.DOUBLING_TIME, codes.TEMPORAL_OFFSET)
-)
+NUMBERS = frozenset(code.value for code in (codes.DIAMETER_CHANGE, codes.VOLUME_CHANGE, codes.DOUBLING_TIME))
 """Concepts of the numbers that a measurement group has from a comparison only."""
 
 CODED = frozenset(code.value for code in (codes.COMPARED, codes.CHANGE))
@@ -51,8 +48,6 @@ def group_differences(group: Dataset, finding: Finding, comparison: Comparison |
     moment = _one(group, codes.TIME_POINT)
     if moment is None or moment.TextValue != examined_on(comparison).isoformat():
         yield f"the time point of {name} isn't the day of its examination"
-    if not _is_offset(numbers.pop(codes.TEMPORAL_OFFSET.value, None), comparison.days):
-        yield f"the time point of {name} isn't {comparison.days} d after the prior examination"
     change = _one(group, codes.CHANGE)
     if change is None or _value(change) != change_code(pair).value:
         yield f"{name}: its change isn't {change_code(pair).meaning}"

@@ -44,6 +44,23 @@ SENTENCES: Mapping[str, str] = MappingProxyType(
         "not_attached": "It does not touch the pleura (probability {percent:.0f} %).",
         "features": "Its features: {features}.",
         "feature": "{name}: {value} (probability {percent:.0f} %)",
+        "compared": "Compared with the examination of {prior}, {days} days before this one of {current}.",
+        "not_compared": "An examination of {prior} could not be compared with this one of {current}: "
+        "{reason}",
+        "since": "Since {prior}: {change}; mean diameter from {before:.1f} to {now:.1f} mm, volume from "
+        "{volume_before:.1f} to {volume_now:.1f} mm3.",
+        "volume_change": "Change of volume {percent:+.0f} %.",
+        "doubling_time": "Volume doubling time {days:.0f} days.",
+        "new": "Not seen on {prior}: new.",
+        "outside_prior": "The examination of {prior} does not show its place, so its change is not known.",
+        "unknown_change": "Its change since {prior} is not known: {reason}",
+        "resolved": "A nodule of {prior} ({name}, {site}, mean diameter {mean:.1f} mm, volume {volume:.1f} "
+        "mm3) is not seen any more.",
+        "outside_current": "This examination does not show the place of a nodule of {prior} ({name}, {site}, "
+        "mean diameter {mean:.1f} mm, volume {volume:.1f} mm3).",
+        "unmarked": "A nodule of {prior} ({name}, {site}, mean diameter {mean:.1f} mm, volume {volume:.1f} "
+        "mm3) was not marked, but is still there.",
+        "only_at_place": "It was seen on {date} only when its place was looked at again.",
         "lung_rads_undetermined": "Lung-RADS cannot be determined: it holds for screening examinations only, "
         "and this software assigns no category.",
         "lung_rads": "Lung-RADS: {category}.",
@@ -62,6 +79,7 @@ SENTENCES: Mapping[str, str] = MappingProxyType(
 
 WORDS = (
     *("nodule", "mass", "solid", "part-solid", "ground-glass", "and", "malignancy", "semantic features"),
+    *("growing", "slowly growing", "stable", "smaller", "change not known"),
     *("right upper lobe", "right middle lobe", "right lower lobe", "left upper lobe", "left lower lobe"),
     *("upper lobe", "lower lobe", "right lung", "left lung", "lung", "no modality"),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 import numpy as np
@@ -12,16 +12,23 @@ from pydicom import Dataset
 
 from dicom_sr.context import ResultContext
 from dicom_sr.seg import plane
+from inference.change import Change, Doubling
 from inference.types import (
     Attenuation,
+    Comparison,
     Finding,
     Laterality,
     Lobe,
     Measurements,
     ModelCard,
+    Pair,
+    PriorReference,
+    RegistrationQuality,
     Result,
+    SecondLook,
     Site,
     SourceFrame,
+    Standing,
     Volume,
 )
 from inference.uids import derived_uid
@@ -127,6 +134,77 @@ def make_findings(volume: Volume, count: int = 2, *, first_slice: int = 8) -> tu
         )
         for i in range(count)
     )
+
+
+def make_prior_volume(volume: Volume) -> Volume:
+    """The same grid as another examination: study, series, frame of reference and instances of its own."""
+    frames = [
+        replace(frame, sop_instance_uid=derived_uid(volume.series_uid, "prior", str(number)))
+        for number, frame in enumerate(volume.frames)
+    ]
+    uids = [derived_uid(volume.series_uid, "prior", what) for what in ("frame", "study", "series")]
+    return replace(
+        volume,
+        frame_of_reference_uid=uids[0],
+        study_uid=uids[1],
+        series_uid=uids[2],
+        frames=tuple(frames),
+    )
+
+
+def make_comparison(volume: Volume, findings: Sequence[Finding], **changes: Any) -> Comparison:
+    """With a prior examination of 2025-01-06, 361 days earlier, in which the first finding was smaller.
+
+    The second finding is new, the place of the third was not shown, of the fourth it is not known; one nodule
+    has gone, another is out of sight, a third was seen again only when its place was looked at.
+    """
+    prior = make_prior_volume(volume)
+    pairs = [_pair(prior, finding, at) for at, finding in enumerate(findings)]
+    for name, standing in (("Nodule 8", Standing.RESOLVED), ("Nodule 9", Standing.OUTSIDE_CURRENT)):
+        gone = _shrunk(make_finding(prior, (4, 40, 24), name=name))
+        point = _centre(prior, gone) if standing is Standing.RESOLVED else None
+        pairs.append(Pair(None, gone, standing, prior_point_mm=point))
+    again = make_finding(volume, (4, 46, 40), name="Nodule 7")
+    before, growth = _shrunk(again), Doubling(2.0, 223.4)
+    late = SecondLook.SEEN_IN_CURRENT
+    pairs.append(Pair(again, before, Standing.MATCHED, Change.SLOWLY_GROWING, "", growth, second_look=late))
+    comparison = Comparison(
+        PriorReference(prior.study_uid, prior.series_uid, date(2025, 1, 6)),
+        361,
+        tuple(pairs),
+        RegistrationQuality(0.97, 0.885, 0.998),
+    )
+    return replace(comparison, **changes)
+
+
+def _pair(prior: Volume, finding: Finding, at: int) -> Pair:
+    """As `make_comparison` says, the volumes of a shift of nothing."""
+    point = _centre(prior, finding)
+    if at == 0:
+        before = _shrunk(finding)
+        growth = Doubling(finding.measurements.volume_mm3 / before.measurements.volume_mm3 - 1, 223.4)
+        return Pair(finding, before, Standing.MATCHED, Change.GROWING, "", growth, point, point)
+    if at == 1:
+        look = SecondLook.NOTHING
+        return Pair(finding, None, Standing.NEW, Change.NEW, current_point_mm=point, second_look=look)
+    if at == 2:
+        return Pair(finding, None, Standing.OUTSIDE_PRIOR, reason="its place is not shown")
+    seen = SecondLook.SEEN_IN_PRIOR
+    return Pair(finding, finding, Standing.MATCHED, None, "the masks differ.", None, point, point, seen)
+
+
+def _shrunk(finding: Finding) -> Finding:
+    """The same finding measured smaller: 5.2 mm, a third of the volume."""
+    m = finding.measurements
+    smaller = replace(
+        m, volume_mm3=m.volume_mm3 / 3, long_axis_mm=6.0, short_axis_mm=4.4, mean_diameter_mm=5.2
+    )
+    return replace(finding, mask=finding.mask.copy(), measurements=smaller)
+
+
+def _centre(volume: Volume, finding: Finding) -> tuple[float, float, float]:
+    x, y, z = volume.index_to_lps((finding.key_slice, *finding.key_point)).tolist()
+    return x, y, z
 
 
 def make_context(**changes: Any) -> ResultContext:
