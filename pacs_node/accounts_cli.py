@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -12,43 +10,18 @@ import click
 from sqlalchemy.orm import Session
 
 from pacs_node import accounts
-from pacs_node.accounts import AccountError, Passwords
+from pacs_node.accounts import Passwords
+from pacs_node.cli_options import config_option, opened_accounts, operator
 from pacs_node.clock import utc_now
-from pacs_node.config import load_settings
-from pacs_node.db import Database
 from pacs_node.db_accounts import Account, Role
 from pacs_node.sessions import forget_failures
-from pacs_node.storage import open_database
 
-_config = click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("pacs-node.toml"),
-    show_default=True,
-    help="Configuration file.",
-)
 _role = click.Choice([role.value for role in Role])
 _one_time = click.option(
     "--one-time",
     is_flag=True,
     help="Make a password and show it once; it must be changed at the first login.",
 )
-
-
-def _actor() -> str:
-    return f"cli:{getpass.getuser()}"
-
-
-@contextmanager
-def _opened(config_path: Path) -> Iterator[Database]:
-    database = open_database(load_settings(config_path))
-    try:
-        yield database
-    except AccountError as error:
-        raise click.ClickException(str(error)) from None
-    finally:
-        database.dispose()
 
 
 @click.group()
@@ -72,27 +45,27 @@ def _show(password: str, *, one_time: bool) -> None:
 
 
 @users.command("add")
-@_config
+@config_option
 @click.argument("name")
 @click.option("--role", type=_role, required=True, help="What the account may do.")
 @_one_time
 def add_command(config_path: Path, name: str, role: str, *, one_time: bool) -> None:
     """Add an account; asks for its password."""
-    with _opened(config_path) as database:
+    with opened_accounts(config_path) as database:
         name = accounts.check_name(name)
         password = _password(name, one_time=one_time)
         hashed = accounts.hashed(Passwords(), name, password, one_time=one_time)
         with database.write() as session:
-            accounts.add(session, name, Role(role), hashed, at=utc_now(), actor=_actor())
+            accounts.add(session, name, Role(role), hashed, at=utc_now(), actor=operator())
     click.echo(f"added {name} ({role})")
     _show(password, one_time=one_time)
 
 
 @users.command("list")
-@_config
+@config_option
 def list_command(config_path: Path) -> None:
     """Show all accounts."""
-    with _opened(config_path) as database, database.read() as session:
+    with opened_accounts(config_path) as database, database.read() as session:
         for account in accounts.all_accounts(session):
             login = f"{account.last_login_at:%Y-%m-%d %H:%M} UTC" if account.last_login_at else "never"
             state = ", disabled" if account.disabled_at else ""
@@ -102,7 +75,7 @@ def list_command(config_path: Path) -> None:
 def _change(
     config_path: Path, name: str, change: Callable[[Session, Account, datetime], None], done: str
 ) -> None:
-    with _opened(config_path) as database, database.write() as session:
+    with opened_accounts(config_path) as database, database.write() as session:
         account = accounts.find(session, name)
         change(session, account, utc_now())
         name = account.name
@@ -110,7 +83,7 @@ def _change(
 
 
 @users.command("role")
-@_config
+@config_option
 @click.argument("name")
 @click.argument("role", type=_role)
 def role_command(config_path: Path, name: str, role: str) -> None:
@@ -118,51 +91,51 @@ def role_command(config_path: Path, name: str, role: str) -> None:
     _change(
         config_path,
         name,
-        lambda session, account, at: accounts.set_role(session, account, Role(role), at=at, actor=_actor()),
+        lambda session, account, at: accounts.set_role(session, account, Role(role), at=at, actor=operator()),
         role,
     )
 
 
 @users.command("disable")
-@_config
+@config_option
 @click.argument("name")
 def disable_command(config_path: Path, name: str) -> None:
     """Let nobody log in by an account any more, and end its sessions."""
     _change(
         config_path,
         name,
-        lambda session, account, at: accounts.disable(session, account, at=at, actor=_actor()),
+        lambda session, account, at: accounts.disable(session, account, at=at, actor=operator()),
         "disabled",
     )
 
 
 @users.command("enable")
-@_config
+@config_option
 @click.argument("name")
 def enable_command(config_path: Path, name: str) -> None:
     """Let a disabled account log in again."""
     _change(
         config_path,
         name,
-        lambda session, account, at: accounts.enable(session, account, at=at, actor=_actor()),
+        lambda session, account, at: accounts.enable(session, account, at=at, actor=operator()),
         "enabled",
     )
 
 
 @users.command("reset")
-@_config
+@config_option
 @click.argument("name")
 @_one_time
 def reset_command(config_path: Path, name: str, *, one_time: bool) -> None:
     """Set another password, unlock the account and end its sessions."""
-    with _opened(config_path) as database:
+    with opened_accounts(config_path) as database:
         with database.read() as session:
             name = accounts.find(session, name).name
         password = _password(name, one_time=one_time)
         hashed = accounts.hashed(Passwords(), name, password, one_time=one_time)
         with database.write() as session:
             account = accounts.find(session, name)
-            accounts.set_password(session, account, hashed, at=utc_now(), actor=_actor())
+            accounts.set_password(session, account, hashed, at=utc_now(), actor=operator())
             forget_failures(session, name)
     click.echo(f"{name}: password set")
     _show(password, one_time=one_time)

@@ -14,16 +14,13 @@ from pacs_node import audit_chain, audit_list
 from pacs_node.audit_chain import Verdict
 from pacs_node.audit_export import FORMATS, Selection
 from pacs_node.audit_message import Origin
+from pacs_node.cli_options import config_option
 from pacs_node.clock import utc_now
 from pacs_node.config import Settings, load_settings
 from pacs_node.db import Database
 from pacs_node.storage import open_database
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
-_config = click.option(
-    "--config", "config_path", type=_FILE, default=Path("pacs-node.toml"), show_default=True,
-    help="Configuration file.",
-)  # fmt: skip
 
 TAMPERED, UNREADABLE = 3, 4
 
@@ -47,7 +44,7 @@ def audit() -> None:
 
 
 @audit.command("verify")
-@_config
+@config_option
 @click.option(
     "--heads", type=_FILE, default=None,
     help="Heads noted earlier; by default audit.heads_file of the configuration, where there is one.",
@@ -89,7 +86,7 @@ def _verify(database: Database, noted: list[audit_chain.Head]) -> Verdict:
 
 
 @audit.command("head")
-@_config
+@config_option
 def head_command(config_path: Path) -> None:
     """Note the last row's number and hash in audit.heads_file now."""
     settings = load_settings(config_path)
@@ -101,7 +98,7 @@ def head_command(config_path: Path) -> None:
 
 
 @audit.command("export")
-@_config
+@config_option
 @click.option(
     "--format", "form", type=click.Choice([*FORMATS]), default="jsonl", show_default=True,
     help="jsonl; csv; dicom: audit messages of PS3.15 A.5, one a line; fhir: R4 AuditEvents, ndjson.",

@@ -13,6 +13,7 @@ from sqlalchemy.exc import DatabaseError
 
 from pacs_node.backup import Report, back_up, restore
 from pacs_node.backup_rows import rows_of
+from pacs_node.cli_options import config_option
 from pacs_node.clock import utc_now
 from pacs_node.config import load_settings
 from pacs_node.errors import BackupError
@@ -20,19 +21,11 @@ from pacs_node.storage import database_url
 
 _MOST = 20
 
-_config = click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("pacs-node.toml"),
-    show_default=True,
-    help="Configuration file.",
-)
 _folder = click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 
 
 @click.command("backup")
-@_config
+@config_option
 @_folder
 def backup_command(config_path: Path, folder: Path) -> None:
     """Copy database, images and results into FOLDER while the node works; again: what is new.
@@ -52,7 +45,7 @@ def backup_command(config_path: Path, folder: Path) -> None:
 
 
 @click.command("restore")
-@_config
+@config_option
 @_folder
 def restore_command(config_path: Path, folder: Path) -> None:
     """Put the backup in FOLDER where the configuration says; every file is held against its row.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from pacs_node import __version__, delivery, jobs, logs, preflight, queries, ser
 from pacs_node.accounts_cli import users
 from pacs_node.audit_cli import audit
 from pacs_node.backup_cli import backup_command, restore_command
+from pacs_node.cli_options import config_option, operator
 from pacs_node.clock import utc_now
 from pacs_node.config import (
     Caller,
@@ -46,19 +46,6 @@ NOTICE = "Research use only, not for primary diagnosis."
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _DIRECTORY = click.Path(path_type=Path, file_okay=False)
-
-_config = click.option(
-    "--config",
-    "config_path",
-    type=_FILE,
-    default=Path("pacs-node.toml"),
-    show_default=True,
-    help="Configuration file.",
-)
-
-
-def _actor() -> str:
-    return f"cli:{getpass.getuser()}"
 
 
 class _Verbs(click.Group):
@@ -132,7 +119,7 @@ def _caller(text: str) -> Caller:
 
 
 @main.command("serve")
-@_config
+@config_option
 def serve_command(config_path: Path) -> None:
     """Run the whole node: listener, worker, delivery, scheduler and page."""
     settings = load_settings(config_path)
@@ -142,7 +129,7 @@ def serve_command(config_path: Path) -> None:
 
 def _part_command(verb: str, part: str, help_text: str) -> None:
     @main.command(verb, help=help_text)
-    @_config
+    @config_option
     def run(config_path: Path) -> None:
         settings = load_settings(config_path)
         logs.configure()
@@ -251,7 +238,7 @@ def _find(database: Database, key: str) -> list[Study]:
 
 
 @main.command()
-@_config
+@config_option
 @click.argument("study", required=False)
 def status(config_path: Path, study: str | None) -> None:
     """Show the latest studies, or every step of one (study UID, accession number or patient ID)."""
@@ -281,7 +268,7 @@ def _show_latest(database: Database, console: Console) -> None:
 
 
 @main.command()
-@_config
+@config_option
 @click.argument("study")
 def requeue(config_path: Path, study: str) -> None:
     """Analyse a failed or cancelled study again."""
@@ -290,7 +277,7 @@ def requeue(config_path: Path, study: str) -> None:
     for row in _find(database, study):
         with database.write() as session:
             for job in jobs.requeueable(session, row.study_uid):
-                jobs.requeue(session, job, at=utc_now(), actor=_actor())
+                jobs.requeue(session, job, at=utc_now(), actor=operator())
                 count += 1
     if not count:
         raise click.ClickException("no failed or cancelled job: nothing to do")
@@ -298,7 +285,7 @@ def requeue(config_path: Path, study: str) -> None:
 
 
 @main.command()
-@_config
+@config_option
 @click.argument("study")
 @click.option("--to", "destination", default=None, help="Only this destination; by default all.")
 def send(config_path: Path, study: str, destination: str | None) -> None:
@@ -317,7 +304,7 @@ def send(config_path: Path, study: str, destination: str | None) -> None:
                 row.study_uid,
                 [(item.name, item.forms) for item in wanted],
                 at=utc_now(),
-                actor=_actor(),
+                actor=operator(),
             )
             lacking = {item.name: delivery.unmade(session, row.study_uid, item.forms) for item in wanted}
         for name, forms in lacking.items():
@@ -329,7 +316,7 @@ def send(config_path: Path, study: str, destination: str | None) -> None:
 
 
 @main.command()
-@_config
+@config_option
 @click.argument("destination", required=False)
 def echo(config_path: Path, destination: str | None) -> None:
     """Ask a destination, or all, whether it answers (C-ECHO; QIDO-RS for DICOMweb)."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import getpass
 from pathlib import Path
 
 import click
 from rich.console import Console
 
+from pacs_node.cli_options import config_option, operator
 from pacs_node.clock import utc_now
 from pacs_node.config import load_settings
 from pacs_node.dead_letters import dead_letters, requeue
@@ -15,14 +15,7 @@ from pacs_node.storage import open_database
 
 
 @click.command("failed")
-@click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("pacs-node.toml"),
-    show_default=True,
-    help="Configuration file.",
-)
+@config_option
 @click.option("--to", "place", default=None, help="Only this destination; or analysis.")
 @click.option("--study", "study_uid", default=None, help="Only this Study Instance UID.")
 @click.option("--requeue", "again", is_flag=True, help="Give what is listed another chance.")
@@ -42,6 +35,6 @@ def failed_command(config_path: Path, place: str | None, study_uid: str | None, 
         console.print("nothing has failed")
     elif again:
         with database.write() as session:
-            count = requeue(session, letters, at=utc_now(), actor=f"cli:{getpass.getuser()}")
+            count = requeue(session, letters, at=utc_now(), actor=operator())
         console.print(f"requeued {count}")
     database.dispose()

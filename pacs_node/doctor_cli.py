@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from pacs_node.cli_options import config_option
 from pacs_node.clock import utc_now
 from pacs_node.config import Settings, load_settings
 from pacs_node.doctor import examine
@@ -24,14 +25,7 @@ _STYLES = {Level.GOOD: "green", Level.WARNING: "yellow", Level.PROBLEM: "bold re
 
 
 @click.command()
-@click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("pacs-node.toml"),
-    show_default=True,
-    help="Configuration file.",
-)
+@config_option
 @click.option(
     "--send-test",
     "test",

@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 
 from pacs_node.archive import ArchiveError
+from pacs_node.cli_options import config_option
 from pacs_node.config import Settings, load_settings
 from pacs_node.db import Database, Errand
 from pacs_node.errors import ConfigurationError
@@ -21,14 +22,7 @@ QUESTION_SECONDS = 300.0
 
 
 @click.command()
-@click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("pacs-node.toml"),
-    show_default=True,
-    help="Configuration file.",
-)
+@config_option
 @click.option("--ask", is_flag=True, help="Ask the archive now instead of waiting for the night.")
 def missed(config_path: Path, *, ask: bool) -> None:
     """List the studies that the archive has and that never came here.

@@ -10,21 +10,13 @@ import click
 
 from dicom_sr.context import RESEARCH_USE
 from pacs_node import notify_queue
+from pacs_node.cli_options import config_option
 from pacs_node.clock import utc_now
 from pacs_node.config import load_settings
 from pacs_node.logs import silence_libraries
 from pacs_node.notify_channels import NotTakenError, open_channels
 from pacs_node.notify_messages import worded
 from pacs_node.storage import open_database
-
-_config = click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("pacs-node.toml"),
-    show_default=True,
-    help="Configuration file.",
-)
 
 
 @click.group()
@@ -33,7 +25,7 @@ def notify() -> None:
 
 
 @notify.command("test")
-@_config
+@config_option
 def test_command(config_path: Path) -> None:
     """Send a test message by each channel of [notify], now; it stands in no queue.
 
@@ -62,7 +54,7 @@ def test_command(config_path: Path) -> None:
 
 
 @notify.command("status")
-@_config
+@config_option
 @click.option("--requeue", is_flag=True, help="Give what was given up another chance.")
 def status_command(config_path: Path, *, requeue: bool) -> None:
     """Show what waits and what was given up."""

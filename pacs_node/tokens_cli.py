@@ -2,45 +2,15 @@
 
 from __future__ import annotations
 
-import getpass
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
 from pacs_node import tokens as api_tokens
-from pacs_node.accounts import AccountError
+from pacs_node.cli_options import config_option, opened_accounts, operator
 from pacs_node.clock import utc_now
-from pacs_node.config import load_settings
-from pacs_node.db import Database
 from pacs_node.db_accounts import Role
-from pacs_node.storage import open_database
-
-_config = click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("pacs-node.toml"),
-    show_default=True,
-    help="Configuration file.",
-)
-
-
-@contextmanager
-def _opened(config_path: Path) -> Iterator[Database]:
-    database = open_database(load_settings(config_path))
-    try:
-        yield database
-    except AccountError as error:
-        raise click.ClickException(str(error)) from None
-    finally:
-        database.dispose()
-
-
-def _actor() -> str:
-    return f"cli:{getpass.getuser()}"
 
 
 @click.group()
@@ -49,7 +19,7 @@ def tokens() -> None:
 
 
 @tokens.command("add")
-@_config
+@config_option
 @click.argument("name")
 @click.option(
     "--role", type=click.Choice([role.value for role in Role]), required=True, help="What the program may do."
@@ -63,18 +33,18 @@ def tokens() -> None:
 def add_command(config_path: Path, name: str, role: str, expires: datetime | None) -> None:
     """Make a token for the program NAME and show it, this one time."""
     until = None if expires is None else expires.replace(tzinfo=UTC)
-    with _opened(config_path) as database, database.write() as session:
-        made = api_tokens.add(session, name, Role(role), at=utc_now(), actor=_actor(), expires_at=until)
+    with opened_accounts(config_path) as database, database.write() as session:
+        made = api_tokens.add(session, name, Role(role), at=utc_now(), actor=operator(), expires_at=until)
     click.echo(made.secret)
     click.echo("Hand it over now: it is not shown again.", err=True)
 
 
 @tokens.command("list")
-@_config
+@config_option
 def list_command(config_path: Path) -> None:
     """Show all tokens by their first characters."""
     now = utc_now()
-    with _opened(config_path) as database, database.read() as session:
+    with opened_accounts(config_path) as database, database.read() as session:
         for row in api_tokens.all_tokens(session):
             expiry = f", expires {row.expires_at:%Y-%m-%d %H:%M} UTC" if row.expires_at else ""
             used = f"{row.last_used_at:%Y-%m-%d %H:%M} UTC" if row.last_used_at else "never"
@@ -83,13 +53,13 @@ def list_command(config_path: Path) -> None:
 
 
 @tokens.command("revoke")
-@_config
+@config_option
 @click.argument("name")
 @click.option("--token", "prefix", default="", help="Only the one that begins so.")
 def revoke_command(config_path: Path, name: str, prefix: str) -> None:
     """Let nobody in by the tokens of the program NAME any more."""
-    with _opened(config_path) as database, database.write() as session:
+    with opened_accounts(config_path) as database, database.write() as session:
         rows = api_tokens.find_valid(session, name, prefix)
         for row in rows:
-            api_tokens.revoke(session, row, at=utc_now(), actor=_actor())
+            api_tokens.revoke(session, row, at=utc_now(), actor=operator())
     click.echo(f"{name}: {len(rows)} revoked")

@@ -66,7 +66,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         (
             "errors clock gpu states logs destinations peer present tcia request models_cli validators"
             " validators.* gate_pdu dataset_head commitment hl7_ack"
-            " confinement reader_tasks ballast doctor_findings http_limits record_codes"
+            " confinement reader_tasks ballast doctor_findings priors_store http_limits record_codes"
         ),
         "tls gate_message archive reader reader_process record_facts record_http",
         "config_listener",
@@ -75,7 +75,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "oidc_metadata record_fhir_read smart hl7_message",
         "oidc record_fhir",
         "connections one_node record_sources",
-        "config db spool association dicomweb engines gate gate_association",
+        "config db spool association dicomweb engines gate gate_association priors_archive",
         "db_accounts db_feedback db_notices db_record db_tokens",
         (
             "audit study_state leases storage case dimse config_template config_docs migrations migrations.*"
@@ -85,9 +85,10 @@ LAYERS: dict[str, tuple[str, ...]] = {
             "damage lifecycle backlog breaker retention gate_record commitment_scp commitment_scu"
             " audit_message audit_chain accounts"
         ),
-        "audit_xml sessions tokens notify_messages watch",
+        "audit_xml sessions tokens notify_messages watch priors_move priors_web",
+        "priors_dimse",
         "notify_channels notify_queue",
-        "account_admin",
+        "account_admin cli_options",
         "audit_fhir",
         "audit_export",
         "audit_syslog",
@@ -95,6 +96,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "audit_review",
         "quick_rows",
         "jobs outbox reception notices",
+        "priors_own",
+        "priors_search",
         "recorder",
         "receiving",
         "summaries",
@@ -102,8 +105,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "returned",
         "clinical_facts",
         "record_of_study mllp",
-        "listener intake worker delivery dead_letters timeline",
-        "reconcile missed refusals doctor_database backup_rows",
+        "listener intake delivery dead_letters timeline",
+        "reconcile missed refusals doctor_database backup_rows priors",
+        "worker",
         "missed_cli",
         "backup schedule queries preflight doctor notify_cli",
         "doctor_peers doctor_queue doctor_services notify",
