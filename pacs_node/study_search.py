@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeAlias
 
 from sqlalchemy import ColumnElement, Select, func, select, text, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
@@ -20,7 +20,7 @@ from pacs_node.db_feedback import UNDETERMINED, AnalysisSummary, Nodule
 from pacs_node.queries import LARGEST_ID, StudyLine, study_lines
 from pacs_node.study_state import DeliveryWord, StudyWord
 
-MOST_COUNTED = 10_000
+MOST_COUNTED = 1000
 """A count stops here: nobody pages through more."""
 
 _FEW = 2000
@@ -30,6 +30,9 @@ _PART = 3
 _MOST_PARTS = 64
 """Of a search; the rows that are found are compared with the whole of it."""
 _BY_INDEX = text("SELECT rowid FROM study_words WHERE study_words MATCH :asked LIMIT :most")
+
+#: the column with the number of an analysis, and those that are meant
+_Jobs: TypeAlias = tuple[InstrumentedAttribute[int], Select[tuple[int]]]
 
 
 class StudyOrder(StrEnum):
@@ -63,10 +66,11 @@ class LungRads(StrEnum):
     SUSPICIOUS_4X = "4X"
     NONE = UNDETERMINED
 
-    def jobs(self) -> Select[tuple[int]]:
+    def jobs(self) -> _Jobs:
         """Analyses with it."""
         values = (self.value,) if self is LungRads.NONE else (self.value, f"{self.value}S")
-        return select(AnalysisSummary.job_id).where(AnalysisSummary.lung_rads.in_(values))
+        job_id = AnalysisSummary.job_id
+        return job_id, select(job_id).where(AnalysisSummary.lung_rads.in_(values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,7 @@ class FindingQuery:
     malignancy: float = 0.0
     kind: NoduleKind | None = None
 
-    def jobs(self) -> Select[tuple[int]]:
+    def jobs(self) -> _Jobs:
         """Analyses with such a nodule, each once or more often."""
         found = select(Nodule.job_id)
         if self.mean_diameter_mm > 0:
@@ -92,7 +96,7 @@ class FindingQuery:
             found = found.where(Nodule.malignancy >= self.malignancy)
         if self.kind is not None:
             found = found.where(Nodule.attenuation == self.kind)
-        return found
+        return Nodule.job_id, found
 
 
 _COLUMNS: dict[StudyOrder, tuple[InstrumentedAttribute[Any], ...]] = {
@@ -157,11 +161,16 @@ class StudyQuery:
         return found
 
 
-def _analysed_as(session: Session, jobs: Select[tuple[int]]) -> ColumnElement[bool]:
+def _analysed_as(session: Session, jobs: _Jobs) -> ColumnElement[bool]:
     """Studies for which one of these analyses speaks."""
-    found = session.scalars(jobs.limit(_FEW + 1)).all()
-    # of many, no index of theirs: a page full is found sooner in the order of the list
-    return Study.shown_job_id.in_(found) if len(found) <= _FEW else (Study.shown_job_id + 0).in_(jobs)
+    job_id, chosen = jobs
+    found = session.scalars(chosen.limit(_FEW + 1)).all()
+    # of many: each study in the order of the list is asked whether it has one, until a page is full
+    return (
+        Study.shown_job_id.in_(found)
+        if len(found) <= _FEW
+        else chosen.where(job_id == Study.shown_job_id).exists()
+    )
 
 
 def _few_with(session: Session, words: Sequence[str]) -> Sequence[int] | None:
