@@ -14,6 +14,7 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist
 
+from inference.boxes import box_of
 from inference.lungs import LEFT, RIGHT
 from inference.types import Attenuation, Index, Laterality, Measurements, Site, Volume
 
@@ -69,11 +70,7 @@ def measure(volume: Volume, mask: Mask, origin: Index) -> Measured:
     ValueError
         The mask is empty or reaches outside the volume.
     """
-    where = tuple(slice(o, o + n) for o, n in zip(origin, mask.shape, strict=True))
-    if not mask.any():
-        raise ValueError("an empty mask can't be measured")
-    if any(s.start < 0 or s.stop > size for s, size in zip(where, volume.array.shape, strict=True)):
-        raise ValueError("the mask reaches outside the volume")
+    where = box_of(mask, origin, volume.array.shape)
     hu = volume.array[where][mask].astype(np.float64)
     row = int(mask.sum(axis=(1, 2)).argmax())
     plane = mask[row]

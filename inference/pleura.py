@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from inference.boxes import box_of
 from inference.lungs import LEFT, RIGHT, Lungs
 from inference.mesh import areas_mm2, surface_triangles
 from inference.types import Index, Volume
@@ -89,11 +90,7 @@ def pleural_contact(volume: Volume, lungs: Lungs, mask: Mask, origin: Index) -> 
     ValueError
         The mask is empty or reaches outside the volume.
     """
-    where = tuple(slice(o, o + n) for o, n in zip(origin, mask.shape, strict=True))
-    if not mask.any():
-        raise ValueError("an empty mask can't be measured")
-    if any(s.start < 0 or s.stop > size for s, size in zip(where, lungs.labels.shape, strict=True)):
-        raise ValueError("the mask reaches outside the volume")
+    where = box_of(mask, origin, lungs.labels.shape)
     counts = np.bincount(lungs.labels[where][mask], minlength=3)
     if counts[RIGHT] == counts[LEFT] == 0:
         return None

@@ -6,8 +6,9 @@ Two real implementations: `pacs_node.dimse.DimseDestination` (C-STORE) and
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Protocol
 from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
+
+logger = logging.getLogger(__name__)
 
 
 class OutcomeKind(StrEnum):
@@ -222,6 +225,14 @@ def outcome_of_status(sop_instance_uid: str, status: int) -> Outcome:
     """Return the outcome that a DICOM status means for one object."""
     kind, clause = classify_status(status)
     return Outcome(sop_instance_uid, kind, status, f"{clause} (status {status:04X}H)")
+
+
+def log_outcomes(name: str, outcomes: Collection[Outcome]) -> None:
+    """Write how many objects destination `name` stored, and each reason why it didn't store another once."""
+    stored = sum(outcome.kind.stored for outcome in outcomes)
+    logger.info("%s: %d of %d objects stored", name, stored, len(outcomes))
+    for detail in sorted({outcome.detail for outcome in outcomes if not outcome.kind.stored}):
+        logger.warning("%s: %s", name, detail)
 
 
 class FakeDestination:

@@ -27,6 +27,7 @@ from pacs_node.destinations import (
     OutcomeKind,
     UnreadableFileError,
     classify_status,
+    log_outcomes,
 )
 from pacs_node.http_limits import (
     MAX_ANSWER_BYTES,
@@ -312,7 +313,7 @@ class DicomWebDestination:
             client = self._client(session)
             for batch in _batches(files):
                 outcomes.update(self._send_batch(client, batch))
-        self._log(outcomes)
+        log_outcomes(self.name, outcomes.values())
         return tuple(outcomes[index] for index in range(len(paths)))
 
     def _send_batch(self, client: _FileClient, batch: dict[int, ObjectFile]) -> dict[int, Outcome]:
@@ -327,12 +328,6 @@ class DicomWebDestination:
             alone = (self._send_batch(client, {index: file}) for index, file in batch.items())
             return {index: outcome for one in alone for index, outcome in one.items()}
         return {index: answer.outcome(file.sop_instance_uid) for index, file in batch.items()}
-
-    def _log(self, outcomes: dict[int, Outcome]) -> None:
-        stored = sum(outcome.kind.stored for outcome in outcomes.values())
-        logger.info("%s: %d of %d objects stored", self.name, stored, len(outcomes))
-        for detail in sorted({outcome.detail for outcome in outcomes.values() if not outcome.kind.stored}):
-            logger.warning("%s: %s", self.name, detail)
 
     def echo(self) -> EchoResult:
         """Search for a study that nobody has: DICOMweb has no C-ECHO."""

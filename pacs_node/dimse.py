@@ -26,6 +26,7 @@ from pacs_node.destinations import (
     Outcome,
     OutcomeKind,
     UnreadableFileError,
+    log_outcomes,
     outcome_of_status,
 )
 
@@ -105,7 +106,7 @@ class DimseDestination:
                     progress(len(outcomes), len(paths))
                 if outcome.status is None and outcome.kind is OutcomeKind.TRANSIENT:
                     failure = Failure(outcome.kind, outcome.detail)
-        self._log(outcomes)
+        log_outcomes(self.name, outcomes.values())
         return tuple(outcomes[index] for index in range(len(paths)))
 
     def _send_batch(
@@ -126,12 +127,6 @@ class DimseDestination:
                     yield index, (link.failure or link.broken()).outcome(file.sop_instance_uid)
                 else:
                     yield index, _store(link, link.association, file, number)
-
-    def _log(self, outcomes: dict[int, Outcome]) -> None:
-        stored = sum(outcome.kind.stored for outcome in outcomes.values())
-        logger.info("%s: %d of %d objects stored", self.name, stored, len(outcomes))
-        for detail in sorted({outcome.detail for outcome in outcomes.values() if not outcome.kind.stored}):
-            logger.warning("%s: %s", self.name, detail)
 
     def echo(self) -> EchoResult:
         """Send a C-ECHO."""

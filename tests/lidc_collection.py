@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from inference.datasets.lidc_crops import RATINGS
+
 SIDE = 96
 LUNG, SUBSOLID, VESSEL, WALL, SOLID = 20, 90, 140, 160, 190
 COLUMNS = (
@@ -28,17 +30,6 @@ COLUMNS = (
     "n_annotations",
     "pixel_spacing",
     "slice_thickness",
-)
-RATINGS = (
-    "subtlety",
-    "internalStructure",
-    "calcification",
-    "sphericity",
-    "margin",
-    "lobulation",
-    "spiculation",
-    "texture",
-    "malignancy",
 )
 
 

@@ -15,7 +15,6 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import pytest
@@ -31,7 +30,7 @@ from inference.published import build_network
 from inference.pull import pull
 from inference.retinanet import detect
 from inference.types import SourceFrame, Volume
-from tests.model_server import ModelServer, Offer
+from tests.model_server import ModelServer, Offer, running_server
 
 NAMES_SHARE = 1e-3
 """What names and alignment in a zip may differ by, as a share of the size."""
@@ -39,13 +38,8 @@ NAMES_SHARE = 1e-3
 
 @pytest.fixture
 def server() -> Iterator[ModelServer]:
-    running = ModelServer()
-    thread = Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield running
-    running.shutdown()
-    thread.join()
-    running.server_close()
+    with running_server() as running:
+        yield running
 
 
 def network(name: str) -> torch.nn.Module:

@@ -31,6 +31,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "inference": (
         "change",
         "errors types uids headers decode_probes digest durable mesh prompts cards",
+        "boxes",
         (
             "datasets datasets.* intensity decode geometry lungs segment weights catalogue download"
             " torchscript risk radiomics record same_patient phantom phantom.*"
@@ -66,9 +67,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
         (
             "errors clock gpu states logs destinations peer present tcia request models_cli validators"
             " validators.* gate_pdu dataset_head commitment hl7_ack"
-            " confinement reader_tasks ballast doctor_findings priors_store http_limits record_codes"
+            " confinement reader_tasks ballast doctor_findings http_limits record_codes"
         ),
-        "tls gate_message archive reader reader_process record_facts record_http",
+        "tls gate_message archive reader reader_process record_facts record_http priors_store",
         "config_listener",
         "config_archive config_audit config_drift config_storage config_web",
         "config_notify config_priors config_record",

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +22,7 @@ from inference import download
 from inference.catalogue import Checkpoint, find
 from inference.download import BLOCK, Fault, PullError
 from inference.pull import RECORD, Pulled, Trust, pull, read_record, take
-from tests.model_server import ModelServer, Offer
+from tests.model_server import ModelServer, Offer, running_server
 
 CONTENT = bytes(range(256)) * (12 * 1024)  # 3 MiB: many blocks
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -32,13 +31,8 @@ HALF = len(CONTENT) // 2
 
 @pytest.fixture
 def server() -> Iterator[ModelServer]:
-    running = ModelServer()
-    thread = Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield running
-    running.shutdown()
-    thread.join()
-    running.server_close()
+    with running_server() as running:
+        yield running
 
 
 @pytest.fixture

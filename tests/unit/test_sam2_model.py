@@ -8,24 +8,9 @@ import pytest
 import torch
 
 from inference.published import expected_layout
-from inference.sam2_model import PUBLISHED, REFERENCE, Features, Prompt, Sam2Size, TextPromptedSam2
+from inference.sam2_model import PUBLISHED, REFERENCE, Features, Prompt, TextPromptedSam2
 from inference.weights import layout_of
-
-SMALL = Sam2Size(
-    image_size=64,
-    width=64,
-    embed_dim=16,
-    heads=1,
-    stages=(1, 1, 2, 1),
-    global_blocks=(3,),
-    window_spec=(8, 4, 4, 2),
-    window_background=(4, 4),
-    top_down=(0, 1, 2, 3),
-    memory_layers=1,
-    memory_feedforward=64,
-    text_width=8,
-    convolutional_stem=True,
-)
+from tests.small_networks import SMALL_SAM2 as SMALL
 
 
 @pytest.fixture(scope="module")

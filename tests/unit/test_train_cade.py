@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,27 +21,14 @@ from inference.intensity import HounsfieldEstimate, window
 from inference.openclip_model import REFERENCE as CLIP_REFERENCE
 from inference.openclip_model import build_clip
 from inference.prompts import PLACES, STRUCTURES
-from inference.sam2_model import Sam2Size, TextPromptedSam2
+from inference.sam2_model import TextPromptedSam2
 from inference.train import cade
 from inference.train.cade_samples import Sample, Sampler, collate
 from inference.train.cade_strips import OTHERS, Strip, label_structures, read_cubes
 from inference.weights import load_into, read_metadata, read_weights, write_weights
+from tests.small_networks import SMALL_SAM2
 
-SMALL = Sam2Size(
-    image_size=64,
-    width=64,
-    embed_dim=16,
-    heads=1,
-    stages=(1, 1, 2, 1),
-    global_blocks=(3,),
-    window_spec=(8, 4, 4, 2),
-    window_background=(4, 4),
-    top_down=(0, 1, 2, 3),
-    memory_layers=1,
-    memory_feedforward=64,
-    text_width=128,
-    convolutional_stem=True,
-)
+SMALL = replace(SMALL_SAM2, text_width=128)
 PATIENTS = ("LIDC-IDRI-0001", "LIDC-IDRI-0002", "LIDC-IDRI-0004", "LIDC-IDRI-0005")
 
 
