@@ -76,8 +76,8 @@ def contradiction(one: Identity, other: Identity) -> str:
 def differing(one: Identity, other: Identity) -> str:
     """What says that they are two people, or that nothing proves them to be one; "" for the same patient.
 
-    An ID that nothing contradicts is not enough: the birth date must be there in both, or the name be the same
-    in both.
+    An ID that nothing contradicts is not enough: the birth date must be there in both, or the name be the
+    same in both.
     """
     said = contradiction(one, other)
     if said or _both_born(one, other) or (_folded(one.name) and _folded(one.name) == _folded(other.name)):

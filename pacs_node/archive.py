@@ -92,3 +92,11 @@ class Archive(Protocol):
     def modalities(self, study_uid: str) -> set[str]:
         """The modalities of the series of a study, for an archive that doesn't say them with the study."""
         ...
+
+
+def day_of(text: str) -> date | None:
+    """A DICOM date (PS3.5 6.2, DA); None where it is none."""
+    try:
+        return date(int(text[:4]), int(text[4:6]), int(text[6:]))
+    except ValueError:
+        return None

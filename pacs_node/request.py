@@ -38,14 +38,11 @@ class KeptResult:
     Parameters
     ----------
     summary, seg
-        ``result.json``, and the SEG with the masks; None where nothing was found.
-    pipeline_version
-        That found it.
+        ``result.json``, and the SEG with the masks; None where nothing was found, or none was made.
     """
 
     summary: Path
     seg: Path | None
-    pipeline_version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +105,8 @@ class CaseRequest:
     priors
         Earlier examinations of the patient, the one to compare with first; the next ones where it can't be
         compared.
+    no_prior
+        What was asked for earlier examinations and has none of this patient; empty where nobody could say so.
     confined
         Whether the files are opened in a child of their own; see `pacs_node.reader`.
     notes
@@ -134,6 +133,7 @@ class CaseRequest:
     record: RecordReading | None = None
     told: tuple[SourcedRecord, ...] = ()
     priors: tuple[PriorFiles, ...] = ()
+    no_prior: str = ""
     #: folder of ``pacs-node models``, for the profile ``full``
     models: Path | None = None
     forms: tuple[str, ...] = STANDARD

@@ -24,6 +24,8 @@ from pacs_node.config import Settings
 from pacs_node.db import Artifact, Database, Job, Series
 from pacs_node.engines import Engine, InProcessEngine, ProcessEngine
 from pacs_node.errors import AnalysisFailedError, StaleStateError
+from pacs_node.priors import StudyPriors, attempt_name, without_priors
+from pacs_node.reader import OpenReader, confined_reader
 from pacs_node.record_of_study import StudyRecords
 from pacs_node.request import CaseOutcome, CaseRequest, Receiver, Refusal, run_case
 from pacs_node.states import JobState, SeriesState
@@ -73,6 +75,8 @@ class Worker:
         self._clock = clock
         self._stop = Event()
         self._records = StudyRecords(database, settings, clock)
+        reader = confined_reader() if engine.confined else OpenReader()
+        self._priors = StudyPriors(database, settings, reader, clock)
 
     def run(self, stop: Event) -> None:
         """Work until `stop` is set."""
@@ -204,10 +208,8 @@ class Worker:
     def _analyse(self, request: CaseRequest, job_id: int, lost: Event) -> tuple[CaseOutcome, JobState]:
         """Return the outcome and the job's last state; raise to try again later."""
         failed = request.refusal is not None and request.refusal.code is ReasonCode.SOFTWARE_FAILURE
-        if request.refusal is None:
-            request = self._records.added_to(request, lambda: lost.is_set() or self._stop.is_set())
         try:
-            outcome = self._wait(self._engine.submit(run_case, request), lost)
+            outcome = self._run(request, job_id, lost)
         except AnalysisFailedError as error:
             logger.warning("attempt failed", extra={"job": job_id, "reason": str(error)})
             with self._database.read() as session:
@@ -217,6 +219,26 @@ class Worker:
             refusal = Refusal(ReasonCode.SOFTWARE_FAILURE, f"The analysis failed {attempts} times ({error}).")
             return self._analyse(request.with_refusal(refusal), job_id, lost)
         return outcome, JobState.FAILED if failed else JobState.SUCCEEDED
+
+    def _run(self, request: CaseRequest, job_id: int, lost: Event) -> CaseOutcome:
+        """Ask for what belongs to the study, and have it analysed."""
+        if request.refusal is not None:
+            return self._wait(self._engine.submit(run_case, request), lost)
+
+        def interrupted() -> bool:
+            return lost.is_set() or self._stop.is_set()
+
+        request = self._records.added_to(request, interrupted)
+        with self._priors.added_to(request, attempt_name(job_id, request.out_dir), interrupted) as whole:
+            try:
+                return self._wait(self._engine.submit(run_case, whole), lost)
+            except AnalysisFailedError as error:
+                if not whole.priors:
+                    raise
+                # an earlier examination must not cost the study: whatever it was, once more without
+                logger.warning("attempt with an earlier examination failed", extra={"job": job_id})
+                alone = without_priors(whole, str(error))
+        return self._wait(self._engine.submit(run_case, alone), lost)
 
     def _wait(self, future: Future[CaseOutcome], lost: Event) -> CaseOutcome:
         deadline = time.monotonic() + self._settings.pipeline.timeout_seconds

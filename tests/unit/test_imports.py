@@ -57,7 +57,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "context narrative",
         "header keyimages comparison",
         "content verify_seg verify_comparison stacks",
-        "evaluations narrative_sr",
+        "evaluations narrative_sr pairimages",
         "conclusion seg verify",
         "report summary paper",
         "capture pdf",
