@@ -5,6 +5,7 @@ A fact that nobody knows is None: it is never taken for "no". A rule that needs 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -20,10 +21,16 @@ class Airway(Enum):
 
 
 class Cyst(Enum):
-    """An atypical pulmonary cyst; a thin-walled unilocular one (wall below 2 mm) is none."""
+    """A pulmonary cyst, by its wall and its chambers.
 
+    A thin-walled unilocular one (wall below 2 mm) is not classified. Where the wall is what one sees and not
+    the hole in it, it is a cavitary nodule and counts as a solid one.
+    """
+
+    THIN_WALLED = "thin-walled"
     THICK_WALLED = "thick-walled"
     MULTILOCULAR = "multilocular"
+    CAVITARY = "cavitary"
 
 
 class CystChange(Enum):
@@ -34,6 +41,15 @@ class CystChange(Enum):
     BECAME_MULTILOCULAR = "has become multilocular"
     GROWS = "growing"
     MORE_LOCULATION_OR_OPACITY = "more loculation, or new or increased opacity"
+
+
+def to_tenths(mm: float) -> float:
+    """Round to 0.1 mm as people do, half up: the mean of 10.1 and 9.8 mm is 10.0 mm.
+
+    The mean of two lengths in tenths often lies in the middle between two tenths, where `round` goes by the
+    last bit of its binary form.
+    """
+    return math.floor(mm * 10 + 0.5 + 1e-9) / 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +104,14 @@ class Nodule:
         By a diagnostic work-up.
     upper_lobe, spiculated
         For risk models and the Fleischner Society's risk.
+    volume_mm3
+        By volumetry, mm3. Where it is given, the Fleischner Society's limits of volume decide; Lung-RADS asks
+        for the diameter (`inference.guidelines.growth.diameter_of_volume`).
 
     Raises
     ------
     ValueError
-        A diameter that no nodule has, or a solid part larger than the nodule.
+        A diameter or volume that no nodule has, or a solid part larger than the nodule.
     """
 
     name: str
@@ -111,10 +130,13 @@ class Nodule:
     proven_benign: bool = False
     upper_lobe: bool | None = None
     spiculated: bool | None = None
+    volume_mm3: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.mean_diameter_mm <= 300:
             raise ValueError(f"a nodule of {self.mean_diameter_mm} mm")
+        if self.volume_mm3 is not None and not 0 < self.volume_mm3 < math.inf:
+            raise ValueError(f"a nodule of {self.volume_mm3} mm3")
         solid = self.solid_mean_diameter_mm
         if solid is not None and not 0 <= solid <= self.mean_diameter_mm:
             raise ValueError(f"a solid part of {solid} mm in a nodule of {self.mean_diameter_mm} mm")

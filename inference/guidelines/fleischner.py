@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from inference.change import Change
 from inference.guidelines.facts import Assessment, Nodule, Reasoning
 from inference.types import Attenuation
 
@@ -18,6 +19,10 @@ GUIDELINE = "Fleischner Society 2017"
 _ADULT_YEARS = 35
 _SMALL_MM = 6
 _LARGE_MM = 8
+#: by volumetry: below the first, up to the second, above
+_SMALL_MM3 = 100.0
+_LARGE_MM3 = 250.0
+_GROWING = frozenset({Change.GROWING, Change.SLOWLY_GROWING})
 _NONE = "No routine follow-up."
 _OPTIONAL = "Optional CT at 12 months."
 #: (several nodules, size, high risk) -> recommendation; sizes as `_solid_size` names them
@@ -42,6 +47,7 @@ _SUSPICIOUS_PART = (
     "CT at 3 to 6 months to confirm persistence; a persistent part-solid nodule with a solid part of 6 mm or "
     "more is highly suspicious: PET/CT, biopsy or resection."
 )
+_GROWING_PART = "A part-solid nodule that grows is highly suspicious: PET/CT, biopsy or resection."
 _SUBSOLID_SMALL = "CT at 3 to 6 months; if stable, consider CT at 2 and 4 years."
 _SUBSOLID = "CT at 3 to 6 months, then as the most suspicious nodule requires."
 
@@ -116,11 +122,10 @@ def _applies(patient: Patient, reasoning: Reasoning) -> None:
 
 def _solid(nodules: Sequence[Nodule], high_risk: bool | None) -> Assessment:
     several = len(nodules) > 1
-    millimetres = max(_whole_mm(nodule.mean_diameter_mm) for nodule in nodules)
-    size = _solid_size(millimetres, several)
+    size = _solid_size(max(map(_size, nodules)), several)
     options = {risk: _SOLID[several, size, risk] for risk in (False, True)}
     words = f"{'multiple solid nodules' if several else 'single solid nodule'}, {size}"
-    because = f"{_names(nodules)}: {millimetres} mm"
+    because = _sizes(nodules)
     if options[False] == options[True]:
         return _said(words, options[True], because)
     if high_risk is None:
@@ -129,34 +134,44 @@ def _solid(nodules: Sequence[Nodule], high_risk: bool | None) -> Assessment:
     return _said(f"{words}, {'high' if high_risk else 'low'} risk", options[high_risk], because)
 
 
-def _solid_size(millimetres: int, several: bool) -> str:
-    if millimetres < _SMALL_MM:
+def _solid_size(size: int, several: bool) -> str:
+    if size == 0:
         return "below 6 mm"
     if several:
         return "6 mm or more"
-    return "6 to 8 mm" if millimetres <= _LARGE_MM else "above 8 mm"
+    return "6 to 8 mm" if size == 1 else "above 8 mm"
+
+
+def _size(nodule: Nodule) -> int:
+    """0 small, 1 between, 2 large: by volume where it was measured, else by the whole mm of the diameter."""
+    if nodule.volume_mm3 is not None:
+        return 0 if nodule.volume_mm3 < _SMALL_MM3 else 1 if nodule.volume_mm3 <= _LARGE_MM3 else 2
+    millimetres = _whole_mm(nodule.mean_diameter_mm)
+    return 0 if millimetres < _SMALL_MM else 1 if millimetres <= _LARGE_MM else 2
 
 
 def _subsolid(nodules: Sequence[Nodule]) -> Assessment:
-    millimetres = max(_whole_mm(nodule.mean_diameter_mm) for nodule in nodules)
-    size = "below 6 mm" if millimetres < _SMALL_MM else "6 mm or more"
-    because = f"{_names(nodules)}: {millimetres} mm"
+    small = not any(map(_size, nodules))
+    size = "below 6 mm" if small else "6 mm or more"
+    because = _sizes(nodules)
     if len(nodules) > 1:
-        management = _SUBSOLID_SMALL if millimetres < _SMALL_MM else _SUBSOLID
+        management = _SUBSOLID_SMALL if small else _SUBSOLID
         return _said(f"multiple subsolid nodules, {size}", management, because)
     (nodule,) = nodules
     ground_glass = nodule.attenuation is Attenuation.GROUND_GLASS
     words = f"single {'ground-glass' if ground_glass else 'part-solid'} nodule, {size}"
-    if millimetres < _SMALL_MM:
+    if small:
         return _said(words, _NONE, because)
     if ground_glass:
         return _said(words, _GROUND_GLASS, because)
     if nodule.solid_mean_diameter_mm is None:
         return Assessment(GUIDELINE, None, missing=(f"{nodule.name}: the diameter of its solid part",))
     solid = _whole_mm(nodule.solid_mean_diameter_mm)
-    return _said(
-        words, _PART_SOLID if solid < _SMALL_MM else _SUSPICIOUS_PART, f"{because}, solid part {solid} mm"
-    )
+    grows = bool({nodule.change, nodule.solid_part} & _GROWING)
+    because += f", solid part {solid} mm" + (", growing" if grows else "")
+    if solid >= _SMALL_MM:
+        return _said(words, _SUSPICIOUS_PART, because)
+    return _said(words, _GROWING_PART if grows else _PART_SOLID, because)
 
 
 def _said(category: str, management: str, because: str) -> Assessment:
@@ -169,5 +184,9 @@ def _whole_mm(diameter_mm: float) -> int:
     return math.floor(diameter_mm + 0.5)
 
 
-def _names(nodules: Sequence[Nodule]) -> str:
-    return ", ".join(nodule.name for nodule in nodules)
+def _sizes(nodules: Sequence[Nodule]) -> str:
+    """Who is meant, and the largest size."""
+    largest = max(nodules, key=lambda nodule: (_size(nodule), nodule.mean_diameter_mm))
+    by_volume = largest.volume_mm3
+    size = f"{_whole_mm(largest.mean_diameter_mm)} mm" if by_volume is None else f"{by_volume:.0f} mm3"
+    return f"{', '.join(nodule.name for nodule in nodules)}: {size}"

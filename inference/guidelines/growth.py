@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from inference.change import Change, Doubling
+from inference.guidelines.facts import to_tenths
 
 GROWTH_MM = 1.5
 """Lung-RADS: more than this within twelve months is growth."""
@@ -18,6 +19,26 @@ _YEAR_MONTHS = 12.0
 def sphere_mm3(diameter_mm: float) -> float:
     """Volume of a ball, mm3: how guidelines turn diameters into volumes."""
     return math.pi / 6 * diameter_mm**3
+
+
+def diameter_of_volume(mm3: float) -> float:
+    """The mean diameter, to 0.1 mm, that stands on the same side of Lung-RADS's limits as a volume.
+
+    Lung-RADS gives each limit as a diameter and as the volume of the ball of it, to the whole mm3 (6 mm and
+    113 mm3): the answer is the largest tenth whose ball, so rounded, isn't larger than the volume.
+
+    Raises
+    ------
+    ValueError
+        A volume that isn't positive and finite, or that is below that of 0.1 mm.
+    """
+    if not 0 < mm3 < math.inf:
+        raise ValueError(f"a volume of {mm3} mm3")
+    whole = math.floor(mm3 + 0.5)
+    tenths = round(10 * math.cbrt(6 * mm3 / math.pi)) + 1
+    while tenths > 1 and math.floor(sphere_mm3(tenths / 10) + 0.5) > whole:
+        tenths -= 1
+    return tenths / 10
 
 
 def doubling(earlier_mm3: float, now_mm3: float, days: float) -> Doubling:
@@ -60,7 +81,7 @@ def change_of(earlier_mm: float, now_mm: float, months: float) -> Change:
     """
     if not (earlier_mm > 0 and now_mm > 0 and months > 0):
         raise ValueError("diameters and the interval must be positive")
-    increase = round(round(now_mm, 1) - round(earlier_mm, 1), 1)
+    increase = round(to_tenths(now_mm) - to_tenths(earlier_mm), 1)
     if increase < -GROWTH_MM:
         return Change.SMALLER
     if increase <= GROWTH_MM:

@@ -7,23 +7,23 @@ Christensen et al., Chest 165:738-753, 2024. Diameters are means of the long and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from inference.change import Change
-from inference.guidelines.facts import (
-    Airway,
-    Assessment,
-    Cyst,
-    CystChange,
-    Earlier,
-    Nodule,
-    Reasoning,
+from inference.guidelines.facts import Assessment, Cyst, Earlier, Nodule, Reasoning, to_tenths
+from inference.guidelines.lung_rads_lesions import (
+    CATEGORIES,
+    UNCHANGED,
+    airway,
+    cyst,
+    is_unclassified,
+    stepped_down,
 )
 from inference.types import Attenuation
 
+__all__ = ["CATEGORIES", "MANAGEMENT", "Examination", "assess", "assess_nodule", "infection_signs"]
+
 GUIDELINE = "Lung-RADS v2022"
-#: from the least to the most suspicious
-CATEGORIES = ("1", "2", "3", "4A", "4B", "4X")
 MANAGEMENT = {
     "0": "Compare with the prior CT, complete the examination, or repeat low-dose CT in 1 to 3 months.",
     "1": "Screening low-dose CT in 12 months.",
@@ -47,12 +47,9 @@ _SOLID_PART_NEW_OR_GROWING = ((4.0, "4A"),)
 _SMALL_PART_SOLID_MM = 6.0
 _LARGE_GROUND_GLASS_MM = 30.0
 _JUXTAPLEURAL_MM = 10.0
-#: category before, months that must have passed, category now
-_STEPS_DOWN = (("3", 6.0, "2"), ("4A", 3.0, "3"))
-#: appointments are not kept to the day
-_TOLERANCE_MONTHS = 0.5
-_UNCHANGED = frozenset({Change.STABLE, Change.SMALLER})
-_UNFORESEEN = "the guideline does not name {}"
+_YEAR_MONTHS = 12.0
+_MANY_NEW_NODULES = 6
+_LARGE_NEW_MM = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +93,11 @@ def assess(examination: Examination) -> Assessment:
         reason = "whether this is a screening examination" if unknown else "not a screening examination"
         return Assessment(GUIDELINE, None, missing=(reason,))
     reasoning = Reasoning()
-    category = _incomplete(examination, reasoning) or _worst(examination.nodules, reasoning)
+    ways = _incomplete(examination, reasoning)
+    category = "0" if ways else _worst(examination.nodules, reasoning)
     if category is None:
         return Assessment(GUIDELINE, None, "", tuple(reasoning.steps), tuple(reasoning.missing))
-    management = MANAGEMENT[category]
+    management = " ".join(ways) or MANAGEMENT[category]
     if examination.other_significant:
         reasoning.hold("S: a significant finding unrelated to lung cancer", "reported")
         category += "S"
@@ -110,34 +108,86 @@ def assess_nodule(nodule: Nodule) -> Assessment:
     """Give one nodule of a screening examination its category."""
     reasoning = Reasoning()
     category = _category(nodule, reasoning)
-    if category in {"3", "4A", "4B"} and nodule.suspicious:
+    suspicious = (*nodule.suspicious, *_doubled(nodule))
+    if category in {"3", "4A", "4B"} and suspicious:
         category = "4X"
-        reasoning.hold("4X: category 3 or 4 with findings that raise the suspicion", _list(nodule.suspicious))
+        reasoning.hold("4X: category 3 or 4 with findings that raise the suspicion", _list(suspicious))
     if category is None:
         return Assessment(GUIDELINE, None, "", tuple(reasoning.steps), tuple(reasoning.missing))
     return Assessment(GUIDELINE, category, MANAGEMENT[category], tuple(reasoning.steps))
 
 
-def _incomplete(examination: Examination, reasoning: Reasoning) -> str | None:
+def infection_signs(
+    *,
+    consolidation: bool = False,
+    new_nodules: int = 0,
+    large_new_solid_mm: float | None = None,
+    short_interval: bool = False,
+    immunocompromised: bool = False,
+) -> tuple[str, ...]:
+    """Name the findings that may make an examination category 0 as inflammatory or infectious (note 10).
+
+    The guideline leaves it to the reader whether they do: what is returned is for
+    `Examination.infection`, and an examination without it is judged by its nodules.
+
+    Parameters
+    ----------
+    consolidation
+        Of a segment or a lobe.
+    new_nodules
+        Their number; more than six count.
+    large_new_solid_mm
+        Mean diameter of the largest new solid nodule; 8 mm or more within a short interval counts.
+    immunocompromised
+        A patient in whom new nodules are suspect of an infection.
+    """
+    signs = ["segmental or lobar consolidation"] if consolidation else []
+    if new_nodules > _MANY_NEW_NODULES:
+        signs.append(f"{new_nodules} new nodules")
+    if large_new_solid_mm is not None and to_tenths(large_new_solid_mm) >= _LARGE_NEW_MM and short_interval:
+        signs.append(f"a solid nodule of {large_new_solid_mm:.1f} mm that appeared in a short interval")
+    if immunocompromised and new_nodules:
+        signs.append("new nodules in an immunocompromised patient")
+    return tuple(signs)
+
+
+def _doubled(nodule: Nodule) -> tuple[str, ...]:
+    """A ground-glass nodule that has doubled in size within a year."""
+    earlier = nodule.earlier
+    if nodule.attenuation is not Attenuation.GROUND_GLASS or earlier is None:
+        return ()
+    if earlier.mean_diameter_mm is None or earlier.months > _YEAR_MONTHS:
+        return ()
+    doubled = to_tenths(nodule.mean_diameter_mm) >= 2 * to_tenths(earlier.mean_diameter_mm)
+    return ("ground-glass nodule that doubled in size within a year",) if doubled else ()
+
+
+def _incomplete(examination: Examination, reasoning: Reasoning) -> list[str]:
+    """What to do about each reason for category 0; empty where there is none."""
+    ways = []
     if examination.prior_awaited:
         reasoning.hold(
             "0: a prior chest CT is being located for comparison", "a prior examination is awaited"
         )
+        ways.append("Comparison with the prior chest CT.")
     if not examination.lungs_complete:
         reasoning.hold("0: part or all of the lungs can't be evaluated", "the lungs are not complete")
+        ways.append("Additional low-dose CT images.")
     if examination.infection:
         reasoning.hold(
             "0: findings suggest an inflammatory or infectious process", _list(examination.infection)
         )
-    return "0" if reasoning.steps else None
+        ways.append("Low-dose CT in 1 to 3 months.")
+    return ways
 
 
 def _worst(nodules: Sequence[Nodule], reasoning: Reasoning) -> str | None:
-    if not nodules:
-        reasoning.hold("1: no lung nodule", "no nodule found")
+    classified = [nodule for nodule in nodules if not is_unclassified(nodule)]
+    if not classified:
+        reasoning.hold("1: no lung nodule", "a thin-walled cyst is none" if nodules else "no nodule found")
         return "1"
     worst: str | None = None
-    for nodule in nodules:
+    for nodule in classified:
         one = assess_nodule(nodule)
         for step in one.trace:
             reasoning.hold(step.rule, f"{nodule.name}: {step.because}")
@@ -157,61 +207,23 @@ def _category(nodule: Nodule, reasoning: Reasoning) -> str | None:
     if nodule.benign_pattern:
         reasoning.hold("1: benign calcification, or fat", "the nodule has a benign pattern")
         return "1"
+    if nodule.proven_benign:
+        reasoning.hold("2: proven benign by a diagnostic work-up", "proven benign")
+        return "2"
     if nodule.benign_pattern is None:
         reasoning.need("whether it has a benign calcification or fat")
     if nodule.change is None:
         reasoning.need("whether it is new, stable or growing")
     if nodule.benign_pattern is None or nodule.change is None:
         return None
-    if nodule.proven_benign:
-        reasoning.hold("2: proven benign by a diagnostic work-up", "proven benign")
-        return "2"
+    change = nodule.change
     if nodule.airway is not None:
-        return _airway(nodule.airway, nodule.change, reasoning)
+        return airway(nodule.airway, change, reasoning)
+    if nodule.cyst is Cyst.CAVITARY:
+        nodule = replace(nodule, cyst=None, attenuation=Attenuation.SOLID)
     if nodule.cyst is not None:
-        return _cyst(nodule.cyst, nodule.change, nodule.cyst_changes, nodule.earlier, reasoning)
-    return _parenchymal(nodule, nodule.change, reasoning)
-
-
-def _airway(airway: Airway, change: Change, reasoning: Reasoning) -> str | None:
-    because = f"airway nodule, {airway.value}, {change.value}"
-    if airway is Airway.SUBSEGMENTAL:
-        if change in {Change.GROWING, Change.SLOWLY_GROWING}:
-            reasoning.need(_UNFORESEEN.format("a growing subsegmental airway nodule"))
-            return None
-        reasoning.hold("2: subsegmental airway nodule", because)
-        return "2"
-    if change in {Change.BASELINE, Change.NEW}:
-        reasoning.hold("4A: segmental or more proximal airway nodule at baseline or new", because)
-        return "4A"
-    if change is Change.SMALLER:
-        reasoning.need(_UNFORESEEN.format("an airway nodule that has become smaller"))
-        return None
-    reasoning.hold("4B: segmental or more proximal airway nodule, stable or growing", because)
-    return "4B"
-
-
-def _cyst(
-    cyst: Cyst, change: Change, changes: tuple[CystChange, ...], earlier: Earlier | None, reasoning: Reasoning
-) -> str | None:
-    because = ", ".join([f"{cyst.value} cyst", change.value, *(c.value for c in changes)])
-    multilocular = cyst is Cyst.MULTILOCULAR
-    if CystChange.WALL_GROWS in changes:
-        reasoning.hold("4B: thick-walled cyst with growing wall or nodularity", because)
-        return "4B"
-    if multilocular and {CystChange.GROWS, CystChange.MORE_LOCULATION_OR_OPACITY} & set(changes):
-        reasoning.hold("4B: multilocular cyst that grows, or with more loculation or opacity", because)
-        return "4B"
-    if CystChange.BECAME_MULTILOCULAR in changes:
-        reasoning.hold("4A: a cyst that has become multilocular", because)
-        return "4A"
-    if not multilocular and {CystChange.CYSTIC_PART_GROWS, CystChange.GROWS} & set(changes):
-        reasoning.hold("3: thick-walled cyst with a growing cystic part", because)
-        return "3"
-    if change in _UNCHANGED and earlier is not None and earlier.category is not None:
-        return _stepped_down(earlier.category, earlier.months, reasoning)
-    reasoning.hold("4A: thick-walled or multilocular cyst", because)
-    return "4A"
+        return cyst(nodule, change, reasoning)
+    return _parenchymal(nodule, change, reasoning)
 
 
 def _parenchymal(nodule: Nodule, change: Change, reasoning: Reasoning) -> str | None:
@@ -222,15 +234,20 @@ def _parenchymal(nodule: Nodule, change: Change, reasoning: Reasoning) -> str | 
         return "2"
     if reasoning.missing:
         return None
-    if change in _UNCHANGED and nodule.solid_part not in {Change.NEW, Change.GROWING}:
+    if change in UNCHANGED and nodule.solid_part not in {Change.NEW, Change.GROWING}:
         return _unchanged(nodule, nodule.attenuation, reasoning)
     return _by_size(nodule, nodule.attenuation, change, reasoning)
 
 
 def _is_benign_juxtapleural(nodule: Nodule, change: Change, reasoning: Reasoning) -> bool:
-    mean = round(nodule.mean_diameter_mm, 1)
+    mean = to_tenths(nodule.mean_diameter_mm)
     first = change in {Change.BASELINE, Change.NEW}
-    if not (nodule.attenuation is Attenuation.SOLID and mean < _JUXTAPLEURAL_MM and first):
+    if not (nodule.attenuation is Attenuation.SOLID and mean < _JUXTAPLEURAL_MM):
+        return False
+    if nodule.juxtapleural_benign_form and change in UNCHANGED:
+        reasoning.hold("2: juxtapleural, below 10 mm, of benign form, stable or smaller", _facts(nodule))
+        return True
+    if not first:
         return False
     if nodule.juxtapleural_benign_form:
         reasoning.hold(
@@ -243,7 +260,7 @@ def _is_benign_juxtapleural(nodule: Nodule, change: Change, reasoning: Reasoning
 
 
 def _by_size(nodule: Nodule, attenuation: Attenuation, change: Change, reasoning: Reasoning) -> str | None:
-    mean = round(nodule.mean_diameter_mm, 1)
+    mean = to_tenths(nodule.mean_diameter_mm)
     if attenuation is Attenuation.GROUND_GLASS:
         return _ground_glass(nodule, mean, change, reasoning)
     if change is Change.SLOWLY_GROWING:
@@ -282,7 +299,7 @@ def _part_solid(nodule: Nodule, mean: float, change: Change, reasoning: Reasonin
         reasoning.need("whether its solid part has grown")
     if nodule.solid_mean_diameter_mm is None or (part is None and change is not Change.BASELINE):
         return None
-    solid = round(nodule.solid_mean_diameter_mm, 1)
+    solid = to_tenths(nodule.solid_mean_diameter_mm)
     changed = part in {Change.NEW, Change.GROWING}
     if small and not changed:
         reasoning.hold("2: part-solid, below 6 mm in total, its solid part has not grown", _facts(nodule))
@@ -312,7 +329,7 @@ def _unchanged(nodule: Nodule, attenuation: Attenuation, reasoning: Reasoning) -
     if category is None:
         reasoning.need("its category or size in the prior examination")
         return None
-    return _stepped_down(category, nodule.earlier.months, reasoning)
+    return stepped_down(category, nodule.earlier.months, reasoning)
 
 
 def _size_before(nodule: Nodule, attenuation: Attenuation, earlier: Earlier) -> str | None:
@@ -321,21 +338,6 @@ def _size_before(nodule: Nodule, attenuation: Attenuation, earlier: Earlier) -> 
     solid = earlier.solid_mean_diameter_mm
     then = Nodule(nodule.name, earlier.mean_diameter_mm, attenuation, solid)
     return _by_size(then, attenuation, Change.BASELINE, Reasoning())
-
-
-def _stepped_down(category: str, months: float, reasoning: Reasoning) -> str | None:
-    before = category.removesuffix("S")
-    for had, after_months, now in _STEPS_DOWN:
-        if before == had and months >= after_months - _TOLERANCE_MONTHS:
-            because = f"stable or smaller after {months:g} months"
-            reasoning.hold(f"{now}: category {had}, stable or smaller after {after_months:g} months", because)
-            return now
-    if before not in CATEGORIES:
-        reasoning.need("its category in the prior examination, which was incomplete")
-        return None
-    now = {"1": "2", "4X": "4B"}.get(before, before)
-    reasoning.hold(f"{now}: stable or smaller, category {before} before", f"after {months:g} months")
-    return now
 
 
 def _band(mm: float, bands: Sequence[tuple[float, str]]) -> str:
