@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import count
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from inference.cade import detect
 from inference.guidelines.reading import SOLID_PART
@@ -17,14 +20,25 @@ from inference.pleura import pleural_contact
 from inference.radiomics import radiomics
 from inference.record import RecordReading
 from inference.registry import DETECTION, SEGMENTATION, Pipeline
-from inference.types import Attenuation, Descriptor, Finding, Index, Malignancy, Observation, Result, Volume
+from inference.types import (
+    Attenuation,
+    Descriptor,
+    Finding,
+    Index,
+    Malignancy,
+    Observation,
+    Point,
+    Result,
+    Volume,
+)
 from inference.uids import derived_uid
 
 if TYPE_CHECKING:
     from inference.cade import Mask
     from inference.cadx import CadxReading
+    from inference.detector import Detection
     from inference.fusion import ImageEvidence
-    from inference.stack import Stack
+    from inference.stack import NoduleDetector, Stack
 
 THICK_SLICE_MM: Final = 2.5
 RATING_STATEMENT: Final = (
@@ -35,6 +49,11 @@ RATING_STATEMENT: Final = (
 UNTOLD: Final = "internal_structure"
 """Its rank is no finding: nearly every nodule of LIDC-IDRI is rated soft tissue, so it is always that, and
 fat or a cavity would be denied. The sentence pair's number stays among the descriptors."""
+
+LOOK_MM: Final = 60.0
+LOOK_REACH_MM: Final = 7.0
+LOOK_SHARE: Final = 0.4
+"""A nodule that another examination shows at the place needs this share of the detector's threshold."""
 
 Progress = Callable[[str, float], None]
 
@@ -118,6 +137,101 @@ def analyse(
     )
 
 
+def second_look(
+    pipeline: Pipeline, *, device: str | torch.device = "cpu", stack: Stack | None = None
+) -> Callable[[Volume, Lungs, Point, float], Finding | None]:
+    """How to look for one nodule at a place where another examination shows one.
+
+    The detector and, with trained models, the segmentation by text of the same pipeline, on `LOOK_MM` around
+    the place and from `LOOK_SHARE` of the probability on that a nodule needs elsewhere.
+
+    Parameters
+    ----------
+    pipeline, device, stack
+        As for `analyse`.
+
+    Returns
+    -------
+    callable
+        Takes a volume, its lungs, a place (LPS mm) and the diameter expected there (mm); gives the finding
+        nearest to the place, or None. Its tracking IDs are S1, S2, ...
+    """
+    numbers = count(1)
+
+    def look(volume: Volume, lungs: Lungs, place: Point, diameter_mm: float) -> Finding | None:
+        reach = LOOK_REACH_MM + diameter_mm / 2
+        part = _part(volume, lungs, place, reach + LOOK_MM / 2)
+        if part is None:
+            return None
+        inner, its_lungs, corner = part
+        if pipeline.has(SEGMENTATION):
+            found = _trained_near(inner, its_lungs, stack or _load(pipeline, device), (place, reach))
+        else:
+            found = _classical(inner, its_lungs, pipeline, device, share=LOOK_SHARE)
+        gaps = [float(np.linalg.norm(_middle(inner, one) - place)) for one in found]
+        if not gaps or min(gaps) > reach:
+            return None
+        nearest = found[int(np.argmin(gaps))]
+        z, y, x = (a + b for a, b in zip(nearest.origin, corner, strict=True))
+        number = next(numbers)
+        told = (volume.series_uid, f"second look {place}", pipeline.version)
+        return replace(
+            _finding(volume, lungs, replace(nearest, origin=(z, y, x)), number, told),
+            tracking_id=f"S{number}",
+        )
+
+    return look
+
+
+def _part(volume: Volume, lungs: Lungs, place: Point, half_mm: float) -> tuple[Volume, Lungs, Index] | None:
+    """A cube around a place with its lungs, and its first index; None where no lung is in it."""
+    middle = volume.lps_to_index(place)
+    z, y, x = (
+        slice(max(0, int(at - half_mm / d)), max(0, min(n, int(at + half_mm / d) + 1)))
+        for at, d, n in zip(middle, volume.spacing_mm, volume.array.shape, strict=True)
+    )
+    labels = lungs.labels[z, y, x]
+    if not labels.any():
+        return None
+    corner = (z.start, y.start, x.start)
+    affine = np.array(volume.affine_index_to_lps)
+    affine[:3, 3] = volume.index_to_lps(corner)
+    inner = replace(volume, array=volume.array[z, y, x], affine_index_to_lps=affine, frames=volume.frames[z])
+    return inner, replace(lungs, labels=labels), corner
+
+
+def _middle(volume: Volume, found: _Found) -> NDArray[np.float64]:
+    """Centre of a mask, LPS mm."""
+    return volume.index_to_lps(np.argwhere(found.mask).mean(axis=0) + np.array(found.origin))
+
+
+@dataclass(frozen=True, slots=True)
+class _NearBy:
+    """A detector that marks near a place only."""
+
+    detector: NoduleDetector
+    place: Point
+    reach_mm: float
+
+    def detect(self, volume: Volume, lungs: Lungs) -> tuple[Detection, ...]:
+        """Mark nodules."""
+        return tuple(
+            one
+            for one in self.detector.detect(volume, lungs)
+            if np.linalg.norm(np.subtract(one.centre_lps, self.place)) <= self.reach_mm
+        )
+
+
+def _trained_near(volume: Volume, lungs: Lungs, stack: Stack, where: tuple[Point, float]) -> list[_Found]:
+    least = LOOK_SHARE * stack.parameters["min_probability"]
+    near = replace(
+        stack,
+        detector=_NearBy(stack.detector, *where),
+        parameters={**stack.parameters, "min_probability": least},
+    )
+    return _trained(volume, lungs, near, lambda _stage, _share: None)
+
+
 @lru_cache(maxsize=1)
 def _load(pipeline: Pipeline, device: str | torch.device) -> Stack:
     """The models, kept from one analysis to the next: a worker has one pipeline."""
@@ -132,8 +246,13 @@ def _trained(volume: Volume, lungs: Lungs, stack: Stack, report: Progress) -> li
     return [_Found(one.mask, one.origin, one.probability, one.reading, one.evidence()) for one in nodules]
 
 
-def _classical(volume: Volume, lungs: Lungs, pipeline: Pipeline, device: str | torch.device) -> list[_Found]:
-    marks = detect(volume, lungs, pipeline.card(DETECTION).parameters, device=device)
+def _classical(
+    volume: Volume, lungs: Lungs, pipeline: Pipeline, device: str | torch.device, *, share: float = 1.0
+) -> list[_Found]:
+    """With a `share` of the probability that a nodule needs."""
+    card = pipeline.card(DETECTION).parameters
+    parameters = {**card, "min_probability": share * card["min_probability"]}
+    marks = detect(volume, lungs, parameters, device=device)
     return [_Found(one.mask, one.origin, one.score) for one in marks]
 
 
