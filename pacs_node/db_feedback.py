@@ -55,6 +55,8 @@ class VerdictSource(StrEnum):
     """How a verdict came here."""
 
     PAGE = "page"
+    #: a program, by the JSON API
+    API = "api"
     SR = "sr"
     SEG = "seg"
 

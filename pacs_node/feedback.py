@@ -17,6 +17,8 @@ from pacs_node.errors import NodeError
 from pacs_node.summaries import monday
 
 LONGEST_TEXT = 200
+LONGEST_MM = 300.0
+MOST_SLICES = 100_000
 ATTENUATIONS = ("solid", "part-solid", "ground-glass")
 SUSPICION = {
     1: "highly unlikely",
@@ -158,6 +160,35 @@ def check(new: NewVerdict) -> None:
         raise FeedbackError("Nothing is changed by this.")
 
 
+def result_of(session: Session, study_uid: str, job_id: int) -> Job | None:
+    """Return the job whose result is judged; None if the study has no such one."""
+    query = select(Job).join(Series, Job.series_id == Series.id).join(Study, Series.study_id == Study.id)
+    return session.execute(query.where(Job.id == job_id, Study.study_uid == study_uid)).scalar_one_or_none()
+
+
+def differing(
+    session: Session,
+    job: Job,
+    tracking_uid: str,
+    *,
+    long_axis_mm: float | None = None,
+    attenuation: str = "",
+    suspicion: int | None = None,
+) -> dict[str, Any]:
+    """Those values of an edit that the finding doesn't have already; empty if there is no such finding."""
+    query = select(Nodule).where(Nodule.job_id == job.id, Nodule.tracking_uid == tracking_uid)
+    nodule = session.execute(query).scalar_one_or_none()
+    changes: dict[str, Any] = {}
+    if nodule is None:
+        return changes
+    known = None if nodule.long_axis_mm is None else round(nodule.long_axis_mm, 1)
+    if long_axis_mm is not None and round(long_axis_mm, 1) != known:
+        changes["long_axis_mm"] = round(long_axis_mm, 1)
+    if attenuation and attenuation != nodule.attenuation:
+        changes["attenuation"] = attenuation
+    return changes | ({"suspicion": suspicion} if suspicion else {})
+
+
 def latest(session: Session, study_id: int, tracking_uid: str) -> Verdict | None:
     """The verdict of a finding that holds."""
     query = (
@@ -297,11 +328,6 @@ def judged_counts(session: Session, study_ids: Sequence[int]) -> dict[int, dict[
     for study_id, kind, count in rows.tuples():
         found.setdefault(study_id, {})[VerdictKind(kind)] = count
     return found
-
-
-def study_of(session: Session, study_uid: str) -> Study | None:
-    """Return the study of a UID."""
-    return session.execute(select(Study).where(Study.study_uid == study_uid)).scalar_one_or_none()
 
 
 def _line(row: Verdict) -> VerdictLine:

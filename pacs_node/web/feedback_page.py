@@ -6,7 +6,6 @@ from math import isfinite
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -17,13 +16,20 @@ from pacs_node import feedback
 from pacs_node.accounts import Permission
 from pacs_node.clock import Clock
 from pacs_node.db import Database, Job
-from pacs_node.db_feedback import Nodule, RejectReason, VerdictKind
-from pacs_node.feedback import ATTENUATIONS, LONGEST_TEXT, REASON_WORDS, SUSPICION, FeedbackError, NewVerdict
+from pacs_node.db_feedback import RejectReason, VerdictKind
+from pacs_node.feedback import (
+    ATTENUATIONS,
+    LONGEST_MM,
+    LONGEST_TEXT,
+    MOST_SLICES,
+    REASON_WORDS,
+    SUSPICION,
+    FeedbackError,
+    NewVerdict,
+)
 from pacs_node.queries import LARGEST_ID
 from pacs_node.web.guard import Rule, form_of, known_visitor
 
-_LONGEST_MM = 300.0
-_MOST_SLICES = 100_000
 _REASONS = [reason for reason in RejectReason if reason is not RejectReason.NOT_STATED]
 
 
@@ -63,10 +69,8 @@ class FeedbackPages:
         who, form, now = known_visitor(request), form_of(request), self._clock()
         uid = request.path_params["study_uid"]
         with self._database.write() as session:
-            study = feedback.study_of(session, uid)
-            job_id = _whole(form, "job", LARGEST_ID)
-            job = session.get(Job, job_id) if job_id else None
-            if study is None or job is None or job.series.study_id != study.id:
+            job = feedback.result_of(session, uid, _whole(form, "job", LARGEST_ID) or 0)
+            if job is None:
                 raise HTTPException(404, "This study has no such result.")
             try:
                 new = _verdict(session, job, form, f"{uid} {now.isoformat()}")
@@ -84,39 +88,34 @@ def _verdict(session: Session, job: Job, form: dict[str, str], unique: str) -> N
         raise FeedbackError("There is no such verdict or reason.") from None
     text = form.get("text", "").strip()
     if kind is VerdictKind.MISSED:
-        place = _whole(form, "slice", _MOST_SLICES)
+        place = _whole(form, "slice", MOST_SLICES)
         changes = {"slice": place} if place else {}
         return NewVerdict(derived_uid("missed nodule", unique), kind, text=text, changes=changes)
     tracking_uid = form.get("tracking_uid", "")
-    query = select(Nodule).where(Nodule.job_id == job.id, Nodule.tracking_uid == tracking_uid)
-    nodule = session.execute(query).scalar_one_or_none()
-    changes = _changes(form, nodule) if kind is VerdictKind.EDITED and nodule is not None else {}
+    changes = _changes(session, job, tracking_uid, form) if kind is VerdictKind.EDITED else {}
     rejected = kind is VerdictKind.REJECTED
     if rejected and reason is RejectReason.NOT_STATED:
         raise FeedbackError("State the reason.")
     return NewVerdict(tracking_uid, kind, reason if rejected else None, text, changes)
 
 
-def _changes(form: dict[str, str], nodule: Nodule) -> dict[str, Any]:
+def _changes(session: Session, job: Job, tracking_uid: str, form: dict[str, str]) -> dict[str, Any]:
     """The values of the form that differ from the finding's."""
-    changes: dict[str, Any] = {}
-    length = form.get("long_axis_mm", "").strip().replace(",", ".")
+    length, value = form.get("long_axis_mm", "").strip().replace(",", "."), None
     if length:
         try:
             value = round(float(length), 1)
         except ValueError:
             raise FeedbackError("The long axis must be a number of millimetres.") from None
-        if not isfinite(value) or not 0 < value <= _LONGEST_MM:
-            raise FeedbackError(f"The long axis must be more than 0 and at most {_LONGEST_MM:.0f} mm.")
-        if nodule.long_axis_mm is None or value != round(nodule.long_axis_mm, 1):
-            changes["long_axis_mm"] = value
+        if not isfinite(value) or not 0 < value <= LONGEST_MM:
+            raise FeedbackError(f"The long axis must be more than 0 and at most {LONGEST_MM:.0f} mm.")
     attenuation = form.get("attenuation", "")
     if attenuation and attenuation not in ATTENUATIONS:
         raise FeedbackError("There is no such attenuation type.")
-    if attenuation and attenuation != nodule.attenuation:
-        changes["attenuation"] = attenuation
     suspicion = _whole(form, "suspicion", max(SUSPICION))
-    return changes | ({"suspicion": suspicion} if suspicion else {})
+    return feedback.differing(
+        session, job, tracking_uid, long_axis_mm=value, attenuation=attenuation, suspicion=suspicion
+    )
 
 
 def _whole(form: dict[str, str], name: str, most: int) -> int | None:

@@ -120,6 +120,8 @@ def test_generated_requests(program: Program, document: Any, name: str) -> None:
                 case.headers["Idempotency-Key"] = (
                     f"{case.headers['Idempotency-Key'][:150]}-{statuses.total()}"
                 )
+            if isinstance(case.body, dict) and "job_id" in case.body:
+                case.body["job_id"] = 1
         # not sent, or not as it is: then the request is not as wrong as it is meant to be
         assume(not any(_is_lost(value) for value in (case.query or {}).values()))
         answer = case.call(headers=headers)

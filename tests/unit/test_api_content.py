@@ -333,6 +333,56 @@ def test_missed_studies_and_models(program: Program) -> None:
     assert len(cadx["sha256"]) == 64
 
 
+def test_verdicts_of_a_program(program: Program, story: Story) -> None:
+    """The same rules as on the page, once for each key, and in the record under the name of the client."""
+    path, pattern = f"/studies/{story.study_uid}", RESULT["findings"][0]
+    analysed(story, RESULT | {"findings": [pattern | {"tracking_uid": "1.2.9"}]})
+    program.browser.now = story.now
+    Summaries(story.database, story.directory).tick()
+    one = {"job_id": 1, "tracking_uid": "1.2.9"}
+
+    def judge(**said: Any) -> Any:
+        key = str(sorted(said.items())).replace(" ", "")
+        answer = program.ask(f"{path}/verdicts", one | said, headers={"Idempotency-Key": key})
+        return answer.json() if answer.status_code == 200 else answer.json()["code"]
+
+    assert judge(kind="accepted") == {"changed": 1, "repeated": False}
+    assert judge(kind="accepted") == {"changed": 1, "repeated": True}
+    assert judge(kind="rejected", reason="vessel", text="it branches")["changed"] == 1
+    edit = {"long_axis_mm": 14.24, "attenuation": pattern["attenuation"], "suspicion": 4}
+    assert judge(kind="edited", **edit)["changed"] == 1
+    missed = {"kind": "missed", "tracking_uid": None, "slice": 7, "text": "left apex"}
+    assert judge(**missed)["changed"] == 1
+    wrong = (
+        {"kind": "edited"},
+        {"kind": "rejected"},
+        {"kind": "accepted", "reason": "scar"},
+        {"kind": "accepted", "suspicion": 2},
+        {"kind": "accepted", "slice": 2},
+        {"kind": "accepted", "tracking_uid": None},
+        {"kind": "accepted", "tracking_uid": "1.2.10"},
+        {"kind": "missed", "tracking_uid": None, "text": "no slice"},
+    )
+    assert {judge(**said) for said in wrong} == {"verdict"}
+    assert (judge(kind="accepted", job_id=2), judge(kind="lost")) == ("no-result", "invalid")
+    assert judge(kind="rejected", reason="not_stated") == "invalid"
+    found = program.ask(path).json()["feedback"]
+    assert [(line["kind"], line["source"]) for line in found["nodules"][0]["verdicts"]] == [
+        ("edited", "api"),
+        ("rejected", "api"),
+        ("accepted", "api"),
+    ]
+    assert found["nodules"][0]["verdicts"][0]["detail"].startswith("long axis 14.2 mm, malignancy 4 of 5")
+    (lost,) = found["missed"]
+    assert judge(kind="withdrawn", tracking_uid=lost["tracking_uid"])["changed"] == 1
+    with story.database.read() as session:
+        query = select(AuditEvent).where(AuditEvent.event == "verdict")
+        rows = session.execute(query).scalars().all()
+    assert {row.actor for row in rows} == {"client:administrator-program"}
+    assert len(rows) == 5
+    assert "it branches" not in str([row.objects for row in rows])
+
+
 # the record
 
 

@@ -58,7 +58,7 @@ def test_the_examples_work(browser: Browser, story: Story) -> None:
     }
     program.role = None
     lines = [line for line in TEXT.splitlines() if line.startswith("curl ")]
-    assert len(lines) == 9
+    assert len(lines) == 11
     for line in lines:
         command = Command.parse(line, variables)
         path = command.url.removeprefix(ADDRESS)

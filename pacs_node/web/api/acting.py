@@ -25,6 +25,7 @@ from pacs_node.tokens import KeyReusedError
 from pacs_node.web.api.gate import client_of
 from pacs_node.web.api.problems import Code, ProblemError
 from pacs_node.web.api.record_schemas import Changed, Reason
+from pacs_node.web.api.values import Sent
 
 _CODES: dict[type[ActionError], Code] = {
     BadReasonError: Code.INVALID,
@@ -60,7 +61,7 @@ def problem_of(error: ActionError) -> ProblemError:
 def act(
     database: Database,
     request: Request,
-    body: Reason,
+    body: Sent,
     key: str | None,
     action: Callable[[Session, Word], int],
     *,
@@ -73,7 +74,7 @@ def act(
     ProblemError
         Why not; nothing was changed.
     """
-    who, word = client_of(request), word_of(request, body.reason, at)
+    who, word = client_of(request), word_of(request, body.reason if isinstance(body, Reason) else "", at)
     digest = hashlib.sha256(f"{request.url.path} {body.model_dump_json()}".encode()).hexdigest()
     try:
         with database.write() as session:

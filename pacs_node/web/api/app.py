@@ -33,6 +33,7 @@ from pacs_node.web.api.people import People
 from pacs_node.web.api.problems import Code, Problem, ProblemError, declared
 from pacs_node.web.api.record import Record
 from pacs_node.web.api.studies import Studies
+from pacs_node.web.api.verdicts import Verdicts
 from pacs_node.web.guard import Looks
 
 Handler = Callable[[Request, Exception], Awaitable[Response]]
@@ -85,6 +86,7 @@ def make_api(
         *Exchange(database, settings, clock, examinations).operations(),
         *Amiss(database, settings, clock, looks).operations(),
         *Studies(database, settings, clock, looks).operations(),
+        *Verdicts(database, clock).operations(),
         *Record(database, settings, clock, looks).operations(),
         *People(database, passwords, clock).operations(),
     )
