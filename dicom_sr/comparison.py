@@ -94,6 +94,13 @@ def change_code(pair: Pair) -> Code:
     return codes.CHANGES[pair.change]
 
 
+def change_words(pair: Pair) -> str:
+    """What became of a nodule, e.g. ``growing`` or ``not seen any more``."""
+    if pair.change is not None:
+        return pair.change.value
+    return "change not known" if pair.standing is Standing.MATCHED else str(pair.standing)
+
+
 def change_rows(pair: Pair) -> list[ChangeRow]:
     """Numbers of the change of a nodule that both examinations show: diameter, volume, doubling time.
 

@@ -88,7 +88,8 @@ def change_sentences(pair: Pair, prior: date, current: date, wording: Wording = 
             volume_now=now.volume_mm3,
         )
         if pair.doubling is not None:
-            yield wording.say("volume_change", percent=100 * pair.doubling.change)
+            words = wording.word(pair.doubling.growth.value)
+            yield wording.say("volume_change", percent=100 * pair.doubling.change, words=words)
         if (days := doubling_days(pair)) is not None:
             yield wording.say("doubling_time", days=days)
     if pair.reason and pair.standing is not Standing.OUTSIDE_PRIOR:

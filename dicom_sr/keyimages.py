@@ -154,15 +154,15 @@ def render_overview(volume: Volume, findings: Sequence[Finding], path: Path, *, 
         outline = _outline(_scaled_mask(view.turn(shadow), picture.size), 2)
         canvas.paste(OUTLINE, (0, 0), Image.fromarray(outline.astype(np.uint8) * 255))
         ys, xs = np.nonzero(outline)
-        _label(draw, (int(xs.max()) + 6, int(ys.min()) - 6), str(number), size=18, colour=OUTLINE)
+        label_at(draw, (int(xs.max()) + 6, int(ys.min()) - 6), str(number), size=18, colour=OUTLINE)
     _side_letters(draw, picture.size, top="H", bottom="F")
-    _scale_bar(draw, (16, picture.height - 18), 50, scale)
+    scale_bar(draw, (16, picture.height - 18), 50, scale)
     lines = [
         f"{len(findings)} finding{'s' if len(findings) != 1 else ''}, seen from the front (mean projection)",
         f"Automatic, not reviewed by a physician. {note}".strip(),
         RESEARCH_USE,
     ]
-    _caption(draw, picture.height, lines)
+    write_caption(draw, picture.height, lines)
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(path, compress_level=4)
     return path
@@ -195,9 +195,9 @@ def _key_image(volume: Volume, finding: Finding, caption: Sequence[str]) -> Imag
     canvas = Image.new("RGB", (MAIN + ZOOM, MAIN + CAPTION), DARK)
     left, top = (MAIN - picture.width) // 2, (MAIN - picture.height) // 2
     canvas.paste(picture, (left, top))
-    centre, extent = _middle(mask, view)
+    centre, extent = middle(mask, view)
     reach = max(25.0, 0.75 * extent)
-    plain, outlined = _zoom(grey, mask, view, centre, reach)
+    plain, outlined = zoom(grey, mask, view, centre, reach)
     canvas.paste(plain, (MAIN, 0))
     canvas.paste(outlined, (MAIN, ZOOM))
     draw = ImageDraw.Draw(canvas)
@@ -206,15 +206,15 @@ def _key_image(volume: Volume, finding: Finding, caption: Sequence[str]) -> Imag
     half = reach * scale
     draw.rectangle((x - half, y - half, x + half, y + half), outline=OUTLINE, width=1)
     _side_letters(draw, (MAIN, MAIN), top="A", bottom="P")
-    _scale_bar(draw, (16, MAIN - 18), 50, scale)
-    _scale_bar(draw, (MAIN + 14, ZOOM - 16), 10, ZOOM / (2 * reach))
+    scale_bar(draw, (16, MAIN - 18), 50, scale)
+    scale_bar(draw, (MAIN + 14, ZOOM - 16), 10, ZOOM / (2 * reach))
     draw.line((MAIN, 0, MAIN, MAIN), fill=DARK, width=2)
     draw.line((MAIN, ZOOM, MAIN + ZOOM, ZOOM), fill=DARK, width=2)
-    _caption(draw, MAIN, caption)
+    write_caption(draw, MAIN, caption)
     return canvas
 
 
-def _middle(mask: NDArray[np.bool_], view: View) -> tuple[tuple[float, float], float]:
+def middle(mask: NDArray[np.bool_], view: View) -> tuple[tuple[float, float], float]:
     """Middle (row, column) of the mask's bounding box and the box's longer side in mm."""
     spans = [np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0)]
     row, column = ((float(span[0]) + float(span[-1])) / 2 for span in spans)
@@ -238,7 +238,7 @@ def _resized(grey: NDArray[np.uint8], view: View, longest: int) -> tuple[Image.I
     return image.convert("RGB"), scale
 
 
-def _zoom(
+def zoom(
     grey: NDArray[np.uint8], mask: NDArray[np.bool_], view: View, centre: tuple[float, float], reach: float
 ) -> tuple[Image.Image, Image.Image]:
     """`reach` mm to each side of `centre`, without and with the outline of the mask."""
@@ -272,7 +272,7 @@ def _outline(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
     return grown & ~mask
 
 
-def _label(
+def label_at(
     draw: ImageDraw.ImageDraw,
     at: tuple[int, int],
     text: str,
@@ -281,19 +281,21 @@ def _label(
     colour: Colour,
     anchor: str = "la",
 ) -> None:
+    """Write a text with a dark rim, readable on any grey; `anchor` as Pillow has it."""
     font = ImageFont.load_default(size)
     draw.text(at, text, font=font, fill=colour, anchor=anchor, stroke_width=2, stroke_fill=(0, 0, 0))
 
 
 def _side_letters(draw: ImageDraw.ImageDraw, size: tuple[int, int], *, top: str, bottom: str) -> None:
     width, height = size
-    _label(draw, (12, height // 2), "R", size=26, colour=TEXT, anchor="lm")
-    _label(draw, (width - 12, height // 2), "L", size=26, colour=TEXT, anchor="rm")
-    _label(draw, (width // 2, 10), top, size=18, colour=MUTED, anchor="ma")
-    _label(draw, (width // 2, height - 10), bottom, size=18, colour=MUTED, anchor="md")
+    label_at(draw, (12, height // 2), "R", size=26, colour=TEXT, anchor="lm")
+    label_at(draw, (width - 12, height // 2), "L", size=26, colour=TEXT, anchor="rm")
+    label_at(draw, (width // 2, 10), top, size=18, colour=MUTED, anchor="ma")
+    label_at(draw, (width // 2, height - 10), bottom, size=18, colour=MUTED, anchor="md")
 
 
-def _scale_bar(draw: ImageDraw.ImageDraw, at: tuple[int, int], length_mm: int, scale: float) -> None:
+def scale_bar(draw: ImageDraw.ImageDraw, at: tuple[int, int], length_mm: int, scale: float) -> None:
+    """Draw a length to the right of a place; `scale` in picture pixels per mm."""
     x, y = at
     end = x + length_mm * scale
     for colour, width in ((DARK, 7), (TEXT, 3)):  # a dark rim: enlargements may be white
@@ -301,10 +303,11 @@ def _scale_bar(draw: ImageDraw.ImageDraw, at: tuple[int, int], length_mm: int, s
         draw.line((x - grow, y, end + grow, y), fill=colour, width=width)
         for tick in (x, end):
             draw.line((tick, y - 5 - grow, tick, y + 5 + grow), fill=colour, width=width)
-    _label(draw, (x, y - 8), f"{length_mm} mm", size=15, colour=TEXT, anchor="ld")
+    label_at(draw, (x, y - 8), f"{length_mm} mm", size=15, colour=TEXT, anchor="ld")
 
 
-def _caption(draw: ImageDraw.ImageDraw, top: int, lines: Sequence[str]) -> None:
+def write_caption(draw: ImageDraw.ImageDraw, top: int, lines: Sequence[str]) -> None:
+    """Write the three lines of a caption from this row of the picture on."""
     for row, (line, size) in enumerate(zip(lines, (20, 16, 16), strict=True)):
         colour = TEXT if row == 0 else MUTED
         draw.text((14, top + 10 + 27 * row), line, font=ImageFont.load_default(size), fill=colour)

@@ -12,6 +12,7 @@ from dicom_sr.conclusion import no_nodule_sentence
 from dicom_sr.context import NOT_REVIEWED, RESEARCH_USE
 from dicom_sr.keyimages import KeyImage
 from dicom_sr.pages import BODY, HEADING, NOTE, STRONG, TITLE, Pages, Style, drawable
+from dicom_sr.pairimages import PairImages
 from inference.types import ModelCard
 
 _WIDE = 470.0
@@ -43,17 +44,26 @@ def summary_pages(summary: Mapping[str, Any]) -> list[Figure]:
 
 
 def report_pages(
-    summary: Mapping[str, Any], key_images: Sequence[KeyImage] = (), overview: Path | None = None
+    summary: Mapping[str, Any],
+    key_images: Sequence[KeyImage] = (),
+    overview: Path | None = None,
+    pairs: Sequence[PairImages] = (),
 ) -> list[Figure]:
-    """The summary, then key images, models with their measured performance, other series and provenance.
+    """The summary, then pictures, models with their measured performance, other series and provenance.
 
     Parameters
     ----------
     summary
         From `dicom_sr.summary.result_json` or `not_analysed_json`.
+    pairs
+        Pictures of the comparison with a prior examination.
     """
     pages = _pages(summary)
     _first_part(pages, summary)
+    if pairs:
+        pages.heading(f"Compared with {summary['comparison']['prior']['date']}")
+    for images in pairs:
+        pages.picture(images.picture, 0.6 * _WIDE)
     if key_images or overview is not None:
         pages.heading("Key images")
     if overview is not None:
@@ -101,6 +111,8 @@ def _first_part(pages: Pages, summary: Mapping[str, Any]) -> None:
         pages.text(f"Warning: {warning}", STRONG)
     if summary["findings"]:
         _findings(pages, summary["findings"])
+    if summary["comparison"]:
+        _comparison(pages, summary["comparison"])
     if summary["observations"]:
         pages.heading("Other observations")
         for row in summary["observations"]:
@@ -162,6 +174,41 @@ def _findings(pages: Pages, findings: Sequence[Mapping[str, Any]]) -> None:
                 for f in finding["features"]
             )
             pages.text(f"{finding['tracking_id']}: {words}", NOTE)
+
+
+def _comparison(pages: Pages, comparison: Mapping[str, Any]) -> None:
+    then, now = comparison["prior"]["date"], comparison["date"]
+    answer = "Compared" if comparison["reason"] is None else "Not compared"
+    pages.heading(f"{answer} with the examination of {then}")
+    for sentence in comparison["sentences"]:
+        pages.text(sentence)
+    if comparison["pairs"]:
+        head = ("Nodule", "Site", f"Since {then}", then, now, "Change of volume", "Doubling time")
+        widths = (62.0, 72.0, 97.0, 92.0, 92.0, 48.0, 48.0)
+        pages.table(head, (_pair_cells(pair, then) for pair in comparison["pairs"]), widths)
+
+
+def _pair_cells(pair: Mapping[str, Any], then: str) -> tuple[str, ...]:
+    named = pair["current"] or pair["prior"]
+    marked = pair["current"] is not None and pair["current"]["number"] is not None
+    change, days = pair["volume_change"], pair["doubling_days"]
+    by_volume = f"By volume: {pair['volume_words']}" if pair["volume_words"] else ""
+    return (
+        named["tracking_id"] if marked else f"{named['tracking_id']} of {then}",
+        named["site"],
+        ". ".join(filter(None, (pair["words"], pair["reason"], by_volume))),
+        _side_words(pair["prior"], pair["standing"]),
+        _side_words(pair["current"], pair["standing"]),
+        "-" if change is None else f"{100 * change:+.0f} %",
+        "-" if days is None else f"{days:.0f} days",
+    )
+
+
+def _side_words(side: Mapping[str, Any] | None, standing: str) -> str:
+    if side is None:
+        return "not shown" if standing.startswith("outside") else "not seen"
+    m = side["measurements"]
+    return f"{m['mean_diameter_mm']:.1f} mm, {m['volume_mm3']:.0f} mm³"
 
 
 def _cells(finding: Mapping[str, Any]) -> tuple[str, ...]:

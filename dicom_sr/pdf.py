@@ -22,6 +22,7 @@ from dicom_sr.header import (
 )
 from dicom_sr.keyimages import KeyImage
 from dicom_sr.pages import to_pdf
+from dicom_sr.pairimages import PairImages
 from dicom_sr.paper import report_pages
 from dicom_sr.source import copied, patient_and_study
 from dicom_sr.verify import VerificationError
@@ -36,6 +37,7 @@ def print_report(
     *,
     key_images: Sequence[KeyImage] = (),
     overview: Path | None = None,
+    pairs: Sequence[PairImages] = (),
 ) -> bytes:
     """Print a result as PDF; the same result gives the same bytes.
 
@@ -43,8 +45,10 @@ def print_report(
     ----------
     summary
         From `dicom_sr.summary.result_json` or `not_analysed_json`.
+    pairs
+        Pictures of the comparison with a prior examination.
     """
-    pages = report_pages(summary, key_images, overview)
+    pages = report_pages(summary, key_images, overview, pairs)
     return to_pdf(pages, title=DOCUMENT_TITLE, created_at=context.created_at)
 
 

@@ -104,12 +104,13 @@ def render_stacks(volume: Volume, findings: Sequence[Finding], directory: Path) 
     """
     directory.mkdir(parents=True, exist_ok=True)
     return tuple(
-        _stack(volume, finding, directory / f"nodule-{number:02d}-slices.webp")
+        render_stack(volume, finding, directory / f"nodule-{number:02d}-slices.webp")
         for number, finding in enumerate(findings, start=1)
     )
 
 
-def _stack(volume: Volume, finding: Finding, path: Path) -> SliceStack:
+def render_stack(volume: Volume, finding: Finding, path: Path) -> SliceStack:
+    """Write the lossless WebP of one finding."""
     steps = volume.affine_index_to_lps[:3, :3]
     view = View.of(steps[:, 1], steps[:, 2], down=BACK, right=LEFT_OF_PATIENT)
     chosen = _chosen(volume, finding)

@@ -5,7 +5,7 @@ renamed or given another meaning without a new major number.
 
 ::
 
-    schema_version   "1.3"
+    schema_version   "1.4"
     notice           research-use sentence
     status           "analysed" | "not_analysed"
     reason           null | {code, sentence}
@@ -15,7 +15,9 @@ renamed or given another meaning without a new major number.
     findings         [{number, tracking_uid, tracking_id, site, attenuation, key_slice, point_lps_mm,
                        long_axis_lps_mm, short_axis_lps_mm, measurements, detection_probability,
                        malignancy, features, descriptors: [{name, value, unit, source}], key_image,
-                       stack: null | {file, rows, columns, pixel_mm, windows, key, slices}}]
+                       stack: null | {file, rows, columns, pixel_mm, windows, key, slices},
+                       comparison: null | {sentence}}]
+    comparison       null | what became of it since a prior examination: `dicom_sr.compared`
     sentence_pairs   [{feature, positive: [text], negative: [text]}]  that a nodule was compared with
     observations     [{name, title, value, probability}]
     models           [{name, version, task, weights_sha256, parameters, performance, limits, ...}]
@@ -40,16 +42,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from pydicom import Dataset
 
 from dicom_sr.codes import feature_codes, site_words
+from dicom_sr.compared import comparison_json, finding_comparison
 from dicom_sr.conclusion import no_nodule_sentence
 from dicom_sr.context import NOT_REVIEWED, RESEARCH_USE, OtherSeries, ResultContext
 from dicom_sr.evaluations import observation_title
 from dicom_sr.keyimages import KeyImage
+from dicom_sr.pairimages import PairImages
 from dicom_sr.source import readable
 from dicom_sr.stacks import SliceStack
 from inference.errors import ReasonCode
 from inference.types import Finding, ModelCard, Result, Volume
 
-SCHEMA_VERSION = "1.3"
+SCHEMA_VERSION = "1.4"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,7 @@ def result_json(
     key_images: Sequence[KeyImage] = (),
     stacks: Sequence[SliceStack] = (),
     sentence_pairs: Sequence[SentencePair] = (),
+    pairs: Sequence[PairImages] = (),
     timings_s: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Describe an analysed series; see the module for the layout.
@@ -128,6 +133,8 @@ def result_json(
     ----------
     key_images, stacks
         In the order of the findings, or none.
+    pairs
+        Pictures of the comparison, in the order of its pairs, or none.
     sentence_pairs
         Of the model that read the features, if one did.
     timings_s
@@ -139,13 +146,14 @@ def result_json(
     out["series"]["analysed"] = _analysed(volume, headers[0])
     out["findings"] = [
         _finding(volume, finding, number, pictures.get(finding.tracking_id))
-        | {"stack": scrolled.get(finding.tracking_id)}
+        | {"stack": scrolled.get(finding.tracking_id), "comparison": finding_comparison(result, finding)}
         for number, finding in enumerate(result.findings, start=1)
     ]
     out["observations"] = [
         {**asdict(observation), "title": observation_title(observation.name)}
         for observation in result.observations
     ]
+    out["comparison"] = comparison_json(result, pairs)
     out["warnings"] = list(result.warnings)
     out["sentence_pairs"] = [
         {"feature": row.feature, "positive": list(row.positive), "negative": list(row.negative)}
@@ -182,6 +190,7 @@ def report_html(
     key_images: Sequence[KeyImage] = (),
     overview: Path | None = None,
     stacks: Sequence[SliceStack] = (),
+    pairs: Sequence[PairImages] = (),
     deliveries: Sequence[DeliveryLine] = (),
 ) -> str:
     """Render the report page: one file that asks nothing of the network.
@@ -194,6 +203,8 @@ def report_html(
         From `result_json` or `not_analysed_json`.
     stacks
         The slices of the findings, shown with their outlines.
+    pairs
+        Pictures of the comparison, in the order of its pairs, or none.
     """
     environment = Environment(
         loader=PackageLoader("dicom_sr"),
@@ -208,6 +219,7 @@ def report_html(
         none_found=no_nodule_sentence([ModelCard(**_card(model)) for model in summary["models"]]),
         pictures=[(image, _data_uri(image.path)) for image in key_images],
         overview=_data_uri(overview) if overview else None,
+        changes=[(images.caption, _data_uri(images.picture)) for images in pairs],
         slices={stack.tracking_id: (stack, _data_uri(stack.path)) for stack in stacks},
         deliveries=deliveries,
     )
@@ -245,6 +257,7 @@ def _base(
             "refused": [{**other._asdict(), "description": ""} for other in context.other_series],
         },
         "findings": [],
+        "comparison": None,
         "observations": [],
         "sentence_pairs": [],
         "models": [{**asdict(card), "performance": list(card.performance)} for card in context.cards],

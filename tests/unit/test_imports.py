@@ -57,8 +57,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "context narrative",
         "header keyimages comparison",
         "content verify_seg verify_comparison stacks",
-        "evaluations narrative_sr pairimages",
+        "evaluations narrative_sr pairimages earlier",
         "conclusion seg verify",
+        "compared",
         "report summary paper",
         "capture pdf",
     ),
@@ -76,7 +77,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "oidc_metadata record_fhir_read smart hl7_message",
         "oidc record_fhir",
         "connections one_node record_sources",
-        "config db spool association dicomweb engines gate gate_association priors_archive",
+        "config db spool association dicomweb engines gate gate_association priors_archive case_priors",
         "db_accounts db_feedback db_notices db_record db_tokens",
         (
             "audit study_state leases storage case dimse config_template config_docs migrations migrations.*"
@@ -158,7 +159,7 @@ ONLY: dict[str, str] = {
     "pacs_node.damage pacs_node.config pacs_node.notices pacs_node.receiving pacs_node.recorder "
     "pacs_node.db pacs_node.errors pacs_node.gate pacs_node.gate_* pacs_node.spool "
     "pacs_node.storage pacs_node.tls",
-    "pacs_node.case": "inference.* dicom_sr.* pacs_node pacs_node.reader pacs_node.request "
+    "pacs_node.case": "inference.* dicom_sr.* pacs_node pacs_node.case_priors pacs_node.reader pacs_node.request "
     "pacs_node.spool pacs_node.states",
     "pacs_node.confinement": "",
     "pacs_node.returned_files": "dicom_sr.codes dicom_sr.header inference.decode inference.errors "
@@ -190,7 +191,7 @@ ONLY: dict[str, str] = {
 
 #: Who alone imports these, inside the repository and outside.
 IMPORTERS: dict[str, str] = {
-    "inference.analyse": "pacs_node.case inference.evaluate* inference.train*",
+    "inference.analyse": "pacs_node.case pacs_node.case_priors inference.evaluate* inference.train*",
     "inference.phantom": "inference.phantom* inference.evaluate* inference.train* pacs_node.demo",
     "dicom_sr.capture": "pacs_node.case",
     "dicom_sr.pdf": "pacs_node.case",

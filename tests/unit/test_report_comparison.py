@@ -135,7 +135,9 @@ def test_sentences_say_both_dates() -> None:
     first, grown, new, unseen, unknown, gone, hidden, again = comparison_sentences(RESULT)
     assert first == "Compared with the examination of 2025-01-06, 361 days before this one of 2026-01-02."
     assert "Since 2025-01-06: growing; mean diameter from 5.2 to 7.1 mm, volume from" in grown
-    assert grown.endswith("Change of volume +200 %. Volume doubling time 223 days.")
+    assert grown.endswith(
+        "Change of volume +200 %: growing, doubling in less than 400 days. Volume doubling time 223 days."
+    )
     assert new.endswith("Not seen on 2025-01-06: new.")
     assert unseen.endswith(
         "The examination of 2025-01-06 does not show its place, so its change is not known."
@@ -177,6 +179,7 @@ def test_no_doubling_time_of_what_does_not_grow(seg: tuple[Dataset, Path], tmp_p
     assert number(child(group, "NN-6")) == (-5.0, "%")
     assert children(group, "NN-5") == []
     words = comparison_sentences(result)[1]
+    assert "Change of volume -5 %: no growth (volume change below 25 %)." in words
     assert "doubling" not in words
     assert words.endswith("It was seen on 2026-01-02 only when its place was looked at again.")
 

@@ -52,6 +52,7 @@ TOP_LEVEL = {
     "study",
     "series",
     "findings",
+    "comparison",
     "observations",
     "sentence_pairs",
     "models",
@@ -98,7 +99,7 @@ def test_layout_is_the_documented_one(rich: tuple[dict[str, Any], Any, Any]) -> 
     summary, _, _ = rich
     assert set(summary) == TOP_LEVEL
     assert set(not_analysed_json(HEADERS, "GAP", "A gap.", CONTEXT)) == TOP_LEVEL
-    assert summary["schema_version"] == "1.3"
+    assert summary["schema_version"] == "1.4"
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     assert summary["sentence_pairs"] == [
         {"feature": "margin", "positive": ["Sharp."], "negative": ["Blurred."]}
