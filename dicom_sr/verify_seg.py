@@ -45,6 +45,28 @@ def segment_differences(seg: Dataset, volume: Volume, result: Result) -> Iterato
         yield f"segment {segment_number} has no frame on slice {z}"
 
 
+def read_masks(seg: Dataset, volume: Volume) -> Iterator[tuple[int, int, NDArray[np.bool_]]]:
+    """Read the masks of a SEG of the volume.
+
+    Yields
+    ------
+    int, int, ndarray
+        Segment number, slice of the volume, and the mask on it, bool, shape (rows, columns).
+
+    Raises
+    ------
+    ValueError
+        A frame doesn't lie on a slice of the volume.
+    """
+    for number, group in enumerate(seg.PerFrameFunctionalGroupsSequence):
+        plane = _pixels(seg, number)
+        z, difference = _place(seg, group, plane.shape, volume)
+        if difference or plane.shape != volume.array.shape[1:]:
+            raise ValueError(difference or "the SEG has another matrix than the series")
+        for segment, mask in _masks(seg, group, plane):
+            yield segment, z, mask
+
+
 def _description(segment: Dataset, finding: Finding) -> Iterator[str]:
     """Type, site, colour and kind of algorithm of one segment."""
     kind = segment.SegmentedPropertyTypeCodeSequence[0].CodeValue

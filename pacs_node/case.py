@@ -40,6 +40,7 @@ from inference.record_person import gathered
 from inference.registry import FUSION, TEXT, Pipeline, load_pipeline
 from inference.types import Observation, Result, Volume
 from pacs_node import __version__
+from pacs_node.case_priors import compared
 from pacs_node.reader import OpenReader, Reader, confined_reader
 from pacs_node.request import CaseFile, CaseOutcome, CaseRequest, Refusal
 from pacs_node.spool import sync_directory
@@ -105,20 +106,22 @@ def run_case(request: CaseRequest, progress: Progress | None = None) -> CaseOutc
                 progress=progress,
                 device=request.device,
             )
-            result = replace(
-                result,
-                observations=(*result.observations, *_by_guidelines(request, loaded, result, reading)),
-                warnings=(
-                    *result.warnings,
-                    *request.notes,
-                    *_record_warnings(request, pipeline, reading),
-                ),
-            )
     except UnsuitableSeriesError as error:
         refusal = Refusal(error.code, error.sentence)
         if not request.last_resort:
             return CaseOutcome(JobOutcome.NOT_ANALYSED.value, (), refusal.code.value, refusal.sentence)
         return _refuse(request, refusal, pipeline, watch)
+    found = compared(request, loaded, result, pipeline, reader=_reader(request), stage=watch.stage)
+    said = _by_guidelines(request, loaded, found.result, reading)
+    result = replace(
+        found.result,
+        observations=(*result.observations, *said),
+        warnings=(
+            *found.result.warnings,
+            *request.notes,
+            *_record_warnings(request, pipeline, reading),
+        ),
+    )
     return _write_results(request, loaded, result, pipeline, watch)
 
 
@@ -135,7 +138,9 @@ def _by_guidelines(
     request: CaseRequest, loaded: LoadedSeries, result: Result, reading: RecordReading
 ) -> tuple[Observation, ...]:
     occasion = occasion_of(loaded.headers[0], site_says=request.screening)
-    return guideline_observations(result.findings, occasion, reading.record)
+    if request.no_prior:
+        occasion = replace(occasion, prior=False)
+    return guideline_observations(result.findings, occasion, reading.record, result.comparison)
 
 
 def _record_warnings(request: CaseRequest, pipeline: Pipeline, reading: RecordReading) -> Iterator[str]:

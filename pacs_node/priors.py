@@ -271,7 +271,12 @@ def _with(request: CaseRequest, gathered: Gathered) -> CaseRequest:
     """Return the request with what was found; compared with something else it is another result."""
     if not (gathered.priors or gathered.notes or gathered.no_prior):
         return request
-    told = [request.uid_salt, gathered.no_prior, *gathered.notes]
+    notes = [*gathered.notes]
+    if gathered.no_prior:
+        notes.append(
+            f"The archive {gathered.no_prior} has no earlier CT of the patient: read as a first examination."
+        )
+    told = [request.uid_salt, *notes]
     for prior in gathered.priors:
         told += [prior.study_uid, prior.series_uid, prior.input_digest, prior.source]
         if prior.result is not None:
@@ -280,6 +285,6 @@ def _with(request: CaseRequest, gathered: Gathered) -> CaseRequest:
         request,
         priors=tuple(gathered.priors),
         no_prior=gathered.no_prior,
-        notes=(*request.notes, *gathered.notes),
+        notes=(*request.notes, *notes),
         uid_salt=hashlib.sha256("\n".join(told).encode("utf-8")).hexdigest(),
     )

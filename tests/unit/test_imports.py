@@ -159,8 +159,8 @@ ONLY: dict[str, str] = {
     "pacs_node.damage pacs_node.config pacs_node.notices pacs_node.receiving pacs_node.recorder "
     "pacs_node.db pacs_node.errors pacs_node.gate pacs_node.gate_* pacs_node.spool "
     "pacs_node.storage pacs_node.tls",
-    "pacs_node.case": "inference.* dicom_sr.* pacs_node pacs_node.case_priors pacs_node.reader pacs_node.request "
-    "pacs_node.spool pacs_node.states",
+    "pacs_node.case": "inference.* dicom_sr.* pacs_node pacs_node.case_priors pacs_node.reader "
+    "pacs_node.request pacs_node.spool pacs_node.states",
     "pacs_node.confinement": "",
     "pacs_node.returned_files": "dicom_sr.codes dicom_sr.header inference.decode inference.errors "
     "inference.headers inference.uids",
