@@ -159,6 +159,44 @@ def histogram(path: Path, caption: Caption, values: Mapping[str, NDArray[np.floa
     _draw(path, caption, paint, wide=True)
 
 
+def intervals(
+    path: Path,
+    caption: Caption,
+    rows: Mapping[str, Mapping[str, tuple[float, float, float]]],
+    xlabel: str,
+) -> None:
+    """Figures with their intervals, one line for each label in a row; a dotted line stands at 0.
+
+    Parameters
+    ----------
+    rows
+        Row -> label -> value, low, high; the first row stands on top.
+    """
+    labels = list(dict.fromkeys(label for row in rows.values() for label in row))
+
+    def paint(axes: Axes) -> None:
+        axes.axvline(0, color=_SOFT, linestyle=":", linewidth=1)
+        for number, label in enumerate(labels):
+            here = [(place, row[label]) for place, row in enumerate(rows.values()) if label in row]
+            heights = [place + 0.22 * (number - (len(labels) - 1) / 2) for place, _ in here]
+            value, low, high = np.array([one for _, one in here]).T
+            axes.errorbar(
+                value,
+                heights,
+                xerr=np.stack([value - low, high - value]),
+                fmt="os^D"[number % 4],
+                color=_colour(number),
+                markersize=5,
+                linewidth=1.4,
+                label=label,
+            )
+        axes.set(xlabel=xlabel, yticks=range(len(rows)), yticklabels=list(rows))
+        axes.invert_yaxis()
+        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.12), ncols=max(len(labels), 1))
+
+    _draw(path, caption, paint, wide=True)
+
+
 def bland_altman(
     path: Path, caption: Caption, pairs: tuple[Floats, Floats], agreement: Agreement, units: tuple[str, str]
 ) -> None:

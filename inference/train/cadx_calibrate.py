@@ -213,20 +213,6 @@ def report(scores: Scores, calibration: tuple[float, float], resamples: int) -> 
     }
 
 
-def export(members: Sequence[CadxNetwork], shown: Shown, linear: Tensor, path: Path) -> None:
-    """Write embedding, logit and truth of nodules as NPZ, for the training of the fusion."""
-    scores = score(members, shown, linear)
-    np.savez_compressed(
-        path,
-        patient=np.array([nodule.patient for nodule in shown.nodules]),
-        nodule=np.array([nodule.name for nodule in shown.nodules]),
-        split=np.array([nodule.split.value for nodule in shown.nodules]),
-        image_logit=scores.logit.astype(np.float32),
-        embedding=embed(members[0], shown).numpy().astype(np.float32),
-        malignancy=np.array([truth_of(nodule).malignancy * 4 + 1 for nodule in shown.nodules]),
-    )
-
-
 def load_members(paths: Sequence[Path], text: Path) -> list[dict[str, Tensor]]:
     """The averaged network of each checkpoint, its state under LoRA."""
     nothing = np.zeros(len(NAMES), np.float32)
@@ -258,7 +244,6 @@ def main() -> None:
     for name in ("images", "masks", "table", "annotations", "intensity", "text", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--checkpoints", type=Path, nargs="+", required=True, help="one for each member")
-    parser.add_argument("--export", type=Path, help="NPZ of embeddings and logits of all rated nodules")
     parser.add_argument("--resamples", type=int, default=1000, help="of the patients, for the intervals")
     parser.add_argument("--test", action="store_true", help="report the test patients too")
     arguments = parser.parse_args()
@@ -284,8 +269,6 @@ def main() -> None:
         found["test"] = report(test, calibration.malignancy, arguments.resamples)
     arguments.out.with_suffix(".json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     _LOG.info("%s", json.dumps(found, indent=1))
-    if arguments.export:
-        export(members, show(nodules), linear, arguments.export)
 
 
 if __name__ == "__main__":

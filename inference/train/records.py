@@ -1,7 +1,7 @@
-"""Synthetic clinical records, drawn so that they tell of cancer exactly as published models say.
+"""Synthetic clinical records, drawn so that they tell of a disease exactly as published models say.
 
-No clinical record comes with the public images. A patient without a malignant nodule gets a record r from a
-base population q0, one with a malignant nodule from q1, where
+No clinical record comes with the public images. Each patient has one hidden state, healthy or diseased, and
+one record r, whatever nodules it has: from a base population q0 if healthy, else from q1, where
 
     q1(r) / q0(r) = exp(s(r)) / E_q0[exp(s)]
 
@@ -18,12 +18,24 @@ coefficients times items (`score`):
 
 Taking them together is an invention of this project: the models were never fitted jointly, and they count
 smoking more than once. The base population (`base_population`) is made of round numbers, not of a cohort.
-What is measured on such records says whether the fusion head can use a record, and nothing about patients.
+What is measured on such records says whether a fusion can use a record, and nothing about patients.
+
+How the hidden state comes about is one of three `Dependence`, and it is the only way in which a record knows
+anything of the images:
+
+- OUTCOME: the state is the truth that is predicted, whether a nodule of the patient is rated above 3. So the
+  record's log likelihood ratio is known exactly, and a fusion can be held against it. One bit for each
+  patient passes, through the ratio above and no other way.
+- RATINGS: the state is drawn by `disease_chance` from size, spiculation and texture as the radiologists
+  rated them, as EMeRALDS makes its records of ratings. The rating of malignancy is not read: given those
+  three, the record doesn't depend on it. What such a record tells is in the image too.
+- NONE: everybody is healthy, the record knows nothing. The control.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +45,37 @@ from inference.record import ITEMS, ClinicalRecord, Sex, Smoking
 STATUS = (Smoking.NEVER, Smoking.FORMER, Smoking.CURRENT)
 POOL = 200_000
 
+STEEPNESS = 2.0
+SMOOTH_SOLID_MM = 10.0
+
 Floats = NDArray[np.float64]
+
+
+class Dependence(StrEnum):
+    """What a record knows of the images; see the module."""
+
+    OUTCOME = "outcome"
+    RATINGS = "ratings"
+    NONE = "none"
+
+
+def disease_chance(diameter_mm: Floats, spiculation: Floats, texture: Floats) -> float:
+    """Chance of the hidden state of one patient from its nodules, for `Dependence.RATINGS`.
+
+    The logistic function of `STEEPNESS` times the image terms of Brock 2b (size, spiculation, part-solid or
+    non-solid) of the nodule where they are highest, less those of a smooth solid nodule of 10 mm. The
+    coefficients are published; the steepness and the 10 mm are round numbers of this project.
+
+    Parameters
+    ----------
+    diameter_mm, spiculation, texture
+        Shape (nodules,): longest diameter, and the readers' mean ratings from 1 to 5. Spiculated from 3 on;
+        non-solid below 2, solid above 4 (the mapping of arXiv 2504.21344).
+    """
+    size = -5.385484 * ((diameter_mm / 10) ** -0.5 - (SMOOTH_SOLID_MM / 10) ** -0.5)
+    kind = np.where(texture < 2, -0.1276, np.where(texture > 4, 0.0, 0.377))
+    highest = float((size + 0.7729335 * (spiculation >= 3) + kind).max())
+    return float(1 / (1 + np.exp(-STEEPNESS * highest)))
 
 
 @dataclass(frozen=True)
@@ -126,7 +168,7 @@ def score(people: Population) -> Floats:
 
 
 class RecordSource:
-    """Draws records for patients with and without a malignant nodule.
+    """Draws records for healthy and diseased patients.
 
     Parameters
     ----------
@@ -143,16 +185,21 @@ class RecordSource:
         self.log_ratio = s - np.log(odds.mean())
         self._share = odds / odds.sum()
 
-    def draw(self, malignant: NDArray[np.bool_], rng: np.random.Generator) -> tuple[Population, Floats]:
+    def draw(self, diseased: NDArray[np.bool_], rng: np.random.Generator) -> tuple[Population, Floats]:
         """One record for each patient.
+
+        Parameters
+        ----------
+        diseased
+            The hidden state, bool, shape (patients,).
 
         Returns
         -------
         people, log_ratio
-            `log_ratio` is the exact log likelihood ratio of each record.
+            `log_ratio` is the exact log likelihood ratio of each record for the hidden state.
         """
-        rows = rng.integers(len(self.pool), size=len(malignant))
-        rows[malignant] = rng.choice(len(self.pool), size=int(malignant.sum()), p=self._share)
+        rows = rng.integers(len(self.pool), size=len(diseased))
+        rows[diseased] = rng.choice(len(self.pool), size=int(diseased.sum()), p=self._share)
         return self.pool.take(rows), self.log_ratio[rows]
 
 
