@@ -33,9 +33,11 @@ from pacs_node.destinations import EchoResult
 from pacs_node.doctor_cli import doctor
 from pacs_node.errors import ConfigurationError, StaleStateError
 from pacs_node.evaluate_cli import evaluate
+from pacs_node.guidelines_cli import guidelines
 from pacs_node.missed_cli import missed
 from pacs_node.models_cli import models
 from pacs_node.notify_cli import notify
+from pacs_node.report_template_cli import report_template
 from pacs_node.storage import open_database
 from pacs_node.study_search import StudyQuery, list_studies
 from pacs_node.timeline import timeline, words
@@ -221,6 +223,8 @@ main.add_command(backup_command)
 main.add_command(doctor)
 main.add_command(failed_command)
 main.add_command(evaluate)
+main.add_command(guidelines)
+main.add_command(report_template)
 main.add_command(restore_command)
 main.add_command(users)
 main.add_command(tokens)

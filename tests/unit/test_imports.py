@@ -67,7 +67,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "returned_files",
         (
             "errors clock gpu states logs destinations peer present tcia request models_cli validators"
-            " validators.* gate_pdu dataset_head commitment hl7_ack"
+            " validators.* gate_pdu gate_wire dataset_head commitment hl7_ack"
             " confinement reader_tasks ballast doctor_findings http_limits record_codes"
         ),
         "tls gate_message archive reader reader_process record_facts record_http priors_store",
@@ -121,7 +121,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "web web.*",
         (
             "serve analyze accounts_cli tokens_cli audit_cli backup_cli dead_letters_cli"
-            " evaluate_cli validate_cli doctor_cli"
+            " evaluate_cli validate_cli doctor_cli guidelines_cli report_template_cli"
         ),
         "demo",
         "cli",
@@ -149,7 +149,7 @@ ONLY: dict[str, str] = {
     "pacs_node.study_state",
     "pacs_node.quick_rows": "pacs_node.db pacs_node.states",
     "pacs_node.gate": "pacs_node pacs_node.gate_pdu pacs_node.tls",
-    "pacs_node.gate_association": "inference.decode pacs_node pacs_node.gate_message pacs_node.gate_pdu",
+    "pacs_node.gate_association": "inference.decode pacs_node pacs_node.gate_message pacs_node.gate_pdu pacs_node.gate_wire",
     "pacs_node.recorder": "pacs_node.damage pacs_node pacs_node.clock pacs_node.connections pacs_node.db "
     "pacs_node.errors pacs_node.reception pacs_node.spool",
     "pacs_node.receiving": "pacs_node pacs_node.audit pacs_node.db pacs_node.errors "
