@@ -5,7 +5,9 @@ geometric shapes: results on it show that a pipeline works, not how it performs 
 """
 
 from inference.phantom.build import Phantom, make_phantom
+from inference.phantom.dates import DEFAULT_COURSES, Course, TwoDates, grown
 from inference.phantom.imaging import Kernel, SliceProfile
+from inference.phantom.motion import Motion, lung_ends
 from inference.phantom.specs import (
     DEFAULT_NODULES,
     Attachment,
@@ -20,12 +22,15 @@ from inference.phantom.structures import PhantomStructure, StructureKind, Struct
 from inference.phantom.write import write_phantom
 
 __all__ = [
+    "DEFAULT_COURSES",
     "DEFAULT_NODULES",
     "Attachment",
     "Calcification",
     "Content",
+    "Course",
     "Kernel",
     "Margin",
+    "Motion",
     "NoduleSpec",
     "Phantom",
     "PhantomNodule",
@@ -33,6 +38,9 @@ __all__ = [
     "SliceProfile",
     "StructureKind",
     "StructureSpec",
+    "TwoDates",
+    "grown",
+    "lung_ends",
     "make_phantom",
     "random_specs",
     "random_structures",

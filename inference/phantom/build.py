@@ -22,7 +22,7 @@ from inference.phantom.nodules import Scene, draw_nodules, place
 from inference.phantom.paint import Array, Grid
 from inference.phantom.specs import DEFAULT_NODULES, NoduleSpec, PhantomNodule
 from inference.phantom.structures import PhantomStructure, StructureSpec, draw_emphysema, draw_structures
-from inference.phantom.trees import draw_trees
+from inference.phantom.trees import Branch, draw_trees
 from inference.types import SourceFrame, Volume
 from inference.uids import derived_uid
 
@@ -103,14 +103,11 @@ def make_phantom(
         The grid is smaller than the chest, the lungs have no room for a nodule or a structure, or a number
         is out of its range.
     """
-    grid = _checked(Grid(shape, spacing_mm), dose, emphysema)
+    grid = checked(Grid(shape, spacing_mm), dose, emphysema)
     specs = DEFAULT_NODULES if nodules is None else tuple(nodules)
     thickness = spacing_mm[0] if slice_thickness_mm is None else slice_thickness_mm
     rng = np.random.default_rng(seed)
-    plan = Plan.draw(rng)
-    values, labels = _draw_body(plan, grid)
-    _add_texture(values, labels, grid, rng)
-    vessels = draw_trees(values, labels, grid, rng)
+    plan, values, labels, vessels = draw_chest(grid, rng)
     centres = place(specs, labels, grid, vessels, rng)
     # random numbers of their own: with or without them the rest stays the same
     others = Scene(values, labels, grid, np.random.default_rng([seed, 1]), plan)
@@ -122,10 +119,20 @@ def make_phantom(
     hu = np.clip(np.rint(values), -1024, 3071).astype(np.int16)
     finer = (slice_profile, dose, tuple(structures), emphysema)
     identity = _identity(seed, grid, specs, kernel, thickness=thickness, finer=finer)
-    return Phantom(_volume(hu, grid, thickness, identity), labels, drawn, kernel, seed, extra)
+    return Phantom(volume_of(hu, grid, thickness, identity), labels, drawn, kernel, seed, extra)
 
 
-def _checked(grid: Grid, dose: float | None, emphysema: float) -> Grid:
+def draw_chest(
+    grid: Grid, rng: np.random.Generator
+) -> tuple[Plan, Array, NDArray[np.uint8], tuple[Branch, ...]]:
+    """A chest without nodules and before imaging: its plan, HU, labels and lung vessels."""
+    plan = Plan.draw(rng)
+    values, labels = _draw_body(plan, grid)
+    _add_texture(values, labels, grid, rng)
+    return plan, values, labels, draw_trees(values, labels, grid, rng)
+
+
+def checked(grid: Grid, dose: float | None, emphysema: float) -> Grid:
     """The grid itself; ValueError where something is out of its range."""
     if dose is not None and dose <= 0:
         raise ValueError(f"a dose is positive, not {dose}")
@@ -183,7 +190,8 @@ def _add_texture(values: Array, labels: NDArray[np.uint8], grid: Grid, rng: np.r
         values[inside] += 22 * texture[inside]
 
 
-def _volume(hu: NDArray[np.int16], grid: Grid, thickness_mm: float, identity: tuple[str, ...]) -> Volume:
+def volume_of(hu: NDArray[np.int16], grid: Grid, thickness_mm: float, identity: tuple[str, ...]) -> Volume:
+    """A volume whose UIDs are made of its identity."""
     frames = tuple(
         SourceFrame(CT_IMAGE_STORAGE, derived_uid(*identity, "instance", str(number)))
         for number in range(len(hu))

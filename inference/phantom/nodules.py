@@ -113,7 +113,7 @@ def draw_nodules(
 ) -> tuple[PhantomNodule, ...]:
     """Paint the nodules into the scene and return their truth."""
     return tuple(
-        _draw_one(scene, spec, centre, LABEL_FIRST_NODULE + number)
+        draw_nodule(scene, spec, centre, LABEL_FIRST_NODULE + number)
         for number, (spec, centre) in enumerate(placed)
     )
 
@@ -122,7 +122,8 @@ _EDGE_MM = {Attenuation.PART_SOLID: 2.5, Attenuation.GROUND_GLASS: 2.8}
 _BODY_HU = {Attenuation.SOLID: 35.0, Attenuation.PART_SOLID: -560.0, Attenuation.GROUND_GLASS: -600.0}
 
 
-def _draw_one(scene: Scene, spec: NoduleSpec, centre: NDArray[np.float64], label: int) -> PhantomNodule:
+def draw_nodule(scene: Scene, spec: NoduleSpec, centre: NDArray[np.float64], label: int) -> PhantomNodule:
+    """Paint one nodule around a centre ((z, y, x) mm) and give it a label."""
     grid, rng, radius = scene.grid, scene.rng, spec.diameter_mm / 2
     box = grid.box(centre - 1.5 * spec.reach_mm - 4, centre + 1.5 * spec.reach_mm + 4)
     if box is None:
