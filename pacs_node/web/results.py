@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from pacs_node.web.comparison import ComparisonView, read_comparison
+from pacs_node.web.fields import mapping, mappings, number, sequence, text, texts, whole
+from pacs_node.web.slices import Stack, read_stack
+
 _LARGEST_BYTES = 16 << 20
-_MOST = 1 << 31
-_OUTLINE = re.compile(r"(M[0-9]+ [0-9]+([hv]-?[0-9]+)+z)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,37 +39,6 @@ class Feature:
     meaning: str
     probability: float | None
     pair: Pair | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Stack:
-    """The slices of a nodule in one picture, one below the other; see `dicom_sr.stacks`.
-
-    Parameters
-    ----------
-    rows, columns
-        Of one slice, pixels; the picture is as wide as there are `windows`.
-    height_mm, width_mm
-        Of one slice.
-    key
-        Place of the key slice.
-    slices
-        Index in the volume, z in mm, and the path of the outline of each.
-    """
-
-    file: str
-    rows: int
-    columns: int
-    height_mm: float
-    width_mm: float
-    windows: tuple[str, ...]
-    key: int
-    slices: tuple[tuple[int, float, str], ...]
-
-    @property
-    def as_json(self) -> str:
-        """The slices for the viewer's script."""
-        return json.dumps(self.slices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +107,7 @@ class ResultSummary:
     provenance: tuple[tuple[str, str], ...]
     timings: tuple[tuple[str, float], ...]
     n_slices: int | None
+    comparison: ComparisonView | None
 
     @property
     def analysed(self) -> bool:
@@ -172,67 +142,68 @@ def _read(path: Path, _changed_ns: int, size: int) -> ResultSummary | None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         return None
-    if not isinstance(found, dict) or not _text(found, "status"):
+    if not isinstance(found, dict) or not text(found, "status"):
         return None
-    reason = _mapping(found, "reason")
+    reason = mapping(found, "reason")
     return ResultSummary(
-        status=_text(found, "status"),
-        reason=": ".join(part for part in (_text(reason, "code"), _text(reason, "sentence")) if part),
+        status=text(found, "status"),
+        reason=": ".join(part for part in (text(reason, "code"), text(reason, "sentence")) if part),
         findings=tuple(
-            _finding(item, _mappings(found, "sentence_pairs")) for item in _mappings(found, "findings")
+            _finding(item, mappings(found, "sentence_pairs")) for item in mappings(found, "findings")
         ),
         observations=tuple(
             Observation(
-                _text(item, "name"), _text(item, "value"), _number(item, "probability"), _text(item, "title")
+                text(item, "name"), text(item, "value"), number(item, "probability"), text(item, "title")
             )
-            for item in _mappings(found, "observations")
+            for item in mappings(found, "observations")
         ),
-        models=tuple(_model(item) for item in _mappings(found, "models")),
-        warnings=_texts(found, "warnings"),
-        scan=_scan(_mapping(_mapping(found, "series"), "analysed")),
-        provenance=_provenance(_mapping(found, "provenance")),
-        timings=_timings(_mapping(found, "timings_s")),
-        n_slices=_whole(_sequence(_mapping(_mapping(found, "series"), "analysed"), "shape"), 0),
+        models=tuple(_model(item) for item in mappings(found, "models")),
+        warnings=texts(found, "warnings"),
+        scan=_scan(mapping(mapping(found, "series"), "analysed")),
+        provenance=_provenance(mapping(found, "provenance")),
+        timings=_timings(mapping(found, "timings_s")),
+        n_slices=whole(sequence(mapping(mapping(found, "series"), "analysed"), "shape"), 0),
+        comparison=read_comparison(mapping(found, "comparison")),
     )
 
 
 def _finding(item: dict[str, Any], sentences: Sequence[dict[str, Any]]) -> FindingLine:
-    measured = _mapping(item, "measurements")
-    malignancy = _mapping(item, "malignancy")
+    measured = mapping(item, "measurements")
+    malignancy = mapping(item, "malignancy")
     pairs = _pairs(item, sentences)
     return FindingLine(
-        number=_text(item, "number"),
-        tracking_id=_text(item, "tracking_id"),
-        site=_text(_mapping(item, "site"), "words"),
-        attenuation=_text(item, "attenuation"),
-        long_axis_mm=_number(measured, "long_axis_mm"),
-        short_axis_mm=_number(measured, "short_axis_mm"),
-        mean_diameter_mm=_number(measured, "mean_diameter_mm"),
-        volume_mm3=_number(measured, "volume_mm3"),
-        mean_hu=_number(measured, "mean_hu"),
-        detection_probability=_number(item, "detection_probability"),
-        malignancy=_number(malignancy, "image_only"),
-        malignancy_fused=_number(malignancy, "fused"),
+        number=text(item, "number"),
+        tracking_id=text(item, "tracking_id"),
+        site=text(mapping(item, "site"), "words"),
+        attenuation=text(item, "attenuation"),
+        long_axis_mm=number(measured, "long_axis_mm"),
+        short_axis_mm=number(measured, "short_axis_mm"),
+        mean_diameter_mm=number(measured, "mean_diameter_mm"),
+        volume_mm3=number(measured, "volume_mm3"),
+        mean_hu=number(measured, "mean_hu"),
+        detection_probability=number(item, "detection_probability"),
+        malignancy=number(malignancy, "image_only"),
+        malignancy_fused=number(malignancy, "fused"),
         features=tuple(
             Feature(
-                _text(feature, "name").replace("_", " "),
-                _text(feature, "meaning") or _text(feature, "value"),
-                _number(feature, "probability"),
-                pairs.get(_text(feature, "name")),
+                text(feature, "name").replace("_", " "),
+                text(feature, "meaning") or text(feature, "value"),
+                number(feature, "probability"),
+                pairs.get(text(feature, "name")),
             )
-            for feature in _mappings(item, "features")
+            for feature in mappings(item, "features")
         ),
         likeness=tuple(_descriptors(item, "structure sentence").items()),
-        key_image=_text(item, "key_image"),
-        stack=_stack(_mapping(item, "stack")),
+        key_image=text(item, "key_image"),
+        stack=read_stack(mapping(item, "stack")),
     )
 
 
 def _descriptors(item: dict[str, Any], source: str) -> dict[str, float]:
     values = {
-        _text(row, "name"): _number(row, "value")
-        for row in _mappings(item, "descriptors")
-        if _text(row, "source") == source
+        text(row, "name"): number(row, "value")
+        for row in mappings(item, "descriptors")
+        if text(row, "source") == source
     }
     return {name: value for name, value in values.items() if value is not None}
 
@@ -240,68 +211,35 @@ def _descriptors(item: dict[str, Any], source: str) -> dict[str, float]:
 def _pairs(item: dict[str, Any], sentences: Sequence[dict[str, Any]]) -> dict[str, Pair]:
     shares = _descriptors(item, "sentence pair")
     return {
-        feature: Pair(_texts(row, "positive"), _texts(row, "negative"), shares[feature])
+        feature: Pair(texts(row, "positive"), texts(row, "negative"), shares[feature])
         for row in sentences
-        if (feature := _text(row, "feature")) in shares and row.get("positive") and row.get("negative")
+        if (feature := text(row, "feature")) in shares and row.get("positive") and row.get("negative")
     }
-
-
-def _stack(found: dict[str, Any]) -> Stack | None:
-    rows, columns, key = (_whole(found, name) for name in ("rows", "columns", "key"))
-    pixel = [
-        value
-        for value in _sequence(found, "pixel_mm")
-        if isinstance(value, int | float) and math.isfinite(value)
-    ]
-    slices = [_slice(one) for one in _mappings(found, "slices")]
-    known = [one for one in slices if one is not None]
-    windows = tuple(_text(one, "name") for one in _mappings(found, "windows"))
-    if not rows or not columns or key is None or len(pixel) != 2 or not windows:
-        return None
-    if len(known) != len(slices) or not 0 <= key < len(known) or min(rows, columns, *pixel) <= 0:
-        return None
-    return Stack(
-        file=_text(found, "file"),
-        rows=rows,
-        columns=columns,
-        height_mm=round(rows * pixel[0], 3),
-        width_mm=round(columns * pixel[1], 3),
-        windows=windows,
-        key=key,
-        slices=tuple(known),
-    )
-
-
-def _slice(found: dict[str, Any]) -> tuple[int, float, str] | None:
-    index, z_mm, outline = _whole(found, "index"), _number(found, "z_mm"), found.get("outline")
-    if index is None or z_mm is None or not isinstance(outline, str) or not _OUTLINE.fullmatch(outline):
-        return None
-    return index, z_mm, outline
 
 
 def _model(item: dict[str, Any]) -> ModelLine:
     return ModelLine(
-        name=_text(item, "name"),
-        version=_text(item, "version"),
-        task=_text(item, "task"),
-        summary=_text(item, "summary"),
-        intended_use=_text(item, "intended_use"),
-        limits=_text(item, "limits"),
-        weights_sha256=_text(item, "weights_sha256"),
-        performance=_texts(item, "performance"),
+        name=text(item, "name"),
+        version=text(item, "version"),
+        task=text(item, "task"),
+        summary=text(item, "summary"),
+        intended_use=text(item, "intended_use"),
+        limits=text(item, "limits"),
+        weights_sha256=text(item, "weights_sha256"),
+        performance=texts(item, "performance"),
     )
 
 
 def _scan(series: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    shape = [value for value in _sequence(series, "shape") if isinstance(value, int)]
-    spacing = [value for value in _sequence(series, "spacing_mm") if isinstance(value, int | float)]
-    thickness = _number(series, "slice_thickness_mm")
+    shape = [value for value in sequence(series, "shape") if isinstance(value, int)]
+    spacing = [value for value in sequence(series, "spacing_mm") if isinstance(value, int | float)]
+    thickness = number(series, "slice_thickness_mm")
     rows = (
         ("Analysed", f"{shape[0]} slices of {shape[1]} x {shape[2]}" if len(shape) == 3 else ""),
         ("Slice distance", f"{spacing[0]:.2f} mm" if len(spacing) == 3 else ""),
         ("Slice thickness", f"{thickness:.2f} mm" if thickness is not None else ""),
-        ("Kernel", _text(series, "kernel")),
-        ("Scanner", _text(series, "scanner")),
+        ("Kernel", text(series, "kernel")),
+        ("Scanner", text(series, "scanner")),
     )
     return tuple(row for row in rows if row[1])
 
@@ -314,53 +252,11 @@ def _provenance(found: dict[str, Any]) -> tuple[tuple[str, str], ...]:
         "input_digest": "Input digest",
         "device_uid": "Device UID",
     }
-    rows = [(label, _text(found, key)) for key, label in names.items()]
-    rows.append(("Replaces", ", ".join(_texts(found, "replaces"))))
+    rows = [(label, text(found, key)) for key, label in names.items()]
+    rows.append(("Replaces", ", ".join(texts(found, "replaces"))))
     return tuple(row for row in rows if row[1])
 
 
 def _timings(found: dict[str, Any]) -> tuple[tuple[str, float], ...]:
-    rows = ((stage.replace("_", " "), _number(found, stage)) for stage in found)
+    rows = ((stage.replace("_", " "), number(found, stage)) for stage in found)
     return tuple((stage, seconds) for stage, seconds in rows if seconds is not None)
-
-
-def _mapping(found: dict[str, Any], key: str) -> dict[str, Any]:
-    value = found.get(key)
-    return value if isinstance(value, dict) else {}
-
-
-def _sequence(found: dict[str, Any], key: str) -> Sequence[Any]:
-    value = found.get(key)
-    return value if isinstance(value, list) else []
-
-
-def _mappings(found: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    return [item for item in _sequence(found, key) if isinstance(item, dict)]
-
-
-def _texts(found: dict[str, Any], key: str) -> tuple[str, ...]:
-    return tuple(item for item in _sequence(found, key) if isinstance(item, str))
-
-
-def _text(found: dict[str, Any], key: str) -> str:
-    value = found.get(key)
-    return str(value) if isinstance(value, str | int | float) else ""
-
-
-def _whole(found: dict[str, Any] | Sequence[Any], key: Any) -> int | None:
-    try:
-        value = found[key]
-    except LookupError:
-        return None
-    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MOST else None
-
-
-def _number(found: dict[str, Any], key: str) -> float | None:
-    value = found.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None

@@ -148,6 +148,11 @@ class Pages:
             raise HTTPException(404, "No study with this UID has arrived here.")
         self._looks.note(request, Event.STUDY_VIEWED, study_uid=detail.line.study_uid)
         job = detail.shown_job
+        result = self._result(job)
+        if result is not None and result.comparison is not None:
+            # its pictures and sizes are shown too
+            earlier = result.comparison.prior_study_uid
+            self._looks.note(request, Event.STUDY_VIEWED, study_uid=earlier, shown_with=detail.line.study_uid)
         return self._renderer.page(
             request,
             "study.html",
@@ -158,7 +163,7 @@ class Pages:
             line=detail.line,
             findings=self._findings(detail.line),
             job=job,
-            result=self._result(job),
+            result=result,
             pictures={} if job is None else {file.name: file for file in job.kept("png")},
             stacks={} if job is None else {file.name: file for file in job.kept("stack")},
             not_reviewed=NOT_REVIEWED,

@@ -28,15 +28,29 @@
       slider.value = String(Number(slider.value) + by);
       show();
     };
-    const toggle = () => {
-      contour.setAttribute("aria-pressed", String(contour.getAttribute("aria-pressed") !== "true"));
+    const draw = (wanted) => {
+      contour.setAttribute("aria-pressed", String(wanted));
       show();
     };
-    const choose = (number) => {
+    const lit = (number) => {
       shown = number;
       windows.forEach((button, at) => button.setAttribute("aria-pressed", String(at === number)));
       show();
     };
+    // two dates of one nodule are looked at alike
+    const both = viewer.closest(".sides");
+    const alike = (outlined, number) => {
+      if (both === null) {
+        draw(outlined);
+        lit(number);
+      } else both.dispatchEvent(new CustomEvent("alike", { detail: { outlined, number } }));
+    };
+    both?.addEventListener("alike", (event) => {
+      draw(event.detail.outlined);
+      lit(event.detail.number);
+    });
+    const toggle = () => alike(contour.getAttribute("aria-pressed") !== "true", shown);
+    const choose = (number) => alike(contour.getAttribute("aria-pressed") === "true", number);
 
     slider.addEventListener("input", show);
     contour.addEventListener("click", toggle);
