@@ -43,6 +43,11 @@ def _all_whole(value: Any) -> Any:
     return [_all_whole(item) for item in value] if isinstance(value, list) else _whole(value)
 
 
+def _counted(value: Any) -> Any:
+    """JSON has one kind of number: 4.0 is whole."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -107,3 +112,5 @@ Place = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 """Name of a destination, as the configuration takes it."""
 
 RowId = Annotated[int, Field(ge=1, le=2**31 - 1)]
+SentNumber = BeforeValidator(_counted)
+"""For a whole number in a body."""

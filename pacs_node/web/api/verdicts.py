@@ -23,7 +23,7 @@ from pacs_node.web.api.operation import Operation
 from pacs_node.web.api.problems import Code, ProblemError
 from pacs_node.web.api.record_schemas import Changed
 from pacs_node.web.api.studies import StudyUid
-from pacs_node.web.api.values import RowId, Sent, Uid
+from pacs_node.web.api.values import RowId, Sent, SentNumber, Uid
 
 
 class Rejection(StrEnum):
@@ -41,7 +41,7 @@ class Rejection(StrEnum):
 class NewVerdict(Sent):
     """What is said of a finding, or of a nodule that was missed. No patient data: it stands for ever."""
 
-    job_id: RowId
+    job_id: Annotated[RowId, SentNumber]
     """The result that is judged: `feedback.job_id` of the study."""
     kind: Annotated[VerdictKind, Field(strict=False)]
     tracking_uid: Uid | None = None
@@ -54,9 +54,9 @@ class NewVerdict(Sent):
     """Of an edit: as it should be."""
     attenuation: Annotated[NoduleKind | None, Field(strict=False)] = None
     """Of an edit: as it should be."""
-    suspicion: Annotated[int | None, Field(ge=1, le=5)] = None
+    suspicion: Annotated[int | None, Field(ge=1, le=5), SentNumber] = None
     """Of an edit: 1 highly unlikely to 5 highly suspicious, the scale of LIDC-IDRI."""
-    slice: Annotated[int | None, Field(ge=1, le=MOST_SLICES)] = None
+    slice: Annotated[int | None, Field(ge=1, le=MOST_SLICES), SentNumber] = None
     """Of a missed nodule: number of the slice, from 1."""
 
 
