@@ -35,6 +35,7 @@ from tests.ct_factory import chest_hu, make_ct_series, make_enhanced_ct, write_s
 from tests.finding_factory import (
     TRAINED,
     UNTRAINED,
+    make_comparison,
     make_context,
     make_findings,
     make_result,
@@ -195,6 +196,9 @@ def _write_result(
     if len(context.cards) > 1:
         findings, observations = _everything(findings)
     result = make_result(volume, findings, context, observations=observations, warnings=("Thick slices.",))
+    complete = len(context.cards) > 1
+    if complete:
+        result = replace(result, comparison=make_comparison(volume, findings))
     if not findings:
         for kind in ReportClass:
             save(
@@ -202,7 +206,6 @@ def _write_result(
                 directory / f"sr-{kind}.dcm",
             )
         return
-    complete = len(context.cards) > 1
     for encoding in SegEncoding if complete else [SegEncoding.BINARY]:
         for omit in (True, False):
             name = f"{encoding}-{'some' if omit else 'all'}-frames"
