@@ -51,19 +51,28 @@ class _Reader:
 
     def collect(self, wanted: Collection[int], last: int) -> list[RawDataElement]:
         found = []
-        while len(self._data) - self._at >= 8:
-            tag, vr, length, implicit = self._head(implicit=self._implicit)
+        data, explicit, implicit = self._data, self._explicit, self._implicit
+        size = len(data)
+        while size - self._at >= 8:
+            start = self._at + 8
+            group, element, vr, length = explicit(data, self._at)
+            tag = group << 16 | element
+            if not implicit and vr in _SHORT and group != 0xFFFE and self._left > 0:
+                # what nearly all are: no call for each of them
+                self._left -= 1
+            else:
+                tag, vr, length, as_implicit = self._head(implicit=implicit)
+                start = self._at
+                if length == _UNDEFINED and tag <= last:
+                    self._skip_items(implicit=as_implicit or vr == b"UN")
+                    continue
             if tag > last:
                 break
-            start = self._at
-            if length == _UNDEFINED:
-                self._skip_items(implicit=implicit or vr == b"UN")
-                continue
-            self._at += length
+            self._at = start + length
             if tag in wanted:
-                if length > MAX_VALUE_BYTES or self._at > len(self._data):
+                if length > MAX_VALUE_BYTES or self._at > size:
                     raise HeadError("an identifying element is too long, or cut off")
-                found.append(self._element(tag, vr, self._data[start : self._at]))
+                found.append(self._element(tag, vr, data[start : self._at]))
         return found
 
     def _element(self, tag: int, vr: bytes, value: bytes) -> RawDataElement:

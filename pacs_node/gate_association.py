@@ -8,7 +8,6 @@ the next message is read when the one before is answered.
 from __future__ import annotations
 
 import socket
-import ssl
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from inference.decode import MALFORMED_FILE
 from pacs_node import gate_message, gate_pdu
 from pacs_node.gate_message import Command
 from pacs_node.gate_pdu import PduError, PduType
+from pacs_node.gate_wire import ConnectionEndedError, Wire
 
 MIN_BYTES_PER_SECOND = 1024
 """A PDU or an object that comes more slowly, beyond its grace, ends the association."""
@@ -144,10 +144,6 @@ class Service(Protocol[SinkT]):
         """Hear how the peer answered the event that followed the last notice."""
 
 
-class _ConnectionEndedError(Exception):
-    """The peer aborted or went away: there is nobody to tell."""
-
-
 @dataclass(slots=True)
 class _Message:
     """A message on its way in."""
@@ -174,14 +170,14 @@ class Acceptor(Generic[SinkT]):
     def __init__(
         self, connection: socket.socket, request: bytes, terms: Terms, service: Service[SinkT]
     ) -> None:
-        self._connection = connection
+        self._wire = Wire(connection, terms.grace_seconds)
         self._request = request
         self._terms = terms
         self._service = service
         self._contexts: dict[int, tuple[str, str]] = {}
         self._peer_max_length = 0
-        self._header = bytearray(gate_pdu.HEADER_BYTES)
-        self._body = bytearray(terms.max_pdu_bytes)
+        self._header = memoryview(bytearray(gate_pdu.HEADER_BYTES))
+        self._body = memoryview(bytearray(terms.max_pdu_bytes))
         self._stopping = False
         self._began = time.monotonic()
         self._events = 0
@@ -192,11 +188,7 @@ class Acceptor(Generic[SinkT]):
     def stop(self) -> None:
         """End the association after the message that is being served; for other threads."""
         self._stopping = True
-        try:
-            # not SSLSocket.shutdown: it would take the TLS state away from the thread that uses it
-            socket.socket.shutdown(self._connection, socket.SHUT_RD)
-        except OSError:  # closed already
-            return
+        self._wire.stop_reading()
 
     def run(self) -> Ending:
         """Serve until the peer releases the association or it ends otherwise; closes the connection."""
@@ -205,7 +197,7 @@ class Acceptor(Generic[SinkT]):
             while self._serve():
                 pass
             self._send(gate_pdu.release())
-            self._await_close(_FAREWELL_S)
+            self._wire.await_close(_FAREWELL_S, self._body)
         except PduError as error:
             self.breach = str(error)
             self._abort(by_user=False)
@@ -213,12 +205,12 @@ class Acceptor(Generic[SinkT]):
         except TimeoutError:
             self._abort(by_user=True)
             return Ending.ABORTED
-        except (_ConnectionEndedError, OSError):
+        except (ConnectionEndedError, OSError):
             if self._stopping:
                 self._abort(by_user=True)
             return Ending.ABORTED
         finally:
-            self._connection.close()
+            self._wire.close()
         return Ending.RELEASED
 
     def _accept(self) -> None:
@@ -431,59 +423,28 @@ class Acceptor(Generic[SinkT]):
         PduError
             It came too slowly, or is none that may come.
         """
-        header = memoryview(self._header)
-        if self._read(header, deadline) < len(header):
+        if self._wire.read(self._header, deadline) < gate_pdu.HEADER_BYTES:
             raise TimeoutError
-        gate_pdu.check_length(self._header, self._terms.max_pdu_bytes)
-        kind, length = gate_pdu.read_header(self._header)
-        body = memoryview(self._body)[:length]
+        kind, length = gate_pdu.checked_header(self._header, self._terms.max_pdu_bytes)
+        body = self._body[:length]
         grace = time.monotonic() + self._terms.grace_seconds
-        if self._read(body, grace + length / MIN_BYTES_PER_SECOND) < length:
+        if self._wire.read(body, grace + length / MIN_BYTES_PER_SECOND) < length:
             raise PduError("a PDU that comes too slowly")
+        if kind == PduType.P_DATA:
+            return body
         if kind == PduType.ABORT:
-            raise _ConnectionEndedError
+            raise ConnectionEndedError
         if kind == PduType.RELEASE_RP:
             raise PduError("an answer to a release that nobody asked for")
-        return body if kind == PduType.P_DATA else None
-
-    def _read(self, buffer: memoryview, deadline: float) -> int:
-        """Fill a buffer; how many bytes came before the deadline."""
-        filled = 0
-        while filled < len(buffer):
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                return filled
-            self._connection.settimeout(remaining)
-            try:
-                count = self._connection.recv_into(buffer[filled:])
-            except TimeoutError:
-                return filled
-            if not count:
-                raise _ConnectionEndedError
-            filled += count
-        return filled
+        return None
 
     def _send(self, data: bytes) -> None:
-        self._connection.settimeout(self._terms.grace_seconds)
-        self._connection.sendall(data)
+        self._wire.send(data)
 
     def _abort(self, *, by_user: bool) -> None:
         try:
             self._send(gate_pdu.abortion(by_user=by_user))
             # a peer that keeps to no rule doesn't get to hold an association by not closing it
-            self._await_close(_FAREWELL_S if by_user else _BREACH_FAREWELL_S)
-        except (_ConnectionEndedError, OSError):
+            self._wire.await_close(_FAREWELL_S if by_user else _BREACH_FAREWELL_S, self._body)
+        except (ConnectionEndedError, OSError):
             return
-
-    def _await_close(self, seconds: float) -> None:
-        """Let the peer close: closing first, with bytes of it unread, would destroy our last word."""
-        if not isinstance(self._connection, ssl.SSLSocket):
-            self._connection.shutdown(socket.SHUT_WR)
-        deadline = time.monotonic() + seconds
-        scratch = memoryview(self._body)
-        for _ in range(64):
-            try:
-                if self._read(scratch, deadline) < len(scratch):
-                    return
-            except _ConnectionEndedError:
-                return

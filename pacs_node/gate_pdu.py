@@ -38,6 +38,9 @@ class PduType(IntEnum):
     ABORT = 7
 
 
+_LARGEST: dict[int, int] = {PduType.RELEASE_RQ: 4, PduType.RELEASE_RP: 4, PduType.ABORT: 4}
+
+
 class Rejection(Enum):
     """Result, source and reason of an A-ASSOCIATE-RJ (PS3.8 table 9-21)."""
 
@@ -90,8 +93,8 @@ def read_request_head(data: Bytes) -> RequestHead:
     return RequestHead(called, calling)
 
 
-def check_length(header: Bytes, max_p_data: int) -> None:
-    """Check the six bytes before a PDU of an established association.
+def checked_header(header: Bytes, max_p_data: int) -> tuple[int, int]:
+    """Read the six bytes before a PDU of an established association: its type and what length follows.
 
     Parameters
     ----------
@@ -103,17 +106,13 @@ def check_length(header: Bytes, max_p_data: int) -> None:
     PduError
         The PDU is longer than its type allows, or is none that a requestor sends then.
     """
-    kind, length = _HEADER.unpack(header)
-    largest = {
-        PduType.P_DATA: max_p_data,
-        PduType.RELEASE_RQ: 4,
-        PduType.RELEASE_RP: 4,
-        PduType.ABORT: 4,
-    }.get(kind)
+    kind, length = read_header(header)
+    largest = max_p_data if kind == PduType.P_DATA else _LARGEST.get(kind)
     if largest is None:
         raise PduError(f"a PDU of type {kind:02X}H on an established association")
     if length > largest:
         raise PduError(f"a PDU of type {kind:02X}H with {length} bytes; at most {largest} are taken")
+    return kind, length
 
 
 def rejection(answer: Rejection) -> bytes:
@@ -133,8 +132,10 @@ def release() -> bytes:
 
 def read_header(header: Bytes) -> tuple[int, int]:
     """Type of a PDU and length of what follows its six bytes."""
+    kind: int
+    length: int
     kind, length = _HEADER.unpack(header)
-    return int(kind), int(length)
+    return kind, length
 
 
 def fragments(body: memoryview) -> Iterator[tuple[int, int, memoryview]]:

@@ -23,7 +23,8 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.engine import Compiled
+from sqlalchemy.engine import Compiled, Dialect
+from sqlalchemy.exc import DBAPIError
 
 from pacs_node.db import Artifact, Base, Instance, Series, Study
 from pacs_node.states import SeriesState
@@ -38,14 +39,32 @@ class _Statement:
         self._statement = statement
         self._compiled: dict[str, Compiled] = {}
 
-    def changed(self, connection: Connection, values: Values) -> int:
-        """Run it; how many rows it has written."""
-        dialect = connection.dialect
+    def compiled(self, dialect: Dialect) -> Compiled:
+        """Return it as that kind of database says it."""
         if (compiled := self._compiled.get(dialect.name)) is None:
             compiled = self._compiled[dialect.name] = self._statement.compile(dialect=dialect)
+        return compiled
+
+    def changed(self, connection: Connection, values: Values) -> int:
+        """Run it; how many rows it has written."""
+        compiled = self.compiled(connection.dialect)
         names = getattr(compiled, "positiontup", None)
-        given = values if names is None else tuple([values[name] for name in names])
-        return connection.exec_driver_sql(compiled.string, given).rowcount
+        if names is None:
+            return connection.exec_driver_sql(compiled.string, values).rowcount
+        return _run(connection, compiled.string, tuple([values[name] for name in names]))
+
+
+def _run(connection: Connection, statement: str, given: tuple[str | int, ...]) -> int:
+    """Run a statement of SQLite by its own driver: SQLAlchemy's way to it takes longer than SQLite itself."""
+    driver = connection.connection.driver_connection
+    if driver is None:
+        raise ValueError("a connection that was closed")
+    dialect = connection.dialect
+    try:
+        return int(driver.execute(statement, given).rowcount)
+    except dialect.loaded_dbapi.Error as error:
+        base = dialect.loaded_dbapi.Error
+        raise DBAPIError.instance(statement, given, error, base, hide_parameters=True) from error
 
 
 _INSTANCE: Table = Base.metadata.tables[Instance.__tablename__]
@@ -82,6 +101,12 @@ _COUNT = _Statement(
         last_received_at=bindparam("received_at", type_=_SERIES.c.last_received_at.type),
     )
 )
+
+
+def prepare(dialect: Dialect) -> None:
+    """Compile the statements now, so that no object has to wait for it."""
+    for statement in (_ADD, _COUNT):
+        statement.compiled(dialect)
 
 
 def add_to_open_series(connection: Connection, values: Values, at: datetime) -> bool:

@@ -114,6 +114,7 @@ class Recorder:
 
     def start(self) -> None:
         """Begin to write what nobody waits for, and again what could not be written."""
+        reception.prepare(self._writer.dialect)
         self._thread.start()
 
     def stop(self) -> None:

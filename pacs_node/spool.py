@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ IMPLEMENTATION_VERSION_NAME = f"PACSNODE_{__version__}"[:16]
 _PREAMBLE = bytes(128) + b"DICM"
 _CHECK_EVERY = 16 << 20
 _SHORT_ELEMENT = struct.Struct("<HH2sH")
+_META_LENGTH = struct.Struct("<HH2sHL")
 _META_BYTES = 4096
 _READ_AT_ONCE = 1 << 20
 _SYNC_THREADS = 8
@@ -346,18 +348,22 @@ def file_head(
 
     Who sent it stands there too, for an object whose row was not written in time.
     """
-    elements = b"".join(
-        (
-            b"\x02\x00\x01\x00OB\x00\x00\x02\x00\x00\x00\x00\x01",
-            _element(0x0002, b"UI", sop_class_uid),
-            _element(0x0003, b"UI", sop_instance_uid),
-            _element(0x0010, b"UI", transfer_syntax_uid),
-            _element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID),
-            _element(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME),
-            _element(0x0016, b"AE", source_ae) if source_ae else b"",
-        )
+    before, behind = _around_instance(sop_class_uid, transfer_syntax_uid, source_ae)
+    elements = before + _element(0x0003, b"UI", sop_instance_uid) + behind
+    return _PREAMBLE + _META_LENGTH.pack(2, 0, b"UL", 4, len(elements)) + elements
+
+
+@lru_cache(maxsize=64)
+def _around_instance(sop_class_uid: str, transfer_syntax_uid: str, source_ae: str) -> tuple[bytes, bytes]:
+    """Encode what stands before and behind the SOP Instance UID: the same in all slices of a series."""
+    before = b"\x02\x00\x01\x00OB\x00\x00\x02\x00\x00\x00\x00\x01"
+    behind = (
+        _element(0x0010, b"UI", transfer_syntax_uid),
+        _element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID),
+        _element(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME),
+        _element(0x0016, b"AE", source_ae) if source_ae else b"",
     )
-    return _PREAMBLE + _SHORT_ELEMENT.pack(2, 0, b"UL", 4) + struct.pack("<L", len(elements)) + elements
+    return before + _element(0x0002, b"UI", sop_class_uid), b"".join(behind)
 
 
 def _element(element: int, vr: bytes, text: str) -> bytes:
@@ -374,7 +380,7 @@ class _Meta(NamedTuple):
 
 
 def _read_file_meta(data: bytes) -> _Meta | None:
-    """Read what `_file_meta` wrote, None where it is something else."""
+    """Read what `file_head` wrote, None where it is something else."""
     at = len(_PREAMBLE)
     if data[:at] != _PREAMBLE or len(data) < at + 12:
         return None

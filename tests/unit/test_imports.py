@@ -77,7 +77,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "oidc_metadata record_fhir_read smart hl7_message",
         "oidc record_fhir",
         "connections one_node record_sources",
-        "config db spool association dicomweb engines gate gate_association priors_archive case_priors",
+        "config db spool association dicomweb engines gate gate_association priors_archive case_priors case_narrative",
         "db_accounts db_feedback db_notices db_record db_tokens",
         (
             "audit study_state leases storage case dimse config_template config_docs migrations migrations.*"
@@ -149,7 +149,8 @@ ONLY: dict[str, str] = {
     "pacs_node.study_state",
     "pacs_node.quick_rows": "pacs_node.db pacs_node.states",
     "pacs_node.gate": "pacs_node pacs_node.gate_pdu pacs_node.tls",
-    "pacs_node.gate_association": "inference.decode pacs_node pacs_node.gate_message pacs_node.gate_pdu pacs_node.gate_wire",
+    "pacs_node.gate_association": "inference.decode pacs_node pacs_node.gate_message pacs_node.gate_pdu "
+    "pacs_node.gate_wire",
     "pacs_node.recorder": "pacs_node.damage pacs_node pacs_node.clock pacs_node.connections pacs_node.db "
     "pacs_node.errors pacs_node.reception pacs_node.spool",
     "pacs_node.receiving": "pacs_node pacs_node.audit pacs_node.db pacs_node.errors "
@@ -159,7 +160,7 @@ ONLY: dict[str, str] = {
     "pacs_node.damage pacs_node.config pacs_node.notices pacs_node.receiving pacs_node.recorder "
     "pacs_node.db pacs_node.errors pacs_node.gate pacs_node.gate_* pacs_node.spool "
     "pacs_node.storage pacs_node.tls",
-    "pacs_node.case": "inference.* dicom_sr.* pacs_node pacs_node.case_priors pacs_node.reader "
+    "pacs_node.case": "inference.* dicom_sr.* pacs_node pacs_node.case_narrative pacs_node.case_priors pacs_node.reader "
     "pacs_node.request pacs_node.spool pacs_node.states",
     "pacs_node.confinement": "",
     "pacs_node.returned_files": "dicom_sr.codes dicom_sr.header inference.decode inference.errors "
