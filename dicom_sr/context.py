@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
+from dicom_sr.template import BUILT_IN, Template
 from dicom_sr.wording import ENGLISH, NOT_REVIEWED, RESEARCH_USE, Wording
 from inference.types import ModelCard
 from inference.uids import derived_uid
@@ -83,6 +84,8 @@ class ResultContext:
         Part of the UIDs, for a caller whose repetition isn't the same result (other dates).
     wording
         Language of the report's sentences; another one is another document.
+    template
+        Of the draft narrative; another one is another document.
     preliminary
         Preliminary Flag (0040,A496) of the report: PRELIMINARY or FINAL, as the site wants it.
 
@@ -106,6 +109,7 @@ class ResultContext:
     other_series: tuple[OtherSeries, ...] = ()
     uid_salt: str = ""
     wording: Wording = ENGLISH
+    template: Template = BUILT_IN
     preliminary: bool = True
 
     def __post_init__(self) -> None:

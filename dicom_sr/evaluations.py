@@ -97,6 +97,7 @@ _TITLES = {
     "lung_rads": "Lung-RADS",
     "lung_rads_version": "Lung-RADS version",
     "lung_rads_undetermined": "Lung-RADS",
+    "lung_rads_management": "Lung-RADS, recommendation",
     "lung_rads_rules": "Lung-RADS, rules that held",
     "fleischner_2017": "Fleischner Society 2017",
 }

@@ -68,22 +68,30 @@ class Narrative:
         Of the template and its name.
     sections
         In the order of the report; those with nothing to say are left out.
+    site_notice
+        What the site says beside `DRAFT`, such as the same in its language.
     """
 
     language: Code
     template: str
     sections: tuple[Section, ...]
+    site_notice: str = ""
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """That it is a draft, first in the words of `DRAFT`."""
+        return (DRAFT, self.site_notice) if self.site_notice else (DRAFT,)
 
     @property
     def text(self) -> str:
         """The whole draft as plain text."""
         parts = [f"{part.heading}\n" + "\n".join(part.paragraphs) for part in self.sections]
-        return "\n\n".join([DRAFT, *parts, DRAFT]) + "\n"
+        return "\n\n".join([*self.notices, *parts, DRAFT]) + "\n"
 
     def describe(self) -> dict[str, Any]:
         """As it stands in ``result.json``."""
         return {
-            "notice": DRAFT,
+            "notice": " ".join(self.notices),
             "language": self.language.value,
             "template": self.template,
             "sections": [
@@ -123,7 +131,7 @@ def compose(summary: Mapping[str, Any], template: Template = BUILT_IN) -> Narrat
         paragraphs = tuple(_printable(text) for text in makers[name](summary, template) if text.strip())
         if paragraphs:
             sections.append(Section(name, template.heading(name), paragraphs))
-    return Narrative(template.language, template.name, tuple(sections))
+    return Narrative(template.language, template.name, tuple(sections), template.say("notice"))
 
 
 def _clinical(summary: Mapping[str, Any], template: Template) -> Iterator[str]:
@@ -287,6 +295,7 @@ def _not_analysed(summary: Mapping[str, Any], template: Template) -> Iterator[st
     reason = summary["reason"]
     yield template.say("not_analysed", code=reason["code"], sentence=reason["sentence"])
     yield template.say("no_statement")
+    yield from (template.say("limitation", text=warning) for warning in summary["warnings"])
 
 
 def _nothing_read(_summary: Mapping[str, Any], template: Template) -> Iterator[str]:

@@ -38,16 +38,17 @@ _HEADINGS = frozenset(heading.value for heading, _ in NAMES.values())
 
 def section_items(narrative: Narrative) -> list[ContainerContentItem]:
     """Content items for the root of the report; each says first that it is a draft."""
-    return [_container(section, narrative.language) for section in narrative.sections]
+    return [_container(section, narrative) for section in narrative.sections]
 
 
-def _container(section: Section, language: Code) -> ContainerContentItem:
+def _container(section: Section, narrative: Narrative) -> ContainerContentItem:
     heading, name = NAMES[section.name]
     item = ContainerContentItem(heading, relationship_type=Relation.CONTAINS)
     item.ContentSequence = ContentSequence(
         [
             _text(codes.COMMENT, DRAFT, ENGLISH_CODE),
-            *(_text(name, paragraph, language) for paragraph in section.paragraphs),
+            *(_text(codes.COMMENT, notice, narrative.language) for notice in narrative.notices[1:]),
+            *(_text(name, paragraph, narrative.language) for paragraph in section.paragraphs),
         ]
     )
     return item
@@ -62,7 +63,7 @@ def _text(name: Code, value: str, language: Code) -> Any:
     return item
 
 
-def narrative_differences(report: Dataset, narrative: Narrative) -> Iterator[str]:
+def narrative_differences(report: Dataset, narrative: Narrative | None) -> Iterator[str]:
     """What the sections of a report say otherwise than the narrative of the result, paragraph by paragraph.
 
     Parameters
@@ -70,20 +71,21 @@ def narrative_differences(report: Dataset, narrative: Narrative) -> Iterator[str
     report
         As it was read back.
     narrative
-        Made anew of the result.
+        Of the result; None where the report must have none.
     """
     written = {
         str(item.ConceptNameCodeSequence[0].CodeValue): item
         for item in report.ContentSequence
         if item.ValueType == "CONTAINER" and item.ConceptNameCodeSequence[0].CodeValue in _HEADINGS
     }
-    order = [NAMES[section.name][0].value for section in narrative.sections]
+    sections = () if narrative is None else narrative.sections
+    order = [NAMES[section.name][0].value for section in sections]
     if list(written) != order:
         yield "the draft has other sections than the result's"
         return
-    for section in narrative.sections:
+    for section in sections:
         heading, name = NAMES[section.name]
-        expected = [(codes.COMMENT.value, DRAFT)]
+        expected = [(codes.COMMENT.value, comment) for comment in narrative.notices] if narrative else []
         expected += [(name.value, paragraph) for paragraph in section.paragraphs]
         said = [
             (str(item.ConceptNameCodeSequence[0].CodeValue), str(item.get("TextValue", "")))

@@ -60,6 +60,7 @@ def report_pages(
     """
     pages = _pages(summary)
     _first_part(pages, summary)
+    _narrative(pages, summary["narrative"])
     if pairs:
         pages.heading(f"Compared with {summary['comparison']['prior']['date']}")
     for images in pairs:
@@ -233,6 +234,16 @@ def _malignancy(malignancy: Mapping[str, Any] | None) -> str:
     if malignancy["fused"] is None:
         return alone
     return f"{alone}, {100 * malignancy['fused']:.1f} % with record"
+
+
+def _narrative(pages: Pages, narrative: Mapping[str, Any]) -> None:
+    pages.heading("Draft report")
+    pages.text(narrative["notice"], STRONG)
+    for section in narrative["sections"]:
+        pages.text(section["heading"], STRONG)
+        for paragraph in section["paragraphs"]:
+            pages.text(paragraph, indent=8)
+        pages.space(4)
 
 
 def _models(pages: Pages, models: Sequence[Mapping[str, Any]]) -> None:

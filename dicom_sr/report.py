@@ -35,8 +35,11 @@ from dicom_sr.header import (
     nodule_segments,
     stamp,
 )
+from dicom_sr.narrative import Narrative
+from dicom_sr.narrative_sr import section_items
 from dicom_sr.part10 import save
 from dicom_sr.source import patient_and_study
+from dicom_sr.template import BUILT_IN
 from dicom_sr.wording import ENGLISH, ENGLISH_CODE
 from inference.errors import ReasonCode
 from inference.types import Result, Volume
@@ -68,6 +71,7 @@ def build_report(
     context: ResultContext,
     *,
     report_class: ReportClass = ReportClass.COMPREHENSIVE_3D,
+    narrative: Narrative | None = None,
 ) -> Dataset:
     """Build the report of an analysed series.
 
@@ -79,6 +83,8 @@ def build_report(
         The source images without pixel data.
     report_class
         Another one is another document, with UIDs of its own, as is a report on another form of the SEG.
+    narrative
+        The draft of this result, made with the template of the context.
 
     Returns
     -------
@@ -102,6 +108,7 @@ def build_report(
         ]
         root.ContentSequence.append(content.measurements_container(groups))
     root.ContentSequence.append(_study_level(volume, result, context))
+    root.ContentSequence.extend(section_items(narrative) if narrative is not None else ())
     root.ContentSequence.append(_conclusion(result_sentences(result, context), context))
     evidence = [*headers] if seg is None else [*headers, seg]
     role = _role(volume, seg, context)
@@ -115,6 +122,7 @@ def build_not_analysed_report(
     context: ResultContext,
     *,
     report_class: ReportClass = ReportClass.COMPREHENSIVE_3D,
+    narrative: Narrative | None = None,
 ) -> Dataset:
     """Build the report that says why a series was not analysed.
 
@@ -125,6 +133,8 @@ def build_not_analysed_report(
         stay empty.
     reason_code, sentence
         Why; the sentence is for a person and ends with a full stop.
+    narrative
+        The draft that says so.
 
     Returns
     -------
@@ -148,6 +158,7 @@ def build_not_analysed_report(
         not_analysed_sentence(reason, sentence, context.wording),
     ]
     root.ContentSequence.append(evaluations.container(rows, comments, context.wording))
+    root.ContentSequence.extend(section_items(narrative) if narrative is not None else ())
     root.ContentSequence.append(_conclusion(not_analysed_sentences(reason, sentence, context), context))
     return _document(
         root,
@@ -233,6 +244,8 @@ def _differences(context: ResultContext, report_class: ReportClass) -> Iterator[
         yield str(report_class)
     if context.wording != ENGLISH:
         yield context.wording.digest
+    if context.template != BUILT_IN:
+        yield context.template.digest
     if not context.preliminary:
         yield "final"
 

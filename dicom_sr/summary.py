@@ -20,6 +20,7 @@ renamed or given another meaning without a new major number.
     comparison       null | what became of it since a prior examination: `dicom_sr.compared`
     sentence_pairs   [{feature, positive: [text], negative: [text]}]  that a nodule was compared with
     observations     [{name, title, value, probability}]
+    narrative        {notice, language, template, sections: [{name, heading, paragraphs: [text]}]}: a draft
     models           [{name, version, task, weights_sha256, parameters, performance, limits, ...}]
     warnings         [sentence]
     provenance       {software_version, pipeline_version, input_digest, created_at, device_uid, ...}
@@ -47,6 +48,7 @@ from dicom_sr.conclusion import no_nodule_sentence
 from dicom_sr.context import NOT_REVIEWED, RESEARCH_USE, OtherSeries, ResultContext
 from dicom_sr.evaluations import observation_title
 from dicom_sr.keyimages import KeyImage
+from dicom_sr.narrative import compose
 from dicom_sr.pairimages import PairImages
 from dicom_sr.source import readable
 from dicom_sr.stacks import SliceStack
@@ -154,6 +156,7 @@ def result_json(
         for observation in result.observations
     ]
     out["comparison"] = comparison_json(result, pairs)
+    out["narrative"] = compose(out, context.template).describe()
     out["warnings"] = list(result.warnings)
     out["sentence_pairs"] = [
         {"feature": row.feature, "positive": list(row.positive), "negative": list(row.negative)}
@@ -171,16 +174,19 @@ def not_analysed_json(
     outputs: Sequence[Output] = (),
     recipients: Sequence[Recipient] = (),
     timings_s: Mapping[str, float] | None = None,
+    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Describe a series that was not analysed; the same layout, with a reason and no findings."""
     code = str(ReasonCode(reason_code))
     out = _base("not_analysed", headers, context, outputs, recipients=recipients, timings_s=timings_s)
     out["reason"] = {"code": code, "sentence": sentence}
+    out["warnings"] = list(warnings)
     header = headers[0]
     refused = OtherSeries(_text(header, "SeriesInstanceUID"), _text(header, "Modality"), code, sentence)
     if refused.series_uid not in {other.series_uid for other in context.other_series}:
         row = {**refused._asdict(), "description": _text(header, "SeriesDescription")}
         out["series"]["refused"].insert(0, row)
+    out["narrative"] = compose(out, context.template).describe()
     return out
 
 
@@ -258,6 +264,7 @@ def _base(
         },
         "findings": [],
         "comparison": None,
+        "narrative": None,
         "observations": [],
         "sentence_pairs": [],
         "models": [{**asdict(card), "performance": list(card.performance)} for card in context.cards],

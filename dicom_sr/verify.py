@@ -23,6 +23,8 @@ from dicom_sr.comparison import compared
 from dicom_sr.content import evaluation_rows, measurement_rows
 from dicom_sr.evaluations import Millimetres, model_rows, study_rows
 from dicom_sr.header import LABEL_MAP_STORAGE, nodule_segments
+from dicom_sr.narrative import Narrative
+from dicom_sr.narrative_sr import narrative_differences
 from dicom_sr.source import COPIED, REQUIRED
 from dicom_sr.verify_comparison import CODED, NUMBERS, group_differences, study_differences
 from dicom_sr.verify_seg import frame_reference, segment_differences
@@ -54,7 +56,13 @@ class VerificationError(Exception):
         self.differences = tuple(differences)
 
 
-def reread(volume: Volume, result: Result, seg_path: Path | None, sr_path: Path) -> None:
+def reread(
+    volume: Volume,
+    result: Result,
+    seg_path: Path | None,
+    sr_path: Path,
+    narrative: Narrative | None = None,
+) -> None:
     """Check the files of an analysed series.
 
     Parameters
@@ -65,6 +73,8 @@ def reread(volume: Volume, result: Result, seg_path: Path | None, sr_path: Path)
         None exactly where the result has no findings.
     sr_path
         The report.
+    narrative
+        The draft that the report must hold, word for word; None for a report without one.
 
     Raises
     ------
@@ -86,12 +96,15 @@ def reread(volume: Volume, result: Result, seg_path: Path | None, sr_path: Path)
             *study_differences(_child(report, codes.QUALITATIVE_EVALUATIONS), result.comparison),
             *_groups(report, seg, volume, result),
             *_evidence(report, seg, volume),
+            *narrative_differences(report, narrative),
         ]
     )
 
 
-def reread_not_analysed(sr_path: Path, series_uid: str, reason: ReasonCode | str) -> None:
-    """Check the file of a "not analysed" report: outcome, reason, evidence of the series.
+def reread_not_analysed(
+    sr_path: Path, series_uid: str, reason: ReasonCode | str, narrative: Narrative | None = None
+) -> None:
+    """Check the file of a "not analysed" report: outcome, reason, draft, evidence of the series.
 
     Raises
     ------
@@ -99,7 +112,7 @@ def reread_not_analysed(sr_path: Path, series_uid: str, reason: ReasonCode | str
         With every difference that was found.
     """
     report = _read(sr_path, *_REPORTS)
-    out = [*_strict(report), *_equipment(report)]
+    out = [*_strict(report), *_equipment(report), *narrative_differences(report, narrative)]
     container = _child(report, codes.QUALITATIVE_EVALUATIONS)
     if container is None or _value(_child(container, codes.RUN_OUTCOME)) != codes.NONE_SUCCEEDED.value:
         out.append("the report doesn't say that nothing was analysed")

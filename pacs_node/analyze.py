@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from pydicom import Dataset
 from rich.console import Console
@@ -16,14 +17,15 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from dicom_sr.context import OtherSeries
 from dicom_sr.profiles import STANDARD
 from inference.errors import ReasonCode, UnsuitableSeriesError
-from inference.headers import text
+from inference.headers import examination_day, text
 from inference.load import read_header
 from inference.record import RecordError, RecordReading
 from inference.record_files import find_beside, read_record
+from inference.same_patient import Identity, strangers
 from inference.select import judge_study
 from pacs_node.case import run_case
 from pacs_node.present import show_result
-from pacs_node.request import CaseOutcome, CaseRequest, Refusal
+from pacs_node.request import CaseOutcome, CaseRequest, PriorFiles, Refusal
 from pacs_node.states import JobOutcome
 
 ANALYSED, WRONG_USAGE, NOT_SUITABLE, NO_IMAGES, FAILED = 0, 2, 3, 4, 5
@@ -39,6 +41,8 @@ class _Options:
     models: Path | None = None
     forms: tuple[str, ...] = STANDARD
     screening: bool | None = None
+    report_template: Path | None = None
+    prior: Path | None = None
 
 
 _Study = dict[str, list[tuple[Path, Dataset]]]
@@ -56,6 +60,8 @@ def analyze_directory(
     models: Path | None = None,
     forms: tuple[str, ...] = STANDARD,
     screening: bool | None = None,
+    report_template: Path | None = None,
+    prior: Path | None = None,
 ) -> int:
     """Analyse every study below a folder.
 
@@ -73,6 +79,11 @@ def analyze_directory(
         Objects to make, each in its encoding; see `dicom_sr.profiles`.
     screening
         Whether these are screening examinations; None to decide by the images' headers.
+    report_template
+        A site's template of the draft narrative.
+    prior
+        Folder with earlier examinations of the same patient: each study is compared with the latest earlier
+        one.
 
     Returns
     -------
@@ -90,7 +101,9 @@ def analyze_directory(
         console.rule(f"study {study_uid}")
         try:
             reading = _record(record or find_beside(directory), study_uid, studies[study_uid])
-            options = _Options(place, profile, device, reading, models, forms, screening)
+            options = _Options(
+                place, profile, device, reading, models, forms, screening, report_template, prior
+            )
             outcome = _analyze_study(studies[study_uid], options, console)
         except RecordError as error:
             console.print(f"the clinical record can't be used: {error}", markup=False)
@@ -190,7 +203,35 @@ def _request(
         models=options.models,
         forms=options.forms,
         screening=options.screening,
+        report_template=options.report_template,
+        **_priors(first, options.prior),
     )
+
+
+def _priors(header: Dataset, directory: Path | None) -> dict[str, Any]:
+    """The latest earlier study of a folder, and sentences on those of it that can't be compared."""
+    day = examination_day(header)
+    if directory is None:
+        return {}
+    found: list[PriorFiles] = []
+    notes = []
+    for study_uid, study in _read(directory)[0].items():
+        headers = [one for files in study.values() for _, one in files]
+        then = examination_day(headers[0])
+        if study_uid == text(header, "StudyInstanceUID") or day is None or then is None or then >= day:
+            continue
+        (best, *_) = judge_study({uid: [one for _, one in files] for uid, files in study.items()})
+        clause = strangers(Identity.of(header), map(Identity.of, headers))
+        if clause or not best.selected:
+            clause = f"it has {clause or 'no series that is suitable'}"
+            notes.append(f"The CT of {then.isoformat()} ({directory.name}) was not compared: {clause}.")
+            continue
+        paths = tuple(path for path, _ in study[best.series_uid])
+        found.append(PriorFiles(paths, study_uid, best.series_uid, then, directory.name, _digest(paths)))
+    found.sort(key=lambda one: (one.examined_on, one.study_uid), reverse=True)
+    if not found and not notes:
+        notes.append("The folder of earlier examinations has none that is earlier: nothing was compared.")
+    return {"priors": tuple(found[:1]), "notes": tuple(notes)}
 
 
 def _digest(files: Sequence[Path]) -> str:

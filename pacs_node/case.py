@@ -20,6 +20,8 @@ from pydicom import Dataset
 from dicom_sr.capture import build_captures, capture_result, reread_captures, source_frames
 from dicom_sr.context import ResultContext
 from dicom_sr.keyimages import KeyImage, render_key_images, render_overview
+from dicom_sr.narrative import Narrative, compose
+from dicom_sr.pairimages import PairImages, render_pairs
 from dicom_sr.part10 import save
 from dicom_sr.pdf import build_pdf, print_report, reread_pdf
 from dicom_sr.profiles import Form, chosen, form_name, in_order
@@ -27,6 +29,7 @@ from dicom_sr.report import ReportClass, build_not_analysed_report, build_report
 from dicom_sr.seg import SegEncoding, build_seg
 from dicom_sr.stacks import SliceStack, render_stacks
 from dicom_sr.summary import Output, Recipient, SentencePair, not_analysed_json, report_html, result_json
+from dicom_sr.template import BUILT_IN
 from dicom_sr.verify import reread, reread_not_analysed
 from dicom_sr.wording import ENGLISH, read_wording
 from inference.analyse import analyse
@@ -40,7 +43,8 @@ from inference.record_person import gathered
 from inference.registry import FUSION, TEXT, Pipeline, load_pipeline
 from inference.types import Observation, Result, Volume
 from pacs_node import __version__
-from pacs_node.case_priors import compared
+from pacs_node.case_narrative import template_or_built_in
+from pacs_node.case_priors import Compared, compared
 from pacs_node.reader import OpenReader, Reader, confined_reader
 from pacs_node.request import CaseFile, CaseOutcome, CaseRequest, Refusal
 from pacs_node.spool import sync_directory
@@ -72,6 +76,17 @@ class _Pictures(NamedTuple):
     key_images: Sequence[KeyImage] = ()
     overview: Path | None = None
     volume: Volume | None = None
+    stacks: Sequence[SliceStack] = ()
+    pairs: Sequence[PairImages] = ()
+
+    @property
+    def files(self) -> Iterator[tuple[str, Path]]:
+        """Kind and path of each."""
+        yield from (("png", image.path) for image in self.key_images)
+        yield from (("png", path) for path in (self.overview,) if path is not None)
+        yield from (("png", images.picture) for images in self.pairs)
+        scrolled = [*self.stacks, *(stack for images in self.pairs for stack in images.stacks)]
+        yield from (("stack", stack.path) for stack in scrolled)
 
 
 def run_case(request: CaseRequest, progress: Progress | None = None) -> CaseOutcome:
@@ -119,10 +134,11 @@ def run_case(request: CaseRequest, progress: Progress | None = None) -> CaseOutc
         warnings=(
             *found.result.warnings,
             *request.notes,
+            *template_or_built_in(request.report_template)[1],
             *_record_warnings(request, pipeline, reading),
         ),
     )
-    return _write_results(request, loaded, result, pipeline, watch)
+    return _write_results(request, loaded, Compared(result, found.prior), pipeline, watch)
 
 
 def _reader(request: CaseRequest) -> Reader:
@@ -167,28 +183,27 @@ def _context(request: CaseRequest, pipeline: Pipeline) -> ResultContext:
         predecessors=request.predecessors,
         other_series=request.other_series,
         wording=ENGLISH if request.wording is None else read_wording(request.wording),
+        template=template_or_built_in(request.report_template)[0],
     )
 
 
 def _write_results(
-    request: CaseRequest, loaded: LoadedSeries, result: Result, pipeline: Pipeline, watch: _Stopwatch
+    request: CaseRequest, loaded: LoadedSeries, found: Compared, pipeline: Pipeline, watch: _Stopwatch
 ) -> CaseOutcome:
-    volume, headers, out = loaded.volume, loaded.headers, request.out_dir
+    volume, headers, out, result = loaded.volume, loaded.headers, request.out_dir, found.result
     context = _context(request, pipeline)
     forms = _forms(request)
     with watch.stage("write SEG and report"):
         masks = _masks(forms, loaded, result, context) if result.findings else {}
-        reports = _reports(forms, masks, loaded, result, context)
+        draft = compose(result_json(volume, result, headers, context), context.template)
+        reports = _reports(forms, masks, loaded, result, context, draft=draft)
         written = [_saved(form, ds, _path(out, form)) for form, ds in [*masks.items(), *reports.items()]]
     with watch.stage("reread"):
         for form in reports:
             mask = _path(out, form.mask) if result.findings else None
-            reread(volume, result, mask, _path(out, form))
+            reread(volume, result, mask, _path(out, form), draft)
     with watch.stage("key images"):
-        note = _note(headers)
-        key_images = render_key_images(volume, result.findings, out, note=note)
-        overview = render_overview(volume, result.findings, out / "overview.png", note=note)
-        stacks = render_stacks(volume, result.findings, out)
+        shown = _pictures(volume, found, out, _note(headers))
 
     def summary(outputs: Sequence[CaseFile] = ()) -> dict[str, Any]:
         return result_json(
@@ -198,16 +213,30 @@ def _write_results(
             context,
             outputs=_outputs(outputs),
             recipients=_recipients(request, outputs),
-            key_images=key_images,
-            stacks=stacks,
+            key_images=shown.key_images,
+            stacks=shown.stacks,
+            pairs=shown.pairs,
             sentence_pairs=_sentence_pairs(pipeline),
             timings_s=watch.seconds if outputs else None,
         )
 
-    shown = _Pictures(key_images, overview, volume)
     written += _for_people(out, forms, summary(), shown, headers=headers, context=context, watch=watch)
-    files = _pages(out, summary(written), key_images, overview, stacks)
+    files = _pages(out, summary(written), shown)
     return CaseOutcome(JobOutcome.ANALYSED.value, (*written, *files), n_findings=len(result.findings))
+
+
+def _pictures(volume: Volume, found: Compared, out: Path, note: str) -> _Pictures:
+    findings, comparison = found.result.findings, found.result.comparison
+    pairs: Sequence[PairImages] = ()
+    if comparison is not None and found.prior is not None:
+        pairs = render_pairs(volume, found.prior, comparison, out, note=note)
+    return _Pictures(
+        render_key_images(volume, findings, out, note=note),
+        render_overview(volume, findings, out / "overview.png", note=note),
+        volume,
+        render_stacks(volume, findings, out),
+        pairs,
+    )
 
 
 def _refuse(request: CaseRequest, refusal: Refusal, pipeline: Pipeline, watch: _Stopwatch) -> CaseOutcome:
@@ -215,15 +244,6 @@ def _refuse(request: CaseRequest, refusal: Refusal, pipeline: Pipeline, watch: _
     context = _context(request, pipeline)
     forms = _forms(request)
     written = []
-    with watch.stage("write report"):
-        for form in dict.fromkeys(form.without_mask for form in forms if form.kind == "sr"):
-            report = build_not_analysed_report(
-                headers, refusal.code, refusal.sentence, context, report_class=_report_class(form)
-            )
-            written.append(_saved(form, report, _path(out, form)))
-    with watch.stage("reread"):
-        for file in written:
-            reread_not_analysed(file.path, str(headers[0].SeriesInstanceUID), refusal.code)
 
     def summary(outputs: Sequence[CaseFile] = ()) -> dict[str, Any]:
         return not_analysed_json(
@@ -234,14 +254,31 @@ def _refuse(request: CaseRequest, refusal: Refusal, pipeline: Pipeline, watch: _
             outputs=_outputs(outputs),
             recipients=_recipients(request, outputs),
             timings_s=watch.seconds if outputs else None,
+            warnings=template_or_built_in(request.report_template)[1],
         )
+
+    draft = compose(summary(), context.template)
+    with watch.stage("write report"):
+        for form in dict.fromkeys(form.without_mask for form in forms if form.kind == "sr"):
+            report = build_not_analysed_report(
+                headers,
+                refusal.code,
+                refusal.sentence,
+                context,
+                report_class=_report_class(form),
+                narrative=draft,
+            )
+            written.append(_saved(form, report, _path(out, form)))
+    with watch.stage("reread"):
+        for file in written:
+            reread_not_analysed(file.path, str(headers[0].SeriesInstanceUID), refusal.code, draft)
 
     # another sentence is another document
     role = f"-not-analysed-{refusal.code}-{refusal.sentence}"
     written += _for_people(
         out, forms, summary(), _Pictures(), headers=headers, context=context, watch=watch, role=role
     )
-    files = _pages(out, summary(written), (), None)
+    files = _pages(out, summary(written), _Pictures())
     return CaseOutcome(
         JobOutcome.NOT_ANALYSED.value, (*written, *files), refusal.code.value, refusal.sentence
     )
@@ -274,6 +311,8 @@ def _reports(
     loaded: LoadedSeries,
     result: Result,
     context: ResultContext,
+    *,
+    draft: Narrative,
 ) -> dict[Form, Dataset]:
     """Each report refers to the form of the SEG that goes with it; without findings there is none."""
     wanted = dict.fromkeys(form if masks else form.without_mask for form in forms if form.kind == "sr")
@@ -285,6 +324,7 @@ def _reports(
             loaded.headers,
             context,
             report_class=_report_class(form),
+            narrative=draft,
         )
         for form in wanted
     }
@@ -318,9 +358,15 @@ def _for_people(
             reread_captures([file.path for file in files], captures)
         if _PDF in forms:
             document = print_report(
-                summary, context, key_images=pictures.key_images, overview=pictures.overview
+                summary,
+                context,
+                key_images=pictures.key_images,
+                overview=pictures.overview,
+                pairs=pictures.pairs,
             )
-            printed = build_pdf(document, headers, context, role=f"pdf{role}")
+            # another template is another document
+            own = "" if context.template == BUILT_IN else f"-{context.template.digest}"
+            printed = build_pdf(document, headers, context, role=f"pdf{role}{own}")
             files.append(_saved(_PDF, printed, _path(out, _PDF)))
             reread_pdf(files[-1].path, document, headers)
     return files
@@ -394,24 +440,18 @@ def _sentence_pairs(pipeline: Pipeline) -> list[SentencePair]:
     return [SentencePair(pair.feature, pair.positive, pair.negative) for pair in PAIRS]
 
 
-def _pages(
-    out: Path,
-    summary: dict[str, Any],
-    key_images: Sequence[KeyImage],
-    overview: Path | None,
-    stacks: Sequence[SliceStack] = (),
-) -> list[CaseFile]:
+def _pages(out: Path, summary: dict[str, Any], shown: _Pictures) -> list[CaseFile]:
     """Write the result for programs and for people, and list them with the pictures."""
     (out / "result.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False), encoding="utf-8")
-    page = report_html(summary, key_images=key_images, overview=overview, stacks=stacks)
+    page = report_html(
+        summary,
+        key_images=shown.key_images,
+        overview=shown.overview,
+        stacks=shown.stacks,
+        pairs=shown.pairs,
+    )
     (out / "report.html").write_text(page, encoding="utf-8")
-    pictures = [image.path for image in key_images] + ([overview] if overview is not None else [])
-    files = [
-        ("json", out / "result.json"),
-        ("html", out / "report.html"),
-        *(("png", path) for path in pictures),
-        *(("stack", stack.path) for stack in stacks),
-    ]
+    files = [("json", out / "result.json"), ("html", out / "report.html"), *shown.files]
     for _, path in files:
         with path.open("rb") as file:
             os.fsync(file.fileno())

@@ -167,12 +167,22 @@ for _verb, _part, _help in (
     help="Clinical record, JSON or CSV (docs/record.md); by default record.json or record.csv of DIRECTORY.",
 )
 @click.option(
+    "--prior",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder with earlier CTs of the same patient; the latest is compared with (docs/priors.md).",
+)
+@click.option(
     "--models",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("pacs-node-models"),
     show_default=True,
     envvar="PACS_NODE_MODELS",
     help="Folder of pacs-node models; only the profile full reads it.",
+)
+@click.option(
+    "--report-template",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A site's own sentences of the draft report (docs/report.md).",
 )
 @click.option(
     "--for",

@@ -103,6 +103,10 @@ class PipelineSettings(Section):
     wording: str = Field(
         "", description="TOML table with the report's sentences in another language; empty for English."
     )
+    report_template: str = Field(
+        "",
+        description="TOML template of the draft narrative (docs/report.md); empty for the built-in one.",
+    )
 
 
 class _DestinationBase(Section):
@@ -389,7 +393,7 @@ def _with_absolute_paths(settings: Settings, base: Path) -> Settings:
     notify = with_files(settings.notify, *files)
     record = with_files(settings.record, "fhir_ca_file", "fhir_token_file", "smart_key_file")
     mllp = with_files(settings.mllp, "tls_certificate_file", "tls_key_file", "tls_client_ca_file")
-    pipeline = with_files(settings.pipeline, "wording", "models")
+    pipeline = with_files(settings.pipeline, "wording", "models", "report_template")
     audit = with_files(settings.audit, "syslog_ca_file", "syslog_certificate_file", "syslog_key_file")
     heads = str((Path(storage.directory) / audit.heads_file).absolute())
     audit = _with(audit, heads_file=heads)

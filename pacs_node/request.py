@@ -115,6 +115,8 @@ class CaseRequest:
         Whether it is a screening examination by the site's word; None to decide by the images' headers.
     wording
         Table of the report's sentences in another language, None for English.
+    report_template
+        The site's template of the draft narrative, None for the built-in one.
     """
 
     files: tuple[Path, ...]
@@ -140,6 +142,7 @@ class CaseRequest:
     receivers: tuple[Receiver, ...] = ()
     notes: tuple[str, ...] = ()
     wording: Path | None = None
+    report_template: Path | None = None
     confined: bool = False
     screening: bool | None = None
 

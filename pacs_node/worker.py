@@ -187,6 +187,7 @@ class Worker:
             receivers=receivers,
             notes=(sentence_of_lack(series),) if lacks_images(series) else (),
             wording=Path(wording) if (wording := self._settings.pipeline.wording) else None,
+            report_template=Path(own) if (own := self._settings.pipeline.report_template) else None,
             confined=self._engine.confined,
             screening=_SCREENING[self._settings.pipeline.examinations],
         )

@@ -148,7 +148,7 @@ def _juxtapleural(finding: Finding, ranks: dict[str, int]) -> bool | None:
     contact = next((one.value for one in finding.descriptors if one.name == "pleural attachment"), None)
     if contact is not None and contact < _LIKELY:
         return False
-    rough = ranks.get("spiculation", 0) > 2 or ranks.get("lobulation", 0) > 2
+    rough = ranks.get("spiculation", 0) > 2 or ranks.get("lobular_pattern", 0) > 2
     return False if rough else None
 
 
@@ -160,6 +160,7 @@ def _lung_rads(
         return [
             Observation("lung_rads", found.category),
             Observation("lung_rads_version", lung_rads.GUIDELINE.removeprefix("Lung-RADS v")),
+            Observation("lung_rads_management", found.management),
             Observation("lung_rads_rules", _rules(found)),
         ]
     return [

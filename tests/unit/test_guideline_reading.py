@@ -12,6 +12,7 @@ from pydicom.sequence import Sequence
 
 from inference.change import Change
 from inference.guidelines.growth import change_of
+from inference.guidelines.lung_rads import MANAGEMENT
 from inference.guidelines.reading import SOLID_PART, guideline_observations, nodule_of, since
 from inference.guidelines.screening import Occasion, occasion_of
 from inference.record import ClinicalRecord
@@ -33,7 +34,7 @@ SCREENED = Occasion(True, "a test", prior=False)
 CALM = (
     SemanticFeature("calcification", 6, 0.95),
     SemanticFeature("spiculation", 1, 0.8),
-    SemanticFeature("lobulation", 1, 0.8),
+    SemanticFeature("lobular_pattern", 1, 0.8),
 )
 APART = (Descriptor("pleural attachment", 0.01, "1", "pleura"),)
 
@@ -60,6 +61,7 @@ def test_a_first_screening_has_its_category(plain: Finding) -> None:
         "screening": "yes, a test",
         "lung_rads": "4A",
         "lung_rads_version": "2022",
+        "lung_rads_management": MANAGEMENT["4A"],
         "lung_rads_rules": "4A: solid, 8 to below 15 mm, baseline "
         "(N1: solid, mean diameter 9.0 mm, baseline)",
     }
@@ -73,7 +75,7 @@ def test_what_the_reading_does_not_tell_stays_open(plain: Finding) -> None:
     )
     touching = sized(plain, 7, descriptors=(Descriptor("pleural attachment", 0.9, "1", "pleura"),))
     assert "whether it is juxtapleural" in said(touching, SCREENED)["lung_rads_undetermined"]
-    rough = replace(touching, features=(*CALM[:2], SemanticFeature("lobulation", 4, 0.6)))
+    rough = replace(touching, features=(*CALM[:2], SemanticFeature("lobular_pattern", 4, 0.6)))
     assert said(rough, SCREENED)["lung_rads"] == "3"
 
 

@@ -76,8 +76,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "config_notify config_priors config_record",
         "oidc_metadata record_fhir_read smart hl7_message",
         "oidc record_fhir",
-        "connections one_node record_sources",
-        "config db spool association dicomweb engines gate gate_association priors_archive case_priors case_narrative",
+        "connections one_node record_sources case_narrative",
+        "config db spool association dicomweb engines gate gate_association priors_archive case_priors",
         "db_accounts db_feedback db_notices db_record db_tokens",
         (
             "audit study_state leases storage case dimse config_template config_docs migrations migrations.*"
@@ -160,7 +160,8 @@ ONLY: dict[str, str] = {
     "pacs_node.damage pacs_node.config pacs_node.notices pacs_node.receiving pacs_node.recorder "
     "pacs_node.db pacs_node.errors pacs_node.gate pacs_node.gate_* pacs_node.spool "
     "pacs_node.storage pacs_node.tls",
-    "pacs_node.case": "inference.* dicom_sr.* pacs_node pacs_node.case_narrative pacs_node.case_priors pacs_node.reader "
+    "pacs_node.case": "inference.* dicom_sr.* pacs_node pacs_node.case_narrative pacs_node.case_priors "
+    "pacs_node.reader "
     "pacs_node.request pacs_node.spool pacs_node.states",
     "pacs_node.confinement": "",
     "pacs_node.returned_files": "dicom_sr.codes dicom_sr.header inference.decode inference.errors "

@@ -55,6 +55,7 @@ TOP_LEVEL = {
     "comparison",
     "observations",
     "sentence_pairs",
+    "narrative",
     "models",
     "warnings",
     "provenance",
