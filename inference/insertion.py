@@ -21,7 +21,7 @@ from scipy import ndimage
 
 from inference.datasets.lidc_crops import NoduleCrop
 from inference.lungs import Lungs
-from inference.types import Point, Volume
+from inference.types import Index, Point, Volume
 from inference.uids import derived_uid
 
 PARENCHYMA_HU = -860.0
@@ -215,10 +215,22 @@ class Canvas:
 
 @dataclass(frozen=True, slots=True)
 class Pasted:
-    """What became of a nodule: centre as fractional index, diameter of what is visible, mm."""
+    """What became of a nodule.
+
+    Parameters
+    ----------
+    centre
+        Fractional index.
+    diameter_mm
+        Of what is visible.
+    mask, origin
+        What of it half of the readers drew and is visible, and the index of its first voxel.
+    """
 
     centre: Floats
     diameter_mm: float
+    mask: Mask
+    origin: Index
 
 
 def paste(
@@ -265,7 +277,8 @@ def paste(
     around += (alpha * inside * (moved - around)).astype(np.float32)
     share = float(visible.sum()) / total
     at = np.array([float((visible * grid).sum() / visible.sum()) for grid in np.indices(visible.shape)])
-    return Pasted(at + low, implant.diameter_mm * pose.scale * share ** (1 / 3))
+    first: Index = (int(low[0]), int(low[1]), int(low[2]))
+    return Pasted(at + low, implant.diameter_mm * pose.scale * share ** (1 / 3), visible >= 0.5, first)
 
 
 def _sample(

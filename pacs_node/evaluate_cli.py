@@ -239,6 +239,49 @@ def inserted(
     _measure(asked, lambda options: froc.evaluate_strips(strips, backgrounds, count, pipeline, options))
 
 
+@evaluate.command("priors")
+@click.option("--phantoms", type=click.IntRange(0), default=10, show_default=True, help="Pairs of phantoms.")
+@click.option("--first-seed", type=int, default=3000, show_default=True)
+@click.option("--inserted", "count", type=click.IntRange(0), default=0, help="Pairs with pasted nodules.")
+@click.option("--manifest", type=_FILE, default=None, help="Backgrounds: the series of a manifest of cases.")
+@click.option("--table", type=_FILE, default=None, help="slices_nodules.csv")
+@click.option("--masks", type=_FILE, default=None, help="slices_masks.npz")
+@click.option("--images", type=_FILE, default=None, help="slices_images.tar")
+@click.option(
+    "--split", type=click.Choice(_SPLITS), default="test", show_default=True, help="Of the nodules."
+)
+@click.option("--truth-only", is_flag=True, help="Judge the comparison alone, with the true masks.")
+@_common
+def priors(
+    asked: _Asked,
+    *,
+    phantoms: int,
+    first_seed: int,
+    count: int,
+    manifest: Path | None,
+    table: Path | None,
+    masks: Path | None,
+    images: Path | None,
+    split: str,
+    truth_only: bool,
+) -> None:
+    """Matching, change of volume and registration on pairs of examinations of known truth."""
+    from inference.evaluate.froc import Backgrounds  # noqa: PLC0415 - see above
+    from inference.evaluate.lidc_run import Collection  # noqa: PLC0415 - see above
+    from inference.evaluate.priors import Strips, evaluate_pairs  # noqa: PLC0415 - see above
+
+    strips = None
+    if count:
+        if manifest is None or table is None or masks is None or images is None:
+            raise click.UsageError("pasted nodules take --manifest, --table, --masks and --images")
+        strips = Strips(Collection(images, masks, table, split), Backgrounds(manifest), count)
+    if not phantoms and strips is None:
+        raise click.UsageError("nothing to compare: --phantoms or --inserted")
+    pipeline = None if truth_only else _pipeline(asked.profile)
+    seeds = range(first_seed, first_seed + phantoms)
+    _measure(asked, lambda options: evaluate_pairs(seeds, strips, pipeline, options))
+
+
 @evaluate.command("example-cases")
 @click.option("--data", type=_FOLDER, required=True, help="Folder with ct/ and lidc/.")
 @click.option("--out", type=_NEW_FOLDER, required=True)
