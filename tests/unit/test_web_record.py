@@ -129,7 +129,7 @@ def auditor(browser: Browser, story: Story) -> Browser:
 def rows_of(browser: Browser, query: str = "") -> list[str]:
     """First words of each row of the page."""
     text = browser.get(f"/audit{query}").text
-    return [part.split("</td>")[0] for part in text.split('<td class="n">')[1:]]
+    return [part.split("</td>")[0] for part in text.split('data-name="Row" class="n">')[1:]]
 
 
 def test_the_record_is_shown_the_newest_first(auditor: Browser) -> None:
