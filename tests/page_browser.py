@@ -90,13 +90,13 @@ class Visitor:
         if message.type == "error" and "the server responded with a status of 4" not in message.text:
             self.complaints.append(message.text)
 
-    def log_in(self, name: str, password: str) -> None:
-        """Log in as a person does."""
+    def log_in(self, name: str, password: str, then: str = "/") -> None:
+        """Log in as a person does; the page that comes then."""
         self.page.goto(f"{self.origin}/login")
         self.page.get_by_label("Name").fill(name)
         self.page.get_by_label("Password").fill(password)
         self.page.get_by_role("button", name="Log in").click()
-        self.page.wait_for_url(f"{self.origin}/")
+        self.page.wait_for_url(f"{self.origin}{then}")
 
     def open(self, path: str) -> None:
         """Type an address."""
@@ -113,10 +113,11 @@ class Visitor:
         text = " ".join(self.page.inner_text("main").split())
         return all(word in text for word in words)
 
-    def shoot(self, name: str) -> None:
-        """Keep a picture of the whole page."""
+    def shoot(self, name: str, *, whole: bool = True) -> None:
+        """Keep a picture of the whole page, or of what its window shows."""
         if self.pictures is not None:
-            self.page.screenshot(path=self.pictures / f"{name}.png", full_page=True)
+            self.pictures.mkdir(parents=True, exist_ok=True)
+            self.page.screenshot(path=self.pictures / f"{name}.png", full_page=whole)
 
     def look(self, scheme: Any, size: tuple[int, int]) -> None:
         """See the present page in other colours and at another width."""

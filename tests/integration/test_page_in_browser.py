@@ -103,8 +103,6 @@ def context() -> Iterator[BrowserContext]:
 def visitor(node: Node, context: BrowserContext) -> Iterator[Visitor]:
     page = context.new_page()
     kept = os.environ.get("PACS_NODE_SCREENSHOTS")
-    if kept:
-        Path(kept).mkdir(parents=True, exist_ok=True)
     somebody = Visitor(page, node.origin, Path(kept) if kept else None)
     somebody.look("light", WIDE)
     if not context.cookies():
