@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 
 from dicom_sr.earlier import read_findings
-from inference.analyse import analyse
+from inference.analyse import analyse, second_look
 from inference.decode import MALFORMED_FILE
 from inference.errors import UnsuitableSeriesError
 from inference.headers import examination_day
 from inference.load import LoadedSeries
-from inference.priors import PriorExamination, compare, keep_tracking
+from inference.priors import Look, PriorExamination, compare, keep_tracking
 from inference.registry import Pipeline
 from inference.same_patient import Identity, differing
 from inference.types import Comparison, Finding, Result, Volume
@@ -88,7 +88,7 @@ def compared(
         try:
             prior = _examination(request, files, loaded, pipeline, reader=reader, stage=stage)
             with stage("compare with prior"):
-                found = _compared(loaded, result, prior)
+                found = _compared(loaded, result, prior, look=second_look(pipeline, device=request.device))
         except _Refused as error:
             notes.append(_note(files, str(error)))
         except UnsuitableSeriesError as error:
@@ -188,10 +188,10 @@ def _shared_voxels(one: Finding, other: Finding) -> int:
     return int((inside(one) & inside(other)).sum())
 
 
-def _compared(loaded: LoadedSeries, result: Result, prior: PriorExamination) -> Compared:
+def _compared(loaded: LoadedSeries, result: Result, prior: PriorExamination, look: Look) -> Compared:
     day = examination_day(loaded.headers[0])
     if day is None:
         raise _Refused("these images have no study date")
-    comparison: Comparison = compare(loaded.volume, result.findings, day, prior)
+    comparison: Comparison = compare(loaded.volume, result.findings, day, prior, look=look)
     findings = keep_tracking(result.findings, comparison)
     return Compared(replace(result, findings=findings, comparison=comparison), prior.volume)
