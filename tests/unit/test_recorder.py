@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 from sqlalchemy import event, func, select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from pacs_node import reception, recorder
-from pacs_node.connections import WRITE
+from pacs_node.connections import WRITE, is_full
 from pacs_node.db import Association, AuditEvent, Conflict, Database, Instance, Series
 from pacs_node.reception import Arrival, Identity, Reception
-from pacs_node.recorder import Origin, Recorder, RowsMissingError
+from pacs_node.recorder import Origin, Recorder, RowsMissingError, _Waiting
 from pacs_node.spool import Spool, StoredFile
 from tests.small_node import START, TestClock
 
@@ -164,6 +164,31 @@ def test_rows_that_could_not_be_written_are_written_later(
         assert session.scalars(select(Association.ending)).all() == ["aborted"]
     assert total(database, Instance) == 2
     assert total(database, Association) == 1
+
+
+def test_a_full_database_in_the_middle_of_a_transaction_leaves_nothing(
+    rows: Recorder, database: Database
+) -> None:
+    """By the driver itself: its error is the one that everybody knows, and names no value of a row."""
+    source = origin()
+    add(rows, source, arrival(0))
+    connection = rows._connection
+    assert connection is not None
+    driver = connection.connection.driver_connection
+    assert driver is not None
+    driver.execute("PRAGMA max_page_count = 1")
+    items = [arrival(number) for number in range(1, 60)]
+    for item in items:
+        rows.spool.absolute(item.stored.path).touch()
+        rows._waiting.append(_Waiting(source, item))
+    with pytest.raises(DBAPIError) as full:
+        rows.flush()
+    assert is_full(full.value)
+    assert "instances/" not in str(full.value)
+    assert total(database, Instance) == 1
+    driver.execute("PRAGMA max_page_count = 1000000")
+    rows.flush()
+    assert total(database, Instance) == 60
 
 
 def test_many_at_once_are_what_they_would_be_one_by_one(database: Database) -> None:
