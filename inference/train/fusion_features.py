@@ -18,14 +18,14 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.progress import track
 
-from inference.cadx import NineViewReader, build_reader
+from inference.cadx import CadxReading, NineViewReader, build_reader
 from inference.datasets.lidc_crops import RATINGS, NoduleCrop, read_crops
 from inference.durable import replace_file
 from inference.intensity import HounsfieldEstimate
@@ -33,6 +33,7 @@ from inference.measure import measure
 from inference.registry import CLASSIFICATION, HOUNSFIELD, TEXT, load_pipeline
 from inference.train.cadx_data import Nodule, nodules_of, read_readings
 from inference.types import SourceFrame, Volume
+from inference.views import Spacing
 from inference.weights import load_into, read_weights
 
 _LOG = logging.getLogger(__name__)
@@ -79,7 +80,15 @@ def longest_diameter_mm(nodule: Nodule) -> float:
     return measure(grid, mask, (0, 0, 0)).measurements.long_axis_mm
 
 
-def features(nodules: Sequence[Nodule], reader: NineViewReader) -> dict[str, NDArray[Any]]:
+class Reader(Protocol):
+    """Reads a nodule, as `inference.cadx.NineViewReader` does."""
+
+    def read(self, hu: NDArray[Any], spacing_mm: Spacing, mask: NDArray[np.bool_]) -> CadxReading:
+        """Read one nodule of a strip of slices."""
+        ...
+
+
+def features(nodules: Sequence[Nodule], reader: Reader) -> dict[str, NDArray[Any]]:
     """Read nodules.
 
     Returns

@@ -15,17 +15,28 @@ from numpy.typing import NDArray
 from inference.errors import ModelUnavailableError
 from inference.fusion import (
     EMBEDDING,
+    MECHANISMS,
     SYNTHETIC_STATEMENT,
     TABLE,
     Fusion,
-    FusionNetwork,
     ImageEvidence,
+    ImageParts,
+    JointEmbedding,
+    Mechanism,
     NoduleFacts,
+    RecordParts,
     apply_record,
     brock_range,
     clip_text_tower,
     encode_table,
+    mechanism_of,
 )
+from inference.fusion.attention import CrossAttention
+from inference.fusion.attributes import GROUPS, Attributes
+from inference.fusion.contrast import Contrast
+from inference.fusion.mechanism import VIEWS, Direction
+from inference.fusion.table import ITEM_COLUMNS
+from inference.fusion.view_attention import ViewAttention
 from inference.openclip_model import REFERENCE, build_clip
 from inference.record import ClinicalRecord, RecordReading, Sex, Smoking, accept
 from inference.risk import brock_2b
@@ -43,10 +54,10 @@ def tower(sentences: Sequence[str]) -> Floats:
     return np.array(rows, np.float32).reshape(-1, EMBEDDING)
 
 
-def network(seed: int = 0) -> FusionNetwork:
+def network(kind: type[Mechanism] = JointEmbedding, seed: int = 0) -> Mechanism:
     """Drawn weights whose every part matters."""
     torch.manual_seed(seed)
-    made = FusionNetwork().eval()
+    made = kind().eval()
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -58,8 +69,28 @@ def network(seed: int = 0) -> FusionNetwork:
 
 
 def evidence(seed: int, probability: float = 0.3) -> ImageEvidence:
-    embedding = np.random.default_rng(seed).normal(size=EMBEDDING) / 16
-    return ImageEvidence(probability, embedding.astype(np.float32))
+    rng = np.random.default_rng(seed)
+    embedding, views = rng.normal(size=EMBEDDING) / 16, np.abs(rng.normal(size=(VIEWS, EMBEDDING)))
+    return ImageEvidence(probability, embedding.astype(np.float32), views.astype(np.float32))
+
+
+def drawn_image(count: int, seed: int = 0) -> ImageParts:
+    generator = torch.Generator().manual_seed(seed)
+    return ImageParts(
+        torch.randn(count, EMBEDDING, generator=generator),
+        torch.rand(count, VIEWS, EMBEDDING, generator=generator),
+    )
+
+
+def drawn_record(count: int, has_table: torch.Tensor, has_text: torch.Tensor) -> RecordParts:
+    table = np.stack([encode_table(replace(FULL, age_years=50.0 + age), NODULE) for age in range(count)])
+    text = torch.randn(count, EMBEDDING, generator=torch.Generator().manual_seed(1)) / 16
+    return RecordParts(torch.from_numpy(table), text, has_table, has_text)
+
+
+@pytest.fixture(scope="module", params=list(MECHANISMS))
+def each(request: pytest.FixtureRequest) -> Mechanism:
+    return network(mechanism_of(request.param))
 
 
 @pytest.fixture(scope="module")
@@ -70,35 +101,39 @@ def fusion() -> Fusion:
 # nothing known
 
 
-@pytest.mark.parametrize("probability", [0.0, 1e-9, 0.1, 1 / 3, 0.5, 0.987654321, 1.0])
-def test_without_a_record_the_result_is_the_image_s(fusion: Fusion, probability: float) -> None:
-    empty = ClinicalRecord(history_text="Mrs Doe smokes")
-    for seed in range(20):
+def test_without_a_record_the_result_is_the_image_s(each: Mechanism) -> None:
+    fusion, empty = Fusion(each, tower), ClinicalRecord(history_text="Mrs Doe smokes")
+    for seed, probability in enumerate((0.0, 1e-9, 0.1, 1 / 3, 0.5, 0.987654321, 1.0)):
         seen = evidence(seed, probability)
         assert fusion.probability(seen, empty, NODULE) == probability
         assert fusion.malignancy(seen, empty, NODULE) == Malignancy(probability, None)
 
 
-def test_rows_without_a_record_get_exactly_nothing() -> None:
-    made = network()
-    generator = torch.Generator().manual_seed(0)
-    image, text = (torch.randn(16, EMBEDDING, generator=generator) for _ in range(2))
-    table = torch.randn(16, len(TABLE), generator=generator)
-    has = torch.arange(16) % 2 == 0
-    none = torch.zeros(16, dtype=torch.bool)
-    correction = made(image, text, table, has & (torch.arange(16) % 4 == 0), has)
+def test_rows_without_a_record_get_exactly_nothing(each: Mechanism) -> None:
+    has, none = torch.arange(16) % 2 == 0, torch.zeros(16, dtype=torch.bool)
+    image = drawn_image(16)
+    correction = each(image, drawn_record(16, has & (torch.arange(16) % 4 == 0), has))
     assert (correction[~has] == 0).all()
-    assert (correction[has] != 0).float().mean() > 0.5
-    assert (made(image, text, table, none, none) == 0).all()
-    assert (made.calibrated(correction, has)[~has] == 0).all()
-    assert torch.allclose(made.calibrated(correction, has)[has], 0.7 * correction[has] + 0.4)
+    assert (correction[has] != 0).all()
+    assert (each(image, drawn_record(16, none, none)) == 0).all()
+    assert (each(None, drawn_record(16, none, none)) == 0).all()
+    assert (each.calibrated(correction, has)[~has] == 0).all()
+    assert torch.allclose(each.calibrated(correction, has)[has], 0.7 * correction[has] + 0.4)
+
+
+def test_absent_tokens_alone_already_correct_nothing(each: Mechanism) -> None:
+    """The difference is 0 by itself; the rows are not only masked afterwards."""
+    none = torch.zeros(4, dtype=torch.bool)
+    found = each.correction(drawn_image(4), drawn_record(4, none, none))
+    assert found.abs().max() < 1e-5
 
 
 # something known
 
 
-def test_a_record_corrects_and_the_image_s_value_stays(fusion: Fusion) -> None:
-    for seed in range(5):
+def test_a_record_corrects_and_the_image_s_value_stays(each: Mechanism) -> None:
+    fusion = Fusion(each, tower)
+    for seed in range(3):
         found = fusion.malignancy(evidence(seed), FULL, NODULE)
         assert found.image_only == 0.3
         assert found.fused is not None
@@ -128,15 +163,96 @@ def test_parts_that_it_wasn_t_trained_with_are_left_out() -> None:
     assert Fusion(made, tower).probability(seen, FULL) != Fusion(made).probability(seen, FULL)
 
 
-def test_the_result_doesn_t_depend_on_what_else_is_in_the_batch() -> None:
-    made = network()
+def test_the_result_doesn_t_depend_on_what_else_is_in_the_batch(each: Mechanism) -> None:
     table = torch.from_numpy(
         np.stack([encode_table(FULL, NODULE), encode_table(ClinicalRecord(age_years=70), None)])
     )
-    yes, image = torch.ones(2, dtype=torch.bool), torch.randn(2, EMBEDDING)
-    together = made(image, None, table, yes, yes)
-    alone = made(image[1:], None, table[1:], yes[1:], yes[1:])
+    yes, image = torch.ones(2, dtype=torch.bool), drawn_image(2)
+    together = each(image, RecordParts(table, None, yes, yes))
+    alone = each(image.rows(torch.tensor([1])), RecordParts(table[1:], None, yes[1:], yes[1:]))
     assert together[1].item() == pytest.approx(alone[0].item(), abs=1e-5)
+
+
+# one mechanism
+
+
+def known(count: int) -> RecordParts:
+    yes = torch.ones(count, dtype=torch.bool)
+    return drawn_record(count, yes, yes)
+
+
+def test_views_are_read_where_a_mechanism_reads_them(each: Mechanism) -> None:
+    image = drawn_image(4)
+    other = ImageParts(image.embedding, drawn_image(4, seed=2).views)
+    assert torch.equal(each(image, known(4)), each(other, known(4))) is not each.reads_views
+    bare = ImageParts(image.embedding)
+    if each.reads_views:
+        with pytest.raises(ValueError, match="reads views"):
+            each(bare, known(4))
+    else:
+        assert torch.equal(each(bare, known(4)), each(image, known(4)))
+
+
+def test_the_image_weighs_the_record_between_nothing_and_twice() -> None:
+    made = network(ViewAttention)
+    assert isinstance(made, ViewAttention)
+    _, difference = made.direction(known(16))
+    ratio = made(drawn_image(16), known(16)) / difference
+    assert ratio.min() >= 0
+    assert ratio.max() <= 2
+    assert ratio.std() > 0
+
+
+def test_the_order_of_the_views_counts_only_in_cross_attention() -> None:
+    image = drawn_image(4)
+    assert image.views is not None
+    turned = ImageParts(image.embedding, image.views.flip(1))
+    pooled, across = network(ViewAttention), network(CrossAttention)
+    torch.testing.assert_close(pooled(image, known(4)), pooled(turned, known(4)), rtol=1e-4, atol=1e-5)
+    assert (across(image, known(4)) - across(turned, known(4))).abs().max() > 1e-4
+
+
+def test_a_masked_item_is_not_looked_at() -> None:
+    made = network(CrossAttention)
+    assert isinstance(made, CrossAttention)
+    record = known(4)
+    record.table[:, [TABLE.index(name) for name in ITEM_COLUMNS["emphysema"]]] = 0
+    with torch.no_grad():
+        before = made(drawn_image(4), record)
+        item = list(ITEM_COLUMNS).index("emphysema")
+        made.items[item] += 5
+        made.places[item] += 5
+        torch.testing.assert_close(made(drawn_image(4), record), before)
+
+
+def test_contrast_is_bounded_by_its_temperature() -> None:
+    made = network(Contrast)
+    assert isinstance(made, Contrast)
+    most = 4 * made.temperature.exp().item()
+    assert made(drawn_image(16), known(16)).abs().max().item() <= most
+    with torch.no_grad():
+        made.prompts.copy_(made.prompts.flip(0))  # the other sentence is the positive one
+    turned = made(drawn_image(16), known(16))
+    made.prompts.copy_(made.prompts.flip(0))
+    torch.testing.assert_close(turned, -made(drawn_image(16), known(16)))
+
+
+def test_a_group_of_which_nothing_is_known_says_nothing() -> None:
+    made = network(Attributes)
+    assert isinstance(made, Attributes)
+    table = torch.from_numpy(encode_table(ClinicalRecord(smoking=Smoking.CURRENT), None))[None]
+    yes = torch.ones(1, dtype=torch.bool)
+    told = made.told(RecordParts(table, None, yes, yes))[0]
+    groups = (*GROUPS, "words")
+    assert {name for name, value in zip(groups, told.tolist(), strict=True) if value} == {"tobacco"}
+
+
+def test_direction_is_the_difference_to_nothing() -> None:
+    torch.manual_seed(0)
+    direction = Direction().eval()
+    none = torch.zeros(3, dtype=torch.bool)
+    assert (direction(drawn_record(3, none, none))[1] == 0).all()
+    assert (direction(known(3))[1] != 0).all()
 
 
 # the table
@@ -246,18 +362,28 @@ def test_brock_says_what_lies_outside_its_cohort(fusion: Fusion) -> None:
 # weights and text tower
 
 
-def test_weights_are_read_back(tmp_path: Path) -> None:
+def test_weights_are_read_back(tmp_path: Path, each: Mechanism) -> None:
     path = tmp_path / "fusion.safetensors"
-    digest = write_weights(network().state_dict(), path, {"name": "test"})
-    loaded = Fusion.load(path, digest, tower)
+    digest = write_weights(each.state_dict(), path, {"name": "test"})
+    loaded = Fusion.load(path, digest, tower, mechanism=each.name)
     seen = evidence(4)
-    want = Fusion(network(), tower).probability(seen, FULL, NODULE)
-    assert loaded.probability(seen, FULL, NODULE) == pytest.approx(want, abs=2e-3)  # stored as float16
+    want = Fusion(each, tower).probability(seen, FULL, NODULE)
+    assert loaded.probability(seen, FULL, NODULE) == pytest.approx(want, abs=5e-3)  # stored as float16
     with pytest.raises(ModelUnavailableError, match="sha256"):
-        Fusion.load(path, "0" * 64)
-    other = write_weights({"x": torch.zeros(3)}, tmp_path / "x.safetensors", {})
+        Fusion.load(path, "0" * 64, mechanism=each.name)
+    other = "attributes" if each.name == "contrast" else "contrast"
     with pytest.raises(ModelUnavailableError, match="don't fit"):
-        Fusion.load(tmp_path / "x.safetensors", other)
+        Fusion.load(path, digest, mechanism=other)
+
+
+@pytest.mark.parametrize("name", ["late-fusion", None])
+def test_a_card_must_name_a_mechanism(tmp_path: Path, name: str | None) -> None:
+    with pytest.raises(ModelUnavailableError, match="contrast, joint-embedding, cross-attention"):
+        Fusion.load(tmp_path / "x.safetensors", "0" * 64, mechanism=name)
+
+
+def test_mechanisms_are_numbered_as_documented() -> None:
+    assert [kind.number for kind in MECHANISMS.values()] == [f"M{number}" for number in range(1, 7)]
 
 
 def test_text_tower_of_clip() -> None:

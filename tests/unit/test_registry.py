@@ -77,14 +77,16 @@ def test_version_follows_cards_and_sources(tmp_path: Path, monkeypatch: pytest.M
     folder_with(tmp_path)
     package = Path(registry.__file__).parent
     copied = tmp_path / "package"
-    copied.mkdir()
-    for module in package.glob("*.py"):
-        shutil.copy(module, copied)
+    shutil.copytree(package, copied, ignore=shutil.ignore_patterns("*.safetensors", "*.pyc"))
     monkeypatch.setattr("inference.registry.resources.files", lambda _name: copied)
     assert load_pipeline("site", folder=tmp_path).version == first
-    with (copied / "extent.py").open("a") as source:
-        source.write("# another rim\n")
-    assert load_pipeline("site", folder=tmp_path).version != first
+    (copied / "train" / "cade.py").write_text("# what only trains changes no result\n")
+    assert load_pipeline("site", folder=tmp_path).version == first
+    for module in ("extent.py", "guidelines/growth.py", "fusion/joint.py"):
+        before = load_pipeline("site", folder=tmp_path).version
+        with (copied / module).open("a") as source:
+            source.write("# another rim\n")
+        assert load_pipeline("site", folder=tmp_path).version != before
 
 
 @pytest.mark.parametrize(
