@@ -18,8 +18,8 @@
 `current` and `prior` are null or {number, tracking_uid, tracking_id, site, attenuation, measurements}:
 `number` is that of the finding in this result, null where it has none for it. `change` is null where it isn't
 known. `volume_change` is relative: 0.25 is a quarter more; `volume_words` is what NELSON's thresholds make of
-it. `doubling_days` is null unless the nodule has become larger. `picture` and the stacks' `file` name files
-beside ``result.json``; a stack is laid out like that of a finding.
+it. `doubling_days` is null unless the volume has grown by a quarter. `picture` and the stacks' `file` name
+files beside ``result.json``; a stack is laid out like that of a finding.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dicom_sr.codes import site_words
-from dicom_sr.comparison import change_words, compared, doubling_days, examined_on, pair_of
+from dicom_sr.comparison import change_words, compared, doubling_days, examined_on, open_reason, pair_of
 from dicom_sr.conclusion import change_sentences, prior_sentence, unmarked_sentences
 from dicom_sr.pairimages import PairImages
 from inference.change import Change
@@ -101,7 +101,7 @@ def _pair(
         "standing": str(pair.standing),
         "change": None if pair.change is None else pair.change.value,
         "words": change_words(pair),
-        "reason": pair.reason,
+        "reason": open_reason(pair),
         "second_look": str(pair.second_look),
         "current": _side(pair.current, numbers),
         "prior": _side(pair.prior, {}),

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
-from math import isfinite
 from typing import Any
 
 import highdicom as hd
@@ -19,6 +18,7 @@ from highdicom.sr import RelationshipTypeValues as Relation
 from pydicom.sr.coding import Code
 
 from dicom_sr import codes
+from inference.change import GrowthClass
 from inference.types import Comparison, Finding, Pair, Result, SecondLook, Standing
 
 _PROPERTY = Relation.HAS_PROPERTIES
@@ -104,7 +104,7 @@ def change_words(pair: Pair) -> str:
 def change_rows(pair: Pair) -> list[ChangeRow]:
     """Numbers of the change of a nodule that both examinations show: diameter, volume, doubling time.
 
-    The doubling time only of a nodule that has become larger: otherwise it doubles never.
+    The doubling time only where the volume has grown, see `doubling_days`.
     """
     if pair.current is None or pair.prior is None:
         return []
@@ -123,10 +123,18 @@ def change_rows(pair: Pair) -> list[ChangeRow]:
 
 
 def doubling_days(pair: Pair) -> float | None:
-    """Volume doubling time in days, to whole days; None where the nodule has not become larger."""
-    if pair.doubling is None or not isfinite(pair.doubling.days) or pair.doubling.days <= 0:
+    """Volume doubling time, to whole days; None where the volume has not grown.
+
+    Below NELSON's quarter of volume it would be a number of the measurement's error.
+    """
+    if pair.doubling is None or pair.doubling.growth is GrowthClass.NO_GROWTH:
         return None
     return float(round(pair.doubling.days))
+
+
+def open_reason(pair: Pair) -> str:
+    """Why the change of a nodule that both examinations show is not known; else empty."""
+    return pair.reason if pair.standing is Standing.MATCHED and pair.change is None else ""
 
 
 @dataclass(frozen=True, slots=True)

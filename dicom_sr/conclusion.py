@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from datetime import date
 
 from dicom_sr.codes import MASS, feature_codes, finding_code, site_words
-from dicom_sr.comparison import compared, doubling_days, examined_on, pair_of, unmarked
+from dicom_sr.comparison import compared, doubling_days, examined_on, open_reason, pair_of, unmarked
 from dicom_sr.content import descriptor, operating_point
 from dicom_sr.context import OtherSeries, ResultContext
 from dicom_sr.evaluations import (
@@ -92,8 +92,8 @@ def change_sentences(pair: Pair, prior: date, current: date, wording: Wording = 
             yield wording.say("volume_change", percent=100 * pair.doubling.change, words=words)
         if (days := doubling_days(pair)) is not None:
             yield wording.say("doubling_time", days=days)
-    if pair.reason and pair.standing is not Standing.OUTSIDE_PRIOR:
-        yield wording.say("unknown_change", prior=prior, reason=pair.reason)
+    if reason := open_reason(pair):
+        yield wording.say("unknown_change", prior=prior, reason=reason)
     if pair.second_look in _AT_ITS_PLACE:
         seen_in_prior = pair.second_look is SecondLook.SEEN_IN_PRIOR
         yield wording.say("only_at_place", date=prior if seen_in_prior else current)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from pacs_node.web.fields import mapping, mappings, number, text, texts, whole
 from pacs_node.web.slices import Stack, read_stack
 
+_UID = re.compile(r"[0-9.]{1,64}")
 _UNREMARKABLE = frozenset({"stable"})
 
 
@@ -96,9 +98,10 @@ class ComparisonView:
 
 
 def read_comparison(found: dict[str, Any]) -> ComparisonView | None:
-    """Read the block of a result; None where it has none."""
+    """Read the block of a result; None where it has none, or names no study."""
     prior = mapping(found, "prior")
-    if not text(prior, "study_uid"):
+    # it goes into the audit record
+    if not _UID.fullmatch(text(prior, "study_uid")):
         return None
     return ComparisonView(
         prior_study_uid=text(prior, "study_uid"),

@@ -9,6 +9,8 @@
     const picture = find("image"), part = find(".grey"), outline = find(".outline");
     const slider = find("input"), words = find("output"), contour = find(".contour"), box = find("svg.slice");
     const windows = [...viewer.querySelectorAll(".window")];
+    // without any outline it is a place where no nodule is
+    const outlined = slices.some(([, , path]) => path);
     let shown = 0;
 
     const show = () => {
@@ -18,7 +20,7 @@
       outline.setAttribute("d", wanted ? path : "");
       const total = viewer.dataset.total;
       const text = `Slice ${index + 1}${total ? ` of ${total}` : ""}, z ${z.toFixed(1).replace("-", "\u2212")} mm` +
-        (path ? "" : ", beyond the nodule");
+        (path || !outlined ? "" : ", beyond the nodule");
       words.textContent = text;
       slider.setAttribute("aria-valuetext", text);
       box.setAttribute("aria-label", `${viewer.getAttribute("aria-label")}: ${text}` +
@@ -39,14 +41,14 @@
     };
     // two dates of one nodule are looked at alike
     const both = viewer.closest(".sides");
-    const alike = (outlined, number) => {
+    const alike = (wanted, number) => {
       if (both === null) {
-        draw(outlined);
+        draw(wanted);
         lit(number);
-      } else both.dispatchEvent(new CustomEvent("alike", { detail: { outlined, number } }));
+      } else both.dispatchEvent(new CustomEvent("alike", { detail: { wanted, number } }));
     };
     both?.addEventListener("alike", (event) => {
-      draw(event.detail.outlined);
+      draw(event.detail.wanted);
       lit(event.detail.number);
     });
     const toggle = () => alike(contour.getAttribute("aria-pressed") !== "true", shown);
