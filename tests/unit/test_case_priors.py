@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from pydicom import dcmread
 
 from dicom_sr.earlier import read_findings
@@ -82,6 +83,13 @@ def told(outcome: Any) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def whole(finding: Finding) -> NDArray[np.bool_]:
+    """Its mask in the whole volume."""
+    full = np.zeros(VOLUME.array.shape, bool)
+    full[finding.slices()] = finding.mask
+    return full
+
+
 def tracked(outcome: Any) -> dict[str, list[str]]:
     """Tracking UIDs in result.json, the SEG and the report, each in its order."""
     seg, report = (dcmread(file.path) for file in outcome.files if file.kind in ("seg", "sr"))
@@ -101,10 +109,7 @@ def test_a_result_is_read_again_as_it_was(pack: Pack) -> None:
         assert (again.tracking_uid, again.tracking_id) == (one.tracking_uid, one.tracking_id)
         assert (again.site, again.attenuation, again.key_slice) == (one.site, one.attenuation, one.key_slice)
         assert again.measurements.volume_mm3 == pytest.approx(one.measurements.volume_mm3, abs=1e-3)
-        whole = [np.zeros(VOLUME.array.shape, bool) for _ in range(2)]
-        for full, finding in zip(whole, (one, again), strict=True):
-            full[finding.slices()] = finding.mask
-        assert np.array_equal(*whole)
+        assert np.array_equal(whole(one), whole(again))
         assert again.key_point == pytest.approx(one.key_point, abs=0.05)
         assert np.allclose(again.long_axis, one.long_axis, atol=0.05)
     with pytest.raises(ValueError, match="no masks"):
@@ -220,7 +225,7 @@ def replace_birth(header: Any) -> Any:
 def test_the_next_is_compared_where_the_first_can_not_be(
     pack: Pack, priors: list[PriorExamination], now: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    matched = case_priors.compare
+    matched: Any = vars(case_priors)["compare"]
 
     def first_fails(volume: Any, found: Any, day: Any, prior: Any, **more: Any) -> Comparison:
         if prior.examined_on.year == 2019:
