@@ -61,7 +61,7 @@ def read(path: Path = REQUIREMENTS) -> tuple[dict[str, str], tuple[Requirement, 
 
 
 def gaps(hazards: Mapping[str, str], requirements: Sequence[Requirement]) -> Iterator[str]:
-    """What is missing: hazards without a requirement, requirements without a test, tests that aren't there."""
+    """What is missing: hazards without a requirement, requirements without a test, tests that are lost."""
     controlled = {hazard for row in requirements for hazard in row.hazards}
     yield from (f"{hazard}: no requirement controls it" for hazard in hazards.keys() - controlled)
     yield from (f"{hazard}: no such hazard" for hazard in controlled - hazards.keys())
