@@ -68,8 +68,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give a test of processes and real peers a second try, which the summary lists as RERUN.
 
     On a busy machine a peer can starve past a deadline of the protocol. A test that needs its second try more
-    than once is a fault to mend.
+    than once is a fault to mend. Long forms have none.
     """
+    if os.environ.get("PACS_NODE_FAULTS") == "long" or "PACS_NODE_SOAK_SECONDS" in os.environ:
+        return
     for item in items:
         if item.path.is_relative_to(REPOSITORY / "tests") and item.path.parent.name in RETRIED:
             item.add_marker(pytest.mark.flaky(reruns=1))
