@@ -94,7 +94,7 @@ class _FileClient(DICOMwebClient):
         """GET one instance as the PS3.10 file that it comes in, unread; ValueError for anything else."""
         accept = 'multipart/related; type="application/dicom"; transfer-syntax=*'
         response = self._http_get(f"{self.base_url}/{address}", headers={"Accept": accept})
-        if response.headers.get("Content-Type", "").startswith("application/dicom"):
+        if response.headers.get("Content-Type", "").partition(";")[0].strip().lower() == "application/dicom":
             return response.content
         (part,) = self._decode_multipart_message(response, stream=False)
         return bytes(part)

@@ -38,6 +38,7 @@ from pacs_node.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAM
 
 _SYNTAXES = {"Explicit VR Little Endian": ExplicitVRLittleEndian, "Implicit VR": ImplicitVRLittleEndian}
 _FIND = UID("1.2.840.10008.5.1.4.1.2.2.1")
+_RETRIEVALS = {"c-move": UID("1.2.840.10008.5.1.4.1.2.2.2"), "c-get": UID("1.2.840.10008.5.1.4.1.2.2.3")}
 TEST_PATIENT = "PACS-NODE-TEST"
 _NOTICE = "Test of pacs-node doctor. No patient, no finding: may be deleted. Not for primary diagnosis."
 
@@ -124,6 +125,9 @@ def _services(
         needed[_FIND] = 'queries: let it accept them, or set verify = "none"'
     if settings.archive.destination == item.name:
         needed[_FIND] = "queries (archive.destination names it): let it accept them"
+        if way := _RETRIEVALS.get(settings.priors.retrieve):
+            name = settings.priors.retrieve.upper()
+            needed[way] = f"{name} (priors.retrieve): let it accept that, or choose another way"
     if not needed:
         return
     taken = destination.accepted([(str(uid), str(syntax)) for uid in needed for syntax in _SYNTAXES.values()])

@@ -230,7 +230,8 @@ def test_the_next_is_compared_where_the_first_can_not_be(
     def first_fails(volume: Any, found: Any, day: Any, prior: Any, **more: Any) -> Comparison:
         if prior.examined_on.year == 2019:
             return Comparison(prior.reference, 365, reason="The lungs don't fall on each other.")
-        return matched(volume, found, day, prior, **more)
+        compared: Comparison = matched(volume, found, day, prior, **more)
+        return compared
 
     monkeypatch.setattr(case_priors, "compare", first_fails)
     older = replace(THEN, examined_on=date(2018, 1, 1))

@@ -297,6 +297,20 @@ def test_services_that_the_settings_rely_on(
     assert {finding.sentence for finding in found} == missing
 
 
+@pytest.mark.parametrize(("way", "number"), [("c-move", 2), ("c-get", 3)])
+def test_the_way_that_earlier_examinations_come(
+    storage: Path, archive: Callable[..., int], way: str, number: int
+) -> None:
+    model = f"1.2.840.10008.5.1.4.1.2.2.{number}"
+    tables = {"archive": {"destination": "pacs"}, "priors": {"retrieve": way, "move_ae_title": "CTPRIOR"}}
+    taken = (SegmentationStorage, Comprehensive3DSRStorage, FIND)
+    lacks = {f"doesn't answer {way.upper()} (priors.retrieve)"}
+    for port, missing in ((archive(*taken), lacks), (archive(*taken, model), set())):
+        having = settings(storage, destinations=[towards(port)], **tables)
+        found = bad(doctor_peers.check_destination(having.destinations[0], having, NOW))
+        assert {finding.sentence for finding in found} == missing
+
+
 def test_a_destination_that_is_not_there(storage: Path) -> None:
     having = settings(storage, destinations=[towards(find_free_port())])
     (finding,) = doctor_peers.check_destination(having.destinations[0], having, NOW)
