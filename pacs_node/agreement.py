@@ -165,12 +165,19 @@ def given_counts(session: Session) -> dict[tuple[str, str], int]:
     return {(kind, source): count for kind, source, count in rows}
 
 
-def verdict_rows(session: Session) -> Iterator[dict[str, Any]]:
-    """Every verdict with its study, the oldest first; without free text, which may name somebody."""
+def verdict_rows(session: Session, after: int = 0, limit: int | None = None) -> Iterator[dict[str, Any]]:
+    """Every verdict with its study, the oldest first; without free text, which may name somebody.
+
+    Parameters
+    ----------
+    after
+        Only verdicts with a higher number.
+    limit
+        At most so many; None for all.
+    """
     holding = set(session.scalars(select(Verdict.id).where(*_standing())))
-    rows = session.execute(
-        select(Verdict, Study.study_uid).join(Study, Verdict.study_id == Study.id).order_by(Verdict.id)
-    ).tuples()
+    query = select(Verdict, Study.study_uid).join(Study, Verdict.study_id == Study.id)
+    rows = session.execute(query.where(Verdict.id > after).order_by(Verdict.id).limit(limit)).tuples()
     for row, study_uid in rows:
         yield {
             "id": row.id,

@@ -269,6 +269,12 @@ def test_what_an_operator_does_with_a_destination(
     assert program.ask("/failures").json()["groups"][0]["count"] == 2
     assert program.ask(f"{one}/resend", body).json()["changed"] == 2
     assert program.ask(f"{one}/resend", body).json()["code"] == "nothing-to-do"
+    analysed(Story(story.database, story.directory, "b", story.now)).deliver(
+        DeliveryState.FAILED, status="0122 class"
+    )
+    failed = {"place": "pacs", "cause": program.ask("/failures").json()["groups"][0]["cause"]}
+    assert program.ask("/failures/retry", body | failed | {"cause": "no"}).json()["code"] == "nothing-to-do"
+    assert program.ask("/failures/retry", body | failed).json() == {"changed": 2, "repeated": False}
     for _ in range(2):
         assert program.ask(f"{one}/retry", body, headers={"Idempotency-Key": "k"}).json()["changed"] == 1
     found = [Finding(Level.GOOD, "destination pacs", "it answers")]
@@ -281,7 +287,13 @@ def test_what_an_operator_does_with_a_destination(
             {"level": "ok", "about": "destination pacs", "sentence": "it answers", "todo": ""}
         ]
         assert program.ask(f"/destinations/x/{verb}", method="POST").json()["code"] == "no-destination"
-    assert [action for _, action in acted(story.database)] == ["send failed", "try again", "echo", "doctor"]
+    assert [action for _, action in acted(story.database)] == [
+        "send failed",
+        "send failed",
+        "try again",
+        "echo",
+        "doctor",
+    ]
 
 
 def test_held_studies(program: Program, story: Story) -> None:
@@ -381,6 +393,12 @@ def test_verdicts_of_a_program(program: Program, story: Story) -> None:
     assert {row.actor for row in rows} == {"client:administrator-program"}
     assert len(rows) == 5
     assert "it branches" not in str([row.objects for row in rows])
+    page = program.ask("/verdicts?limit=4").json()
+    assert [row["kind"] for row in page["verdicts"]] == ["accepted", "rejected", "edited", "missed"]
+    assert [row["holds"] for row in page["verdicts"]] == [False, False, True, False]
+    rest = program.ask(f"/verdicts?limit=4&cursor={page['next_cursor']}").json()
+    assert [(row["kind"], row["study_uid"]) for row in rest["verdicts"]] == [("withdrawn", story.study_uid)]
+    assert (rest["next_cursor"], rest["verdicts"][0]["actor"]) == (None, "client:administrator-program")
 
 
 # the record

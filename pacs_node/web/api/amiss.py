@@ -15,10 +15,11 @@ from pacs_node.dead_letters import dead_letters
 from pacs_node.held import doubtful_studies, failed_groups, held_studies
 from pacs_node.missed import last_search, missing_studies, search_soon
 from pacs_node.web.api import node_schemas as schemas
-from pacs_node.web.api.acting import word_of
+from pacs_node.web.api.acting import PROBLEMS, Key, act, word_of
 from pacs_node.web.api.gate import client_of
 from pacs_node.web.api.operation import Operation
 from pacs_node.web.api.problems import Code, ProblemError
+from pacs_node.web.api.record_schemas import Changed, FailedBy
 from pacs_node.web.guard import Looks
 
 _MOST = 1000
@@ -39,12 +40,14 @@ class Amiss:
 
     def operations(self) -> tuple[Operation, ...]:
         """Return all of them."""
-        look, act = Permission.LOOK, Permission.ACT
+        look, change = Permission.LOOK, Permission.ACT
+        no_archive = (Code.NO_ARCHIVE,)
         return (
             Operation("GET", "/missed-studies", look, self.list_missed_studies),
-            Operation("POST", "/missed-studies/search", act, self.search_missed_studies, (Code.NO_ARCHIVE,)),
+            Operation("POST", "/missed-studies/search", change, self.search_missed_studies, no_archive),
             Operation("GET", "/held-studies", look, self.list_held_studies),
             Operation("GET", "/failures", look, self.list_failures),
+            Operation("POST", "/failures/retry", change, self.retry_failures, PROBLEMS),
         )
 
     def list_missed_studies(self, request: Request) -> schemas.MissedStudies:
@@ -87,6 +90,17 @@ class Amiss:
             groups = failed_groups(dead_letters(session))
         self._note(request, "failed", len(groups))
         return schemas.Failures(groups=tuple(schemas.FailedGroup.model_validate(group) for group in groups))
+
+    def retry_failures(self, request: Request, body: FailedBy, key: Key = None) -> Changed:
+        """Give what failed at one place for one cause another chance."""
+        return act(
+            self._database,
+            request,
+            body,
+            key,
+            lambda session, word: destination_actions.send_failed(session, body.place, word, body.cause),
+            at=self._clock(),
+        )
 
     def _note(self, request: Request, name: str, shown: int) -> None:
         # accession numbers and UIDs lead to patients

@@ -86,7 +86,7 @@ def make_api(
         *Exchange(database, settings, clock, examinations).operations(),
         *Amiss(database, settings, clock, looks).operations(),
         *Studies(database, settings, clock, looks).operations(),
-        *Verdicts(database, clock).operations(),
+        *Verdicts(database, clock, looks).operations(),
         *Record(database, settings, clock, looks).operations(),
         *People(database, passwords, clock).operations(),
     )

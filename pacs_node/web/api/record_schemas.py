@@ -43,6 +43,15 @@ class SendAgain(Reason):
     """Name of the destination; without it all of them."""
 
 
+class FailedBy(Reason):
+    """What failed, and why it is to be tried again."""
+
+    place: Place
+    """Name of the destination, or `analysis`."""
+    cause: Annotated[str, Plain, Field(max_length=2000)]
+    """As `/failures` says it."""
+
+
 class Changed(Answer):
     """What a change did."""
 

@@ -1,10 +1,12 @@
-"""The operation that takes a radiologist's verdict from a program: a viewer, a reporting system."""
+"""Verdicts of radiologists: those that a program gives, such as a viewer, and all of them for one."""
 
 from __future__ import annotations
 
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
+from fastapi import Query
 from pydantic import Field
 from sqlalchemy.orm import Session
 from starlette.requests import Request
@@ -12,6 +14,8 @@ from starlette.requests import Request
 from inference.uids import derived_uid
 from pacs_node import feedback
 from pacs_node.accounts import Permission
+from pacs_node.agreement import verdict_rows
+from pacs_node.audit import Event
 from pacs_node.clock import Clock
 from pacs_node.db import Database, Job
 from pacs_node.db_feedback import RejectReason, VerdictKind, VerdictSource
@@ -19,11 +23,13 @@ from pacs_node.feedback import LONGEST_MM, LONGEST_TEXT, MOST_SLICES, FeedbackEr
 from pacs_node.operator_actions import Word
 from pacs_node.study_search import NoduleKind
 from pacs_node.web.api.acting import PROBLEMS, Key, act
+from pacs_node.web.api.gate import client_of
 from pacs_node.web.api.operation import Operation
 from pacs_node.web.api.problems import Code, ProblemError
 from pacs_node.web.api.record_schemas import Changed
 from pacs_node.web.api.studies import StudyUid
-from pacs_node.web.api.values import RowId, Sent, SentNumber, Uid
+from pacs_node.web.api.values import Answer, AskedPage, Objects, RowId, Sent, SentNumber, Text, Uid
+from pacs_node.web.guard import Looks
 
 
 class Rejection(StrEnum):
@@ -60,17 +66,73 @@ class NewVerdict(Sent):
     """Of a missed nodule: number of the slice, from 1."""
 
 
-class Verdicts:
-    """The operation and what it needs."""
+class VerdictsAsked(AskedPage):
+    """Which verdicts."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
-        self._database, self._clock = database, clock
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+
+
+class GivenVerdict(Answer):
+    """A verdict with its study; its free text stands with the study only."""
+
+    id: int
+    at: datetime
+    study_uid: str
+    job_id: int = Field(validation_alias="job")
+    pipeline_version: str
+    tracking_uid: str
+    kind: VerdictKind
+    reason: str
+    """Of a rejection, else empty."""
+    changes: Objects
+    """New values of an edit; where a missed nodule lies."""
+    source: VerdictSource
+    actor: Text
+    sop_instance_uid: str
+    """Of the object that it was read from, else empty."""
+    holds: bool
+    """No later verdict of the finding has taken its place."""
+
+
+class VerdictPage(Answer):
+    """Verdicts, the oldest first."""
+
+    verdicts: tuple[GivenVerdict, ...]
+    next_cursor: str | None
+    """`cursor` of the next page; null on the last."""
+
+
+class Verdicts:
+    """The operations and what they need.
+
+    Parameters
+    ----------
+    looks
+        Records who took verdicts out.
+    """
+
+    def __init__(self, database: Database, clock: Clock, looks: Looks) -> None:
+        self._database, self._clock, self._looks = database, clock, looks
 
     def operations(self) -> tuple[Operation, ...]:
-        """Return it."""
+        """Return both."""
         problems = (*PROBLEMS, Code.NO_RESULT, Code.VERDICT)
         path = "/studies/{study_uid}/verdicts"
-        return (Operation("POST", path, Permission.JUDGE, self.judge_finding, problems),)
+        return (
+            Operation("POST", path, Permission.JUDGE, self.judge_finding, problems),
+            Operation("GET", "/verdicts", Permission.LOOK, self.list_verdicts),
+        )
+
+    def list_verdicts(self, request: Request, asked: Annotated[VerdictsAsked, Query()]) -> VerdictPage:
+        """All verdicts ever given, the oldest first."""
+        self._looks.note_by(client_of(request), Event.VERDICTS_EXPORTED, asked, every=True)
+        with self._database.read() as session:
+            found = [*verdict_rows(session, asked.row or 0, asked.limit + 1)]
+        shown = found[: asked.limit]
+        return VerdictPage(
+            verdicts=tuple(GivenVerdict.model_validate(row) for row in shown),
+            next_cursor=str(shown[-1]["id"]) if len(found) > asked.limit else None,
+        )
 
     def judge_finding(
         self, request: Request, study_uid: StudyUid, body: NewVerdict, key: Key = None
