@@ -119,7 +119,7 @@ SENTENCES: Mapping[str, Sentence] = MappingProxyType(
             more=_LESION,
         ),
         "impression_many": Sentence(
-            "{count} nodules. The largest is {name}: {kind}, mean diameter {mean:.1f} mm, in the {site}.",
+            "{name} is the largest of {count} nodules: {kind}, mean diameter {mean:.1f} mm, in the {site}.",
             needed=("count", "name"),
             fixed=True,
             more=_LESION,
