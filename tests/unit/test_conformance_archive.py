@@ -14,6 +14,7 @@ from pydicom.uid import CTImageStorage, MRImageStorage
 from pynetdicom import AE, build_context, build_role, evt
 from pynetdicom.pdu_primitives import A_ASSOCIATE, SCP_SCU_RoleSelectionNegotiation
 
+from inference.decode import DECODABLE_TRANSFER_SYNTAXES
 from pacs_node.archive import ArchiveError, StudyFilter
 from pacs_node.archive_dimse import DimseArchive
 from pacs_node.archive_web import DicomWebArchive
@@ -23,6 +24,10 @@ from pacs_node.commitment_scp import judge, send_report
 from pacs_node.commitment_scu import ask
 from pacs_node.db import Database, sqlite_url
 from pacs_node.dicomweb import DicomWebDestination
+from pacs_node.priors_archive import Patience
+from pacs_node.priors_dimse import DimsePriors
+from pacs_node.priors_store import PriorFolder
+from pacs_node.priors_web import WebPriors
 from tests.ct_factory import make_ct_series
 from tests.unit.test_conformance import (
     ACCEPTOR,
@@ -135,6 +140,56 @@ def test_questions_to_the_archive_are_as_claimed(tmp_path: Path) -> None:
     asked = [(query.QueryRetrieveLevel, {element.keyword for element in query}) for query in queries]
     assert asked == [row for row in claimed if row[0] != "IMAGE"]
     assert claimed[1] == ("IMAGE", {"QueryRetrieveLevel", *INITIATOR["query"]["keys"]})
+
+
+def test_earlier_examinations_are_asked_for_as_claimed(tmp_path: Path) -> None:
+    requests: list[A_ASSOCIATE] = []
+    queries: list[Dataset] = []
+    day = date(2026, 1, 2)
+    with recording_peer(tmp_path / "peer", requests, queries, []) as peer:
+        source = DimsePriors("pacs", Peer("127.0.0.1", peer.port, "PEER", "CTNODE"), 10)
+        folder = PriorFolder(tmp_path / "priors", max_bytes=1, reserve_bytes=0)
+        for question in (
+            lambda: source.examinations("P1", day, day),
+            lambda: source.series("1.2.3"),
+            lambda: source.fetch("1.2.3", "1.2.4", ["1.2.5", "1.2.6"], folder, Patience(10)),
+        ):
+            with pytest.raises(ArchiveError):  # this peer answers at the IMAGE level only, and gives nothing
+                question()
+        source.images("1.2.3", "1.2.4")
+    claimed = [(row["level"], {"QueryRetrieveLevel", *row["keys"]}) for row in INITIATOR["prior"]]
+    asked = [(query.QueryRetrieveLevel, {element.keyword for element in query}) for query in queries]
+    assert asked == claimed
+    (get,) = (one for one in requests if INITIATOR["retrieve"]["get"] in {uid for uid, _ in proposed(one)})
+    contexts = [pair for pair in proposed(get) if pair[0] != INITIATOR["retrieve"]["get"]]
+    expected = [
+        (uid, [syntax])
+        for uid in INITIATOR["retrieve"]["sop_classes"]
+        for syntax in DECODABLE_TRANSFER_SYNTAXES
+    ]
+    assert sorted(contexts) == sorted(expected)
+
+
+def test_earlier_examinations_are_asked_for_on_the_web_as_claimed(tmp_path: Path) -> None:
+    day, words = date(2026, 1, 2), {"patient": "P1", "study": "1.2.3", "series": "1.2.4", "instance": "1.2.5"}
+    fields = ["PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "ModalitiesInStudy"]
+    words["fields"] = ",".join(sorted([*fields, "StudyDescription"]))
+    with server(Answer(200, []), Answer(200, []), Answer(200, []), Answer(404)) as running_server:
+        source = WebPriors(DicomWebDestination("web", running_server.url))
+        source.examinations("P1", date(1900, 1, 1), day)
+        source.series("1.2.3")
+        source.images("1.2.3", "1.2.4")
+        folder = PriorFolder(tmp_path / "priors", max_bytes=1 << 20, reserve_bytes=0)
+        with pytest.raises(ArchiveError):
+            source.fetch("1.2.3", "1.2.4", ["1.2.5"], folder, Patience(10))
+        asked = [request.path.partition("?") for request in running_server.requests]
+    for (path, _, query), claimed in zip(asked, CLAIMS["web"]["prior"], strict=True):
+        assert path == "/dicom-web" + claimed["path"].format(**words)
+        values: dict[str, list[str]] = {}
+        for key, value in (pair.split("=", 1) for pair in unquote(query).split("&") if pair):
+            values.setdefault(key, []).append(value)
+        found = {key: ",".join(sorted(",".join(parts).split(","))) for key, parts in values.items()}
+        assert found == {key: value.format(**words) for key, value in claimed["query"].items()}
 
 
 def test_commitment_is_asked_as_claimed(port: int) -> None:
