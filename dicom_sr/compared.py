@@ -17,9 +17,9 @@
 
 `current` and `prior` are null or {number, tracking_uid, tracking_id, site, attenuation, measurements}:
 `number` is that of the finding in this result, null where it has none for it. `change` is null where it isn't
-known. `volume_change` is relative: 0.25 is a quarter more; `volume_words` is what NELSON's thresholds make of
-it. `doubling_days` is null unless the volume has grown by a quarter. `picture` and the stacks' `file` name
-files beside ``result.json``; a stack is laid out like that of a finding.
+known. `volume_change` is relative: 0.25 is a quarter more. Where it is at least that, `volume_words` is what
+NELSON's thresholds make of it, and `doubling_days` the doubling time; else both are null. `picture` and the
+stacks' `file` name files beside ``result.json``; a stack is laid out like that of a finding.
 """
 
 from __future__ import annotations
@@ -29,7 +29,15 @@ from dataclasses import asdict
 from typing import Any
 
 from dicom_sr.codes import site_words
-from dicom_sr.comparison import change_words, compared, doubling_days, examined_on, open_reason, pair_of
+from dicom_sr.comparison import (
+    change_words,
+    compared,
+    doubling_days,
+    examined_on,
+    open_reason,
+    pair_of,
+    volume_words,
+)
 from dicom_sr.conclusion import change_sentences, prior_sentence, unmarked_sentences
 from dicom_sr.pairimages import PairImages
 from inference.change import Change
@@ -91,7 +99,9 @@ def _impression(comparison: Comparison) -> Iterator[str]:
         if pair.current is None:
             yield _sentence(pair, comparison)
         elif pair.change not in _UNREMARKABLE:
-            yield f"{pair.current.tracking_id}: {_sentence(pair, comparison)}"
+            new = pair.change is Change.NEW
+            words = f"new since {comparison.prior.examined_on}." if new else _sentence(pair, comparison)
+            yield f"{pair.current.tracking_id}: {words}"
 
 
 def _pair(
@@ -107,7 +117,7 @@ def _pair(
         "prior": _side(pair.prior, {}),
         "diameter_change_mm": _larger_mm(pair),
         "volume_change": None if pair.doubling is None else round(pair.doubling.change, 4),
-        "volume_words": None if pair.doubling is None else pair.doubling.growth.value,
+        "volume_words": volume_words(pair),
         "doubling_days": doubling_days(pair),
         "sentence": _sentence(pair, comparison),
         "picture": None if images is None else images.picture.name,

@@ -132,6 +132,19 @@ def doubling_days(pair: Pair) -> float | None:
     return float(round(pair.doubling.days))
 
 
+def volume_words(pair: Pair) -> str | None:
+    """What NELSON's protocol makes of a grown volume; None where it has not grown."""
+    if pair.doubling is None or pair.doubling.growth is GrowthClass.NO_GROWTH:
+        return None
+    words: str = pair.doubling.growth.value
+    return words
+
+
+def volume_percent(change: float) -> int:
+    """A relative change of volume for reading, whole percent; never a negative zero."""
+    return round(100 * change)
+
+
 def open_reason(pair: Pair) -> str:
     """Why the change of a nodule that both examinations show is not known; else empty."""
     return pair.reason if pair.standing is Standing.MATCHED and pair.change is None else ""

@@ -10,7 +10,16 @@ from collections.abc import Iterator, Sequence
 from datetime import date
 
 from dicom_sr.codes import MASS, feature_codes, finding_code, site_words
-from dicom_sr.comparison import compared, doubling_days, examined_on, open_reason, pair_of, unmarked
+from dicom_sr.comparison import (
+    compared,
+    doubling_days,
+    examined_on,
+    open_reason,
+    pair_of,
+    unmarked,
+    volume_percent,
+    volume_words,
+)
 from dicom_sr.content import descriptor, operating_point
 from dicom_sr.context import OtherSeries, ResultContext
 from dicom_sr.evaluations import (
@@ -88,8 +97,9 @@ def change_sentences(pair: Pair, prior: date, current: date, wording: Wording = 
             volume_now=now.volume_mm3,
         )
         if pair.doubling is not None:
-            words = wording.word(pair.doubling.growth.value)
-            yield wording.say("volume_change", percent=100 * pair.doubling.change, words=words)
+            yield wording.say("volume_change", percent=volume_percent(pair.doubling.change))
+        if words := volume_words(pair):
+            yield wording.say("volume_growth", words=wording.word(words))
         if (days := doubling_days(pair)) is not None:
             yield wording.say("doubling_time", days=days)
     if reason := open_reason(pair):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from dicom_sr.comparison import change_words, doubling_days, examined_on
+from dicom_sr.comparison import change_words, doubling_days, examined_on, volume_percent
 from dicom_sr.context import RESEARCH_USE
 from dicom_sr.keyimages import (
     BACK,
@@ -125,7 +125,7 @@ def caption_lines(pair: Pair, note: str = "") -> list[str]:
     seen = [one for one in (pair.prior, pair.current) if one is not None]
     sizes = " to ".join(f"{one.measurements.mean_diameter_mm:.1f}" for one in seen)
     volumes = " to ".join(f"{one.measurements.volume_mm3:.0f}" for one in seen)
-    change = "" if pair.doubling is None else f" ({100 * pair.doubling.change:+.0f} %)"
+    change = "" if pair.doubling is None else f" ({volume_percent(pair.doubling.change):+} %)"
     days = doubling_days(pair)
     doubles = "" if days is None else f", doubling time {days:.0f} days"
     return [

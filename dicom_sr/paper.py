@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from dicom_sr.comparison import volume_percent
 from dicom_sr.conclusion import no_nodule_sentence
 from dicom_sr.context import NOT_REVIEWED, RESEARCH_USE
 from dicom_sr.keyimages import KeyImage
@@ -200,7 +201,7 @@ def _pair_cells(pair: Mapping[str, Any], then: str) -> tuple[str, ...]:
         ". ".join(filter(None, (pair["words"], pair["reason"], by_volume))),
         _side_words(pair["prior"], pair["standing"]),
         _side_words(pair["current"], pair["standing"]),
-        "-" if change is None else f"{100 * change:+.0f} %",
+        "-" if change is None else f"{volume_percent(change):+} %",
         "-" if days is None else f"{days:.0f} days",
     )
 

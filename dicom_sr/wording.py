@@ -51,7 +51,8 @@ SENTENCES: Mapping[str, str] = MappingProxyType(
         "{reason}",
         "since": "Since {prior}: {change}; mean diameter from {before:.1f} to {now:.1f} mm, volume from "
         "{volume_before:.1f} to {volume_now:.1f} mm3.",
-        "volume_change": "Change of volume {percent:+.0f} %: {words}.",
+        "volume_change": "Change of volume {percent:+} %.",
+        "volume_growth": "By volume: {words}.",
         "doubling_time": "Volume doubling time {days:.0f} days.",
         "new": "Not seen on {prior}: new.",
         "outside_prior": "The examination of {prior} does not show its place, so its change is not known.",
@@ -82,7 +83,7 @@ SENTENCES: Mapping[str, str] = MappingProxyType(
 WORDS = (
     *("nodule", "mass", "solid", "part-solid", "ground-glass", "and", "malignancy", "semantic features"),
     *("growing", "slowly growing", "stable", "smaller", "change not known"),
-    *(growth.value for growth in GrowthClass),
+    *(growth.value for growth in GrowthClass if growth is not GrowthClass.NO_GROWTH),
     *("right upper lobe", "right middle lobe", "right lower lobe", "left upper lobe", "left lower lobe"),
     *("upper lobe", "lower lobe", "right lung", "left lung", "lung", "no modality"),
 )
