@@ -9,23 +9,19 @@ reads a radiologist's rating of a nodule, and no text made here names the patien
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import date
 from enum import StrEnum
 from typing import Any
 
-from pydicom import Dataset
-
 from inference.errors import InferenceError
-from inference.headers import text
 
 OLDEST_YEARS = 120.0
 MOST_PACK_YEARS = 300.0
 _MOST_PACKS_A_DAY = 6.0
 _FIRST_SMOKING_AGE = 5.0
-_AGES_DIFFER_YEARS = 1.5
+AGES_DIFFER_YEARS = 1.5
 
 RATINGS = frozenset(
     {
@@ -47,6 +43,7 @@ class RecordCode(StrEnum):
     MISMATCH = "MISMATCH"
     UNCONFIRMED = "UNCONFIRMED"
     NO_ANSWER = "NO_ANSWER"
+    DATE_VALUE = "DATE_VALUE"
     AFTER_STUDY = "AFTER_STUDY"
     UNIT_VALUE = "UNIT_VALUE"
     AGE_RANGE = "AGE_RANGE"
@@ -217,8 +214,36 @@ def _person(record: ClinicalRecord) -> str:
     return ", ".join(part for part in parts if part)
 
 
+UNITS = {"age_years": "a", "pack_years": "{pack}.a", "years_quit": "a"}
+"""Unit of each number, in UCUM; the other items are words or yes and no."""
+
 ITEMS = tuple(item.name for item in fields(ClinicalRecord) if item.name != "history_text")
 """What a record may hold, in the order in which it is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordValue:
+    """One known item with where it is from.
+
+    Parameters
+    ----------
+    unit
+        Of a number, from `UNITS`; empty for the others.
+    source
+        Such as ``DICOM Patient's Age``.
+    on
+        Day from which the value is; None where the source doesn't say.
+    """
+
+    item: str
+    value: float | bool | Sex | Smoking
+    unit: str
+    source: str
+    on: date | None
+
+    def __str__(self) -> str:
+        """The item and its origin, without the value: ``pack_years (FHIR Observation of 2026-01-10)``."""
+        return f"{self.item} ({self.source}{'' if self.on is None else f' of {self.on.isoformat()}'})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,11 +265,17 @@ class RecordReading:
 
     def used_words(self) -> str:
         """The items and their sources for a report, e.g. ``age_years (record.json), sex (DICOM ...)``."""
-        return ", ".join(f"{item} ({self._origin(item)})" for item in self.record.items())
+        return ", ".join(str(value) for value in self.values)
 
-    def _origin(self, item: str) -> str:
-        source, day = self.sources.get(item, "given"), self.dates.get(item)
-        return source if day is None else f"{source} of {day.isoformat()}"
+    @property
+    def values(self) -> tuple[RecordValue, ...]:
+        """Each known item with its unit, source and day; what isn't known isn't among them."""
+        return tuple(
+            RecordValue(
+                item, value, UNITS.get(item, ""), self.sources.get(item, "given"), self.dates.get(item)
+            )
+            for item, value in self.record.items().items()
+        )
 
 
 def accept(
@@ -326,73 +357,11 @@ def _all(record: ClinicalRecord) -> dict[str, Any]:
 
 def _agree(one: object, other: object) -> bool:
     if isinstance(one, float) and isinstance(other, float):
-        return abs(one - other) <= _AGES_DIFFER_YEARS
+        return abs(one - other) <= AGES_DIFFER_YEARS
     not_smoking = {Smoking.NEVER, Smoking.FORMER, Smoking.NOT_CURRENT}
     if Smoking.NOT_CURRENT in {one, other}:
         return one in not_smoking and other in not_smoking
     return one == other
-
-
-def from_dicom(header: Dataset) -> RecordReading:
-    """Read the record items of a DICOM header (PS3.3 C.7.1.1, C.7.2.2, C.2.4).
-
-    Patient's Age (0010,1010) before the difference of Patient's Birth Date (0010,0030) and Study Date
-    (0008,0020); Patient's Sex (0010,0040); Smoking Status (0010,21A0), whose NO doesn't tell a former smoker
-    from one who never smoked. Additional Patient History (0010,21B0) is kept as text only.
-
-    Returns
-    -------
-    RecordReading
-        Malformed values are left out with an issue.
-    """
-    values: dict[str, object] = {}
-    sources: dict[str, str] = {}
-    issues: list[RecordIssue] = []
-    age, by_date = _age(header, issues), _age_by_date(header)
-    if age is not None:
-        values["age_years"], sources["age_years"] = age, "DICOM Patient's Age"
-        if by_date is not None and abs(age - by_date) > _AGES_DIFFER_YEARS:
-            words = "Patient's Age differs from Birth Date and Study Date; the former was taken."
-            issues.append(RecordIssue(RecordCode.CONFLICT, "age_years", words))
-    elif by_date is not None:
-        values["age_years"], sources["age_years"] = by_date, "DICOM Birth Date and Study Date"
-    if sex := text(header, "PatientSex").upper():
-        values["sex"] = {"F": "female", "M": "male", "O": ""}.get(sex, sex)
-        sources["sex"] = "DICOM Patient's Sex"
-    if smoking := text(header, "SmokingStatus").upper():
-        values["smoking"] = {"YES": "current", "NO": "not current", "UNKNOWN": ""}.get(smoking, smoking)
-        sources["smoking"] = "DICOM Smoking Status"
-    if history := text(header, "AdditionalPatientHistory"):
-        values["history_text"] = history
-    found = accept(values, sources)
-    return RecordReading(found.record, found.sources, (*issues, *found.issues))
-
-
-def _age(header: Dataset, issues: list[RecordIssue]) -> float | None:
-    """Patient's Age as years: three digits and D, W, M or Y (PS3.5 6.2)."""
-    value = text(header, "PatientAge").upper()
-    if not value:
-        return None
-    if not re.fullmatch(r"\d{3}[DWMY]", value):
-        words = "Patient's Age is not three digits and D, W, M or Y. It was left out."
-        issues.append(RecordIssue(RecordCode.AGE_RANGE, "age_years", words))
-        return None
-    return int(value[:3]) / {"D": 365.25, "W": 52.1775, "M": 12.0, "Y": 1.0}[value[3]]
-
-
-def _age_by_date(header: Dataset) -> float | None:
-    """Whole years between birth and study; None where a date is missing, malformed or in the wrong order."""
-    born, seen = (_date(text(header, keyword)) for keyword in ("PatientBirthDate", "StudyDate"))
-    if born is None or seen is None or born > seen:
-        return None
-    return float(seen.year - born.year - ((seen.month, seen.day) < (born.month, born.day)))
-
-
-def _date(value: str) -> date | None:
-    try:
-        return date(int(value[:4]), int(value[4:6]), int(value[6:8])) if len(value) == 8 else None
-    except ValueError:
-        return None
 
 
 def _is_unknown(value: object) -> bool:
@@ -469,6 +438,9 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[tuple[RecordIssue, tu
     if status is Smoking.NEVER and (packs or quit_for is not None):
         words = "Never smoked, but there are pack-years or years since quitting."
         yield _contradiction("smoking", words), ("smoking", "pack_years", "years_quit")
+    if status in {Smoking.CURRENT, Smoking.FORMER} and packs == 0:
+        words = "Smokes or has smoked, but no pack-years: a zero that stands for what isn't known."
+        yield _contradiction("pack_years", words), ("pack_years",)
     if status is Smoking.CURRENT and quit_for:
         words = "Smokes, but there are years since quitting."
         yield _contradiction("smoking", words), ("smoking", "years_quit")

@@ -11,6 +11,8 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,8 +21,10 @@ from inference.record import RecordCode, RecordError, RecordIssue, RecordReading
 NAMES = ("record.json", "record.csv")
 """What a file beside the study is called."""
 
-STUDY, PATIENT = "study_instance_uid", "patient_id"
+STUDY, PATIENT, DAY = "study_instance_uid", "patient_id", "recorded_on"
 _LARGEST_BYTES = 16 << 20
+#: a row of the day after the study may be of the same day elsewhere
+_SLACK = timedelta(days=1)
 
 Row = Mapping[str, object]
 
@@ -39,18 +43,21 @@ def find_beside(directory: Path) -> Path | None:
     return found[0] if found else None
 
 
-def read_record(path: Path, *, study_uid: str, patient_id: str) -> RecordReading:
+def read_record(path: Path, *, study_uid: str, patient_id: str, seen: date | None = None) -> RecordReading:
     """Read the record of one study from a ``.json`` or ``.csv`` file.
 
     Parameters
     ----------
     study_uid, patient_id
         Of the images.
+    seen
+        Day of the study; None where it isn't known.
 
     Returns
     -------
     RecordReading
-        Empty, with the issue NO_MATCH, where no row is of this study or patient.
+        Empty, with the issue NO_MATCH, where no row is of this study or patient, or AFTER_STUDY where the row
+        is from after it.
 
     Raises
     ------
@@ -59,13 +66,13 @@ def read_record(path: Path, *, study_uid: str, patient_id: str) -> RecordReading
         this study names another patient.
     """
     if path.suffix.lower() == ".json":
-        return from_json(path, study_uid=study_uid, patient_id=patient_id)
+        return from_json(path, study_uid=study_uid, patient_id=patient_id, seen=seen)
     if path.suffix.lower() == ".csv":
-        return from_csv(path, study_uid=study_uid, patient_id=patient_id)
+        return from_csv(path, study_uid=study_uid, patient_id=patient_id, seen=seen)
     raise RecordError(RecordCode.UNREADABLE, "A record file ends in .json or .csv.")
 
 
-def from_json(path: Path, *, study_uid: str, patient_id: str) -> RecordReading:
+def from_json(path: Path, *, study_uid: str, patient_id: str, seen: date | None = None) -> RecordReading:
     """Read one record from a JSON file; see `read_record`."""
     try:
         content = json.loads(_read(path), object_pairs_hook=_no_repetition, parse_constant=_no_constant)
@@ -76,10 +83,10 @@ def from_json(path: Path, *, study_uid: str, patient_id: str) -> RecordReading:
         raise RecordError(
             RecordCode.SCHEMA, f'{path.name} holds no {{"records": [...]}} with one object for each record.'
         )
-    return _pick(rows, path.name, study_uid, patient_id)
+    return _pick(rows, path.name, study_uid, patient_id, seen)
 
 
-def from_csv(path: Path, *, study_uid: str, patient_id: str) -> RecordReading:
+def from_csv(path: Path, *, study_uid: str, patient_id: str, seen: date | None = None) -> RecordReading:
     """Read one record from a CSV file; see `read_record`."""
     lines = csv.reader(io.StringIO(_read(path), newline=""), strict=True)
     try:
@@ -94,9 +101,8 @@ def from_csv(path: Path, *, study_uid: str, patient_id: str) -> RecordReading:
         )
     if any(len(line) != len(header) for line in table[1:]):
         raise RecordError(RecordCode.SCHEMA, f"{path.name} has a line with more or fewer cells than columns.")
-    return _pick(
-        [dict(zip(header, line, strict=True)) for line in table[1:]], path.name, study_uid, patient_id
-    )
+    rows = [dict(zip(header, line, strict=True)) for line in table[1:]]
+    return _pick(rows, path.name, study_uid, patient_id, seen)
 
 
 def _read(path: Path) -> str:
@@ -122,7 +128,9 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _pick(rows: Sequence[Row], source: str, study_uid: str, patient_id: str) -> RecordReading:
+def _pick(
+    rows: Sequence[Row], source: str, study_uid: str, patient_id: str, seen: date | None
+) -> RecordReading:
     """The row of the study, else the row of the patient."""
     fitting = {STUDY: [r for r in rows if study_uid and _key(r, STUDY) == study_uid]}
     fitting[PATIENT] = [
@@ -144,7 +152,23 @@ def _pick(rows: Sequence[Row], source: str, study_uid: str, patient_id: str) -> 
             RecordCode.MISMATCH,
             f"The record of this study in {source} names another patient than the images.",
         )
-    return accept({name: value for name, value in row.items() if name not in {STUDY, PATIENT}}, source)
+    return _dated(row, source, seen)
+
+
+def _dated(row: Row, source: str, seen: date | None) -> RecordReading:
+    """The items of a row with its day; without any where the row is from after the study."""
+    values = {name: value for name, value in row.items() if name not in {STUDY, PATIENT, DAY}}
+    written = _key(row, DAY)
+    try:
+        day = date.fromisoformat(written) if written else None
+    except ValueError:
+        found = accept(values, source)
+        words = f"{DAY} in {source} is no date such as 2026-01-31. It was left out."
+        return replace(found, issues=(RecordIssue(RecordCode.DATE_VALUE, DAY, words), *found.issues))
+    if day is not None and seen is not None and day > seen + _SLACK:
+        words = f"The record of this study in {source} is from after the study. It was left out."
+        return RecordReading(issues=(RecordIssue(RecordCode.AFTER_STUDY, "", words),))
+    return accept(values, source, {} if day is None else dict.fromkeys(values, day))
 
 
 def _key(row: Row, name: str) -> str:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pydicom import Dataset
 
 from inference.headers import text
-from inference.record import RecordCode, RecordIssue, RecordReading, Sex, from_dicom, merge
+from inference.record import AGES_DIFFER_YEARS, RecordCode, RecordIssue, RecordReading, Sex, merge
+from inference.record_header import from_dicom
 
-_AGES_DIFFER_YEARS = 1.5
 _DAY, _YEAR = 8, 4
 
 
@@ -128,4 +128,4 @@ def _same_age(person: Person, header: Dataset) -> bool:
     years = int(seen[:4]) - int(person.birth_date[:4]) + (int(seen[4:6]) - 6) / 12
     if len(person.birth_date) > _YEAR:
         years += (6 - int(person.birth_date[4:6])) / 12
-    return abs(years - age) <= _AGES_DIFFER_YEARS
+    return abs(years - age) <= AGES_DIFFER_YEARS

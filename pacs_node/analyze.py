@@ -21,6 +21,7 @@ from inference.headers import examination_day, text
 from inference.load import read_header
 from inference.record import RecordError, RecordReading
 from inference.record_files import find_beside, read_record
+from inference.record_header import day_of
 from inference.same_patient import Identity, strangers
 from inference.select import judge_study
 from pacs_node.case import run_case
@@ -127,7 +128,8 @@ def _record(path: Path | None, study_uid: str, study: _Study) -> RecordReading |
     if path is None:
         return None
     header = next(iter(study.values()))[0][1]
-    return read_record(path, study_uid=study_uid, patient_id=text(header, "PatientID"))
+    seen = day_of(text(header, "StudyDate"))
+    return read_record(path, study_uid=study_uid, patient_id=text(header, "PatientID"), seen=seen)
 
 
 def _read(directory: Path) -> tuple[dict[str, _Study], int]:

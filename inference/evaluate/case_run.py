@@ -23,8 +23,9 @@ from inference.evaluate.metrics import Mask, dice
 from inference.evaluate.scan_marks import centre_of, marks_of_findings
 from inference.headers import text
 from inference.load import LoadedSeries, load_series, read_header
-from inference.record import RecordError, RecordReading, from_dicom, merge
+from inference.record import RecordError, RecordReading, merge
 from inference.record_files import read_record
+from inference.record_header import day_of, from_dicom
 from inference.registry import DEFAULT_PROFILE, SEGMENTATION, load_pipeline
 from inference.types import Finding, Point, Result, Volume
 
@@ -164,7 +165,8 @@ def record_of(case: Case, loaded: LoadedSeries) -> RecordReading:
     if case.record is None:
         return known
     uid, patient = loaded.volume.study_uid, text(header, "PatientID")
-    return merge(read_record(case.record, study_uid=uid, patient_id=patient), known)
+    seen = day_of(text(header, "StudyDate"))
+    return merge(read_record(case.record, study_uid=uid, patient_id=patient, seen=seen), known)
 
 
 def run_alone(case: Case, settings: Settings) -> CaseOutcome:

@@ -36,6 +36,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
             "datasets datasets.* intensity decode geometry lungs segment weights catalogue download"
             " torchscript risk radiomics record same_patient phantom phantom.*"
         ),
+        "record_header",
         (
             "compare select cade measure retinanet pull inventory record_files record_person pleura views"
             " descriptors"

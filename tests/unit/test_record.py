@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from datetime import date
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,19 @@ from inference.errors import InferenceError
 from inference.record import (
     ITEMS,
     RATINGS,
+    UNITS,
     ClinicalRecord,
     RecordCode,
     RecordError,
     RecordReading,
+    RecordValue,
     Sex,
     Smoking,
     accept,
-    from_dicom,
     merge,
 )
 from inference.record_files import find_beside, from_csv, from_json, read_record
+from inference.record_header import from_dicom
 
 FULL: dict[str, Any] = {
     "age_years": 62.0,
@@ -38,7 +41,7 @@ FULL: dict[str, Any] = {
     "emphysema": True,
 }
 STUDY, PATIENT = "1.2.3.4", "P-17"
-HERE = {"study_uid": STUDY, "patient_id": PATIENT}
+HERE: dict[str, Any] = {"study_uid": STUDY, "patient_id": PATIENT}
 
 
 def header(**elements: str) -> Dataset:
@@ -187,6 +190,47 @@ def test_from_dicom() -> None:
         "age_years (DICOM Patient's Age), sex (DICOM Patient's Sex), smoking (DICOM Smoking Status)"
     )
     assert reading.issues == ()
+
+
+def test_each_value_has_its_unit_source_and_day() -> None:
+    read = from_dicom(header(PatientAge="062Y", PatientSex="F", StudyDate="20220614"))
+    told = accept(
+        {"pack_years": 30, "emphysema": "no"}, {"pack_years": "FHIR"}, {"pack_years": date(2021, 5, 4)}
+    )
+    study = date(2022, 6, 14)
+    assert merge(told, read).values == (
+        RecordValue("age_years", 62.0, "a", "DICOM Patient's Age", study),
+        RecordValue("sex", Sex.FEMALE, "", "DICOM Patient's Sex", study),
+        RecordValue("pack_years", 30.0, "{pack}.a", "FHIR", date(2021, 5, 4)),
+        RecordValue("emphysema", False, "", "given", None),
+    )
+    words = merge(told, read).used_words()
+    assert "pack_years (FHIR of 2021-05-04)" in words
+    assert "30" not in words  # a report says what was used, not what it was
+    assert RecordReading().values == ()
+    assert set(UNITS) == {item for item in ITEMS if item.startswith(("age", "pack", "years"))}
+
+
+@pytest.mark.parametrize("elements", [{"PatientAge": "000Y"}, {"PatientAge": ""}, {}])
+def test_an_age_of_nothing_is_not_known(elements: dict[str, str]) -> None:
+    reading = from_dicom(header(**elements))
+    assert reading.record.age_years is None
+    assert reading.issues == ()
+    born = from_dicom(header(**elements, PatientBirthDate="19600615", StudyDate="20220614"))
+    assert born.record.age_years == 61.0
+
+
+def test_a_new_born_is_0_years_old() -> None:
+    assert from_dicom(header(PatientAge="000D")).record.age_years == 0.0
+
+
+@pytest.mark.parametrize("status", ["current", "former"])
+def test_no_pack_years_of_a_smoker_are_not_known(status: str) -> None:
+    reading = accept({"smoking": status, "pack_years": 0}, "x")
+    assert reading.record.items() == {"smoking": Smoking(status)}
+    assert codes(reading) == ["CONTRADICTION"]
+    with pytest.raises(RecordError, match="stands for what isn't known"):
+        ClinicalRecord(smoking=Smoking(status), pack_years=0.0)
 
 
 def test_no_in_dicom_doesn_t_mean_never() -> None:
@@ -430,6 +474,25 @@ def test_items_that_make_no_sense_cost_themselves_only(tmp_path: Path) -> None:
     assert codes(reading) == ["UNKNOWN_ITEM", "AGE_RANGE", "RATING_REFUSED"]
     assert reading.record.items() == {"emphysema": True}
     assert not any("Jane" in issue.sentence or "430" in issue.sentence for issue in reading.issues)
+
+
+@pytest.mark.parametrize(
+    ("written", "items", "said", "day"),
+    [
+        ("2022-06-15", {"pack_years": 30.0}, [], date(2022, 6, 15)),  # the day after the study
+        ("2022-06-16", {}, ["AFTER_STUDY"], None),
+        ("15.6.2022", {"pack_years": 30.0}, ["DATE_VALUE"], None),
+        ("", {"pack_years": 30.0}, [], None),
+    ],
+)
+def test_the_day_of_a_row(
+    written: str, items: dict[str, float], said: list[str], day: date | None, tmp_path: Path
+) -> None:
+    row = {"patient_id": PATIENT, "recorded_on": written, "pack_years": 30}
+    found = read_record(write_json(tmp_path, row), **HERE, seen=date(2022, 6, 14))
+    assert found.record.items() == items
+    assert codes(found) == said
+    assert found.dates.get("pack_years") == day
 
 
 def test_the_file_beside_the_study(tmp_path: Path) -> None:
