@@ -27,6 +27,30 @@ DAYS_A_MONTH: Final = 365.25 / 12
 Carry = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
+@dataclass(frozen=True)
+class Scan:
+    """One of the two examinations: voxels, lung field and findings."""
+
+    volume: Volume
+    lungs: Lungs
+    findings: tuple[Finding, ...]
+
+    def centre(self, finding: Finding) -> NDArray[np.float64]:
+        """Centre of the mask, LPS mm, shape (1, 3)."""
+        index = np.argwhere(finding.mask).mean(axis=0) + np.array(finding.origin)
+        return self.volume.index_to_lps(index[None])
+
+    def shows(self, point: NDArray[np.float64]) -> bool:
+        """Whether a point (1, 3), LPS mm, lies in the scan."""
+        index = self.volume.lps_to_index(point)[0]
+        return bool(((index >= -0.5) & (index <= np.array(self.volume.array.shape) - 0.5)).all())
+
+    @property
+    def slice_mm(self) -> float:
+        """The greater of slice thickness and slice distance."""
+        return max(self.volume.slice_thickness_mm or 0.0, self.volume.spacing_mm[0])
+
+
 def compare(
     volume: Volume,
     findings: Sequence[Finding],
@@ -61,15 +85,22 @@ def compare(
     if days <= 0:
         return Comparison(prior.reference, days, reason="The other examination is not of an earlier day.")
     try:
-        current = _Scan(volume, lungs or find_lungs(volume), tuple(findings))
-        earlier = _Scan(prior.volume, prior_lungs or find_lungs(prior.volume), prior.findings)
+        current = Scan(volume, lungs or find_lungs(volume), tuple(findings))
+        earlier = Scan(prior.volume, prior_lungs or find_lungs(prior.volume), prior.findings)
         registration = register(current.volume, current.lungs, earlier.volume, earlier.lungs)
     except UnsuitableSeriesError as error:
         return Comparison(prior.reference, days, reason=error.sentence)
     except NotRegisteredError as error:
         return Comparison(prior.reference, days, registration=error.quality, reason=str(error))
-    pairs = tuple(_Pairing(current, earlier, registration, days, look).pairs())
+    pairs = pairs_of(current, earlier, registration, days, look=look)
     return Comparison(prior.reference, days, pairs, registration.quality)
+
+
+def pairs_of(
+    current: Scan, prior: Scan, registration: Registration, days: int, *, look: Look | None = None
+) -> tuple[Pair, ...]:
+    """Pair the nodules of two registered scans, so many days apart; see `compare`."""
+    return tuple(_Pairing(current, prior, registration, days, look).pairs())
 
 
 def keep_tracking(findings: Sequence[Finding], comparison: Comparison) -> tuple[Finding, ...]:
@@ -91,35 +122,11 @@ def keep_tracking(findings: Sequence[Finding], comparison: Comparison) -> tuple[
 
 
 @dataclass(frozen=True)
-class _Scan:
-    """One of the two examinations."""
-
-    volume: Volume
-    lungs: Lungs
-    findings: tuple[Finding, ...]
-
-    def centre(self, finding: Finding) -> NDArray[np.float64]:
-        """Centre of the mask, LPS mm, shape (1, 3)."""
-        index = np.argwhere(finding.mask).mean(axis=0) + np.array(finding.origin)
-        return self.volume.index_to_lps(index[None])
-
-    def shows(self, point: NDArray[np.float64]) -> bool:
-        """Whether a point (1, 3), LPS mm, lies in the scan."""
-        index = self.volume.lps_to_index(point)[0]
-        return bool(((index >= -0.5) & (index <= np.array(self.volume.array.shape) - 0.5)).all())
-
-    @property
-    def slice_mm(self) -> float:
-        """The greater of slice thickness and slice distance."""
-        return max(self.volume.slice_thickness_mm or 0.0, self.volume.spacing_mm[0])
-
-
-@dataclass(frozen=True)
 class _Pairing:
     """Both examinations, registered."""
 
-    current: _Scan
-    prior: _Scan
+    current: Scan
+    prior: Scan
     registration: Registration
     days: int
     look: Look | None
@@ -219,7 +226,7 @@ class _Pairing:
 
     def _seen(
         self,
-        scan: _Scan,
+        scan: Scan,
         finding: Finding,
         place: NDArray[np.float64],
         back: Carry,

@@ -20,7 +20,7 @@ MOST_RATIO: Final = 4.0
 _SIZE_WEIGHT: Final = 0.5
 _KIND_WEIGHT: Final = 0.15
 #: of leaving one nodule without a partner
-_ALONE: Final = 0.9
+_ALONE: Final = 0.7
 _FORBIDDEN: Final = 1e6
 
 

@@ -27,6 +27,7 @@ GRID_MM: Final = 2.5
 MARGIN_MM: Final = 15.0
 _TISSUE_HU: Final = 0.0
 _AIR_HU: Final = -1000.0
+_PARENCHYMA_HU: Final = -850.0
 _SAMPLED: Final = 0.15
 _SEED: Final = 7
 #: (shrink factor, iterations, smoothing of the field in voxels)
@@ -35,9 +36,11 @@ _LEVELS: Final = ((4, 60, 2.0), (2, 50, 1.6), (1, 25, 1.4))
 #: voxels
 _STEP: Final = 2.0
 _LEAST_VOXELS: Final = 16
-_JUDGED_SMOOTHING: Final = 3.0
-_JUDGED_DEPTH: Final = 5
-_LEAST_JUDGED: Final = 1000
+_JUDGED_SMOOTHING_MM: Final = 7.5
+_JUDGED_DEPTH_MM: Final = 10.0
+_FINE_MM: Final = 1.5
+_SLOW_MM: Final = 7.5
+_LEAST_JUDGED_MM3: Final = 15_000.0
 
 LEAST_OVERLAP: Final = 0.85
 """Dice of the lung fields, in what both examinations show, below which nothing is compared."""
@@ -113,10 +116,17 @@ class _Moved:
     scanned: Mask
 
 
-def register(volume: Volume, lungs: Lungs, prior: Volume, prior_lungs: Lungs) -> Registration:
+def register(
+    volume: Volume, lungs: Lungs, prior: Volume, prior_lungs: Lungs, *, grid_mm: float = GRID_MM
+) -> Registration:
     """Lay the lungs of a prior scan onto those of the current one.
 
     The two may show different parts of the lungs: what one of them doesn't show exerts no force.
+
+    Parameters
+    ----------
+    grid_mm
+        A coarser grid is faster and less exact.
 
     Raises
     ------
@@ -124,7 +134,7 @@ def register(volume: Volume, lungs: Lungs, prior: Volume, prior_lungs: Lungs) ->
         The two don't overlap, or the lungs don't fall on each other: another patient, or lungs that have
         changed beyond recognition.
     """
-    fixed, moving = _side(volume, lungs), _side(prior, prior_lungs)
+    fixed, moving = _side(volume, lungs, grid_mm), _side(prior, prior_lungs, grid_mm)
     try:
         affine = _affine(fixed, moving)
         moved = _moved(fixed, moving, affine)
@@ -159,7 +169,7 @@ def _image(array: NDArray[Any], affine: Points) -> Any:
     return image
 
 
-def _side(volume: Volume, lungs: Lungs) -> _Side:
+def _side(volume: Volume, lungs: Lungs, grid_mm: float) -> _Side:
     block = tuple(
         slice(max(0, s.start - round(MARGIN_MM / d)), min(n, s.stop + round(MARGIN_MM / d)))
         for s, d, n in zip(lungs.bounds(), volume.spacing_mm, volume.array.shape, strict=True)
@@ -172,12 +182,12 @@ def _side(volume: Volume, lungs: Lungs) -> _Side:
     ends = np.array(list(product(*((0, n - 1) for n in hu.shape))))
     corners = ends @ affine[:3, :3].T + affine[:3, 3]
     low, high = corners.min(axis=0), corners.max(axis=0)
-    size = [max(_LEAST_VOXELS, int(n)) for n in np.floor((high - low) / GRID_MM) + 1]
+    size = [max(_LEAST_VOXELS, int(n)) for n in np.floor((high - low) / grid_mm) + 1]
 
     def coarse(array: Singles, outside: float) -> Any:
         image = _image(array, affine)
-        image = sitk.BinShrink(image, [max(1, round(GRID_MM / d)) for d in image.GetSpacing()])
-        frame = (low.tolist(), [GRID_MM] * 3, np.eye(3).ravel().tolist())
+        image = sitk.BinShrink(image, [max(1, round(grid_mm / d)) for d in image.GetSpacing()])
+        frame = (low.tolist(), [grid_mm] * 3, np.eye(3).ravel().tolist())
         return sitk.Resample(image, size, sitk.Transform(), sitk.sitkLinear, *frame, outside)
 
     field = coarse(inside.astype(np.float32), 0.0) > 0.5
@@ -190,7 +200,7 @@ def _extent(field: Any) -> tuple[Points, Points]:
     shape.Execute(field)
     box = shape.GetBoundingBox(1)
     low = np.array(field.TransformIndexToPhysicalPoint(box[:3]))
-    size = np.array(box[3:]) * GRID_MM
+    size = np.array(box[3:]) * np.array(field.GetSpacing())
     return low + size / 2, size
 
 
@@ -249,7 +259,9 @@ def _demons(fixed: _Side, moved: _Moved) -> Any:
         one, other = (
             image
             if shrink == 1
-            else sitk.Shrink(sitk.SmoothingRecursiveGaussian(image, 0.5 * shrink * GRID_MM), [shrink] * 3)
+            else sitk.Shrink(
+                sitk.SmoothingRecursiveGaussian(image, 0.5 * shrink * image.GetSpacing()[0]), [shrink] * 3
+            )
             for image in images
         )
         demons = sitk.FastSymmetricForcesDemonsRegistrationFilter()
@@ -268,7 +280,8 @@ def _demons(fixed: _Side, moved: _Moved) -> Any:
 
 def _quality(fixed: _Side, moved: _Moved, field: Any) -> RegistrationQuality:
     """Judge the field smoothed once more: demons fold any two vessel trees onto each other if they may."""
-    smooth = sitk.SmoothingRecursiveGaussian(field, _JUDGED_SMOOTHING * GRID_MM)
+    grid_mm = field.GetSpacing()[0]
+    smooth = sitk.SmoothingRecursiveGaussian(field, _JUDGED_SMOOTHING_MM)
     transform = sitk.DisplacementFieldTransform(sitk.Cast(smooth, sitk.sitkVectorFloat64))
 
     def bent(array: Singles, outside: float) -> Singles:
@@ -278,18 +291,26 @@ def _quality(fixed: _Side, moved: _Moved, field: Any) -> RegistrationQuality:
     current, prior = sitk.GetArrayViewFromImage(fixed.field) > 0, bent(moved.field, 0.0) > 0.5
     seen, prior_seen = current & moved.scanned, prior & moved.scanned
     overlap = 2 * (seen & prior).sum() / max(1, seen.sum() + prior_seen.sum())
-    inner = ndimage.binary_erosion(seen & prior, iterations=_JUDGED_DEPTH)
+    inner = ndimage.binary_erosion(seen & prior, iterations=round(_JUDGED_DEPTH_MM / grid_mm))
     correlation = 0.0
-    if inner.sum() > _LEAST_JUDGED:
-        one = _structure(sitk.GetArrayFromImage(fixed.hu))[inner]
-        other = _structure(bent(moved.hu, _TISSUE_HU))[inner]
+    if inner.sum() * grid_mm**3 > _LEAST_JUDGED_MM3:
+        one = _structure(np.asarray(sitk.GetArrayViewFromImage(fixed.hu)), current, grid_mm)[inner]
+        other = _structure(bent(moved.hu, _TISSUE_HU), prior, grid_mm)[inner]
         correlation = float(np.corrcoef(one, other)[0, 1])
     return RegistrationQuality(float(overlap), correlation, float(seen.sum() / max(1, current.sum())))
 
 
-def _structure(hu: Singles) -> Singles:
-    """Vessels and fissures: what is left of the HU without its slow changes."""
-    return ndimage.gaussian_filter(hu, 0.6) - ndimage.gaussian_filter(hu, 3.0)
+def _structure(hu: Singles, field: Mask, grid_mm: float) -> Singles:
+    """Vessels and fissures: what is left of the HU without its slow changes in the lung field."""
+    inside = field.astype(np.float32)
+    lung = (hu - _PARENCHYMA_HU) * inside
+
+    def mean(sigma_mm: float) -> Singles:
+        sigma = sigma_mm / grid_mm
+        share = ndimage.gaussian_filter(inside, sigma)
+        return ndimage.gaussian_filter(lung, sigma) / np.maximum(share, np.float32(0.05))
+
+    return mean(_FINE_MM) - mean(_SLOW_MM)
 
 
 def _mapped(transform: Any, points: Points) -> Points:
