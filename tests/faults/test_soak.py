@@ -87,20 +87,29 @@ class Pacs:
     def __init__(self, directory: Path, port: int, seed: int, waiting: Callable[[], int]) -> None:
         self.acknowledged: list[tuple[str, str]] = []
         self.studies = 0
+        self.refused = ""
+        """What became of an object that was not taken, last."""
         self._directory = directory
         self._port = port
         self._waiting = waiting
         self._chance = random.Random(seed)
         self._over = threading.Event()
+        self._given_up = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
+    def stop(self, node: Node) -> None:
         """Finish the study that is on its way, then send no more."""
         self._over.set()
-        self._thread.join()
+        try:
+            node.until(lambda: not self._thread.is_alive(), "the last study is taken", FINISH_S)
+        finally:
+            if self._thread.is_alive():
+                logger.error("study %d is not taken: %s", self.studies, self.refused)
+            self._given_up.set()
+            self._thread.join()
 
     def _run(self) -> None:
         sent: list[list[Path]] = []
@@ -128,12 +137,14 @@ class Pacs:
         peer = DimseDestination(
             "node", "127.0.0.1", self._port, "CTNODE", "STORESCU", timeouts=quick, verify="none"
         )
-        while rest:
+        while rest and not self._given_up.is_set():
             outcomes = peer.send(list(rest.values()))
             for path, outcome in zip(list(rest.values()), outcomes, strict=True):
                 if outcome.kind.stored:
                     self.acknowledged.append((outcome.sop_instance_uid, dataset_sha256(path)))
                     del rest[path.name]
+                else:
+                    self.refused = f"{outcome}"
             time.sleep(0.5 if rest else 0)
 
 
@@ -307,7 +318,7 @@ def test_all_promises_hold_at_the_end(tmp_path: Path) -> None:
         try:
             chaos.run(SECONDS)
         finally:
-            pacs.stop()
+            pacs.stop(node)
         requeued = end_everything(node, pacs.studies)
         counts = node.ask(_counts)
         assert node.stop() == 0
