@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,19 @@ def test_risks() -> None:
 def test_a_row_that_can_not_be_read_says_why(row: dict[str, Any], words: str) -> None:
     with pytest.raises(FactError, match=words):
         answer(row)
+
+
+def test_the_examples_of_the_document_hold(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "guidelines.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        exec(compile(example, "docs/guidelines.md", "exec"), {})
+    (rows,) = re.findall(r"```csv\n(.*?)```", text, re.DOTALL)
+    table = tmp_path / "table.csv"
+    table.write_text(rows, encoding="utf-8")
+    status, answers = run(table)
+    assert (status, [row["agrees"] for row in answers]) == (0, [True] * 3)
 
 
 def run(path: Path, *more: str) -> tuple[int, list[dict[str, Any]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -202,6 +203,14 @@ def test_the_built_in_template_is_a_file_to_start_from(tmp_path: Path) -> None:
     for summary in SAMPLES.values():
         assert compose(summary, template) == compose(summary)
     assert read_template(written(tmp_path, "")).sections == SECTIONS
+
+
+def test_the_example_of_the_document(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    narrative = compose(sample("one nodule, with a record"), read_template(written(tmp_path, example)))
+    assert narrative.sections[2].heading == "Lungs"
+    assert "N1: part-solid nodule, right upper lobe, 9 mm (image 41)." in narrative.text
 
 
 @pytest.mark.parametrize(
