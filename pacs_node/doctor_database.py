@@ -111,6 +111,7 @@ def _server(database: Database, now: datetime) -> Iterator[Finding]:
         yield from _durability(session)
         yield from _line(session)
         yield from _server_clock(session, now)
+        yield from _search_index(session)
     yield from _dump_program(number // 10_000)
 
 
@@ -161,6 +162,17 @@ def _server_clock(session: Session, now: datetime) -> Iterator[Finding]:
         yield Finding(Level.WARNING, "database", sentence, todo)
     else:
         yield Finding(Level.GOOD, "database", sentence)
+
+
+def _search_index(session: Session) -> Iterator[Finding]:
+    """Whether searches by words have the index that migration 0011 makes where it can."""
+    found = text("SELECT 1 FROM pg_indexes WHERE indexname = 'study_words'")
+    if session.execute(found).first() is None:
+        todo = (
+            "install pg_trgm (Debian: postgresql-contrib), then as an owner of the database: CREATE "
+            "EXTENSION pg_trgm; CREATE INDEX study_words ON study USING gin (search gin_trgm_ops)"
+        )
+        yield Finding(Level.WARNING, "database", "searches of studies read every row: no pg_trgm", todo)
 
 
 def _dump_program(server: int) -> Iterator[Finding]:
