@@ -40,10 +40,11 @@ class Scan:
         index = np.argwhere(finding.mask).mean(axis=0) + np.array(finding.origin)
         return self.volume.index_to_lps(index[None])
 
-    def shows(self, point: NDArray[np.float64]) -> bool:
-        """Whether a point (1, 3), LPS mm, lies in the scan."""
+    def shows(self, point: NDArray[np.float64], diameter_mm: float) -> bool:
+        """Whether a ball around a point (1, 3), LPS mm, lies in the scan as a whole."""
         index = self.volume.lps_to_index(point)[0]
-        return bool(((index >= -0.5) & (index <= np.array(self.volume.array.shape) - 0.5)).all())
+        inside = np.minimum(index, np.array(self.volume.array.shape) - 1 - index) + 0.5
+        return bool((inside * np.array(self.volume.spacing_mm) >= diameter_mm / 2).all())
 
     @property
     def slice_mm(self) -> float:
@@ -175,7 +176,7 @@ class _Pairing:
     def _current_only(self, finding: Finding) -> Pair:
         centre = self.current.centre(finding)
         place = self.registration.to_prior(centre)
-        if not self.prior.shows(place):
+        if not self.prior.shows(place, finding.measurements.mean_diameter_mm):
             return Pair(
                 finding,
                 None,
@@ -200,7 +201,7 @@ class _Pairing:
     def _prior_only(self, finding: Finding) -> Pair:
         centre = self.prior.centre(finding)
         place = self.registration.to_current(centre)
-        if not self.current.shows(place):
+        if not self.current.shows(place, finding.measurements.mean_diameter_mm):
             return Pair(
                 None,
                 finding,

@@ -30,6 +30,9 @@ _AIR_HU: Final = -1000.0
 _PARENCHYMA_HU: Final = -850.0
 _SAMPLED: Final = 0.15
 _SEED: Final = 7
+_AROUND_MM: Final = 10.0
+#: heights of two lung fields that differ more are of different parts of the lungs
+_ALIKE: Final = 0.85
 #: (shrink factor, iterations, smoothing of the field in voxels)
 _LEVELS: Final = ((4, 60, 2.0), (2, 50, 1.6), (1, 25, 1.4))
 
@@ -194,20 +197,18 @@ def _side(volume: Volume, lungs: Lungs, grid_mm: float) -> _Side:
     return _Side(coarse(hu, _TISSUE_HU), sitk.Cast(field, sitk.sitkUInt8))
 
 
-def _extent(field: Any) -> tuple[Points, Points]:
-    """Middle and size of the field's box, mm."""
-    shape = sitk.LabelShapeStatisticsImageFilter()
-    shape.Execute(field)
-    box = shape.GetBoundingBox(1)
-    low = np.array(field.TransformIndexToPhysicalPoint(box[:3]))
-    size = np.array(box[3:]) * np.array(field.GetSpacing())
-    return low + size / 2, size
+def _box(field: Any, part: tuple[float, float]) -> tuple[Points, Points]:
+    """Middle and size, LPS mm, of the box of a field between two heights."""
+    inside = np.argwhere(sitk.GetArrayViewFromImage(field))[:, ::-1]
+    points = inside * np.array(field.GetSpacing()) + np.array(field.GetOrigin())
+    points = points[(points[:, 2] >= part[0]) & (points[:, 2] <= part[1])]
+    low, high = points.min(axis=0), points.max(axis=0)
+    return (low + high) / 2, high - low + np.array(field.GetSpacing())
 
 
-def _start(fixed: _Side, moving: _Side) -> Any:
-    """The affine transform that takes the box of one field to that of the other."""
-    middle, size = _extent(fixed.field)
-    prior_middle, prior_size = _extent(moving.field)
+def _onto(box: tuple[Points, Points], other: tuple[Points, Points]) -> Any:
+    """The affine transform that takes one box to another."""
+    (middle, size), (prior_middle, prior_size) = box, other
     transform = sitk.AffineTransform(3)
     transform.SetCenter(middle.tolist())
     transform.SetMatrix(np.diag(prior_size / size).ravel().tolist())
@@ -215,11 +216,33 @@ def _start(fixed: _Side, moving: _Side) -> Any:
     return transform
 
 
+def _starts(fixed: _Side, moving: _Side) -> list[Any]:
+    """Boxes of both fields onto each other; where one is much lower, its box onto either end of the other."""
+    everywhere = (-np.inf, np.inf)
+    boxes = [_box(side.field, everywhere) for side in (fixed, moving)]
+    starts = [_onto(*boxes)]
+    (bottoms, tops) = ([middle[2] + sign * size[2] / 2 for middle, size in boxes] for sign in (-1, 1))
+    height = min(size[2] for _, size in boxes)
+    if height < _ALIKE * max(size[2] for _, size in boxes):
+        fields = (fixed.field, moving.field)
+        ends = ([(top - height, top) for top in tops], [(bottom, bottom + height) for bottom in bottoms])
+        starts += [_onto(*map(_box, fields, parts)) for parts in ends]
+    return starts
+
+
 def _affine(fixed: _Side, moving: _Side) -> Any:
-    transform = _start(fixed, moving)
+    """The best that any start leads to."""
+    found = [_optimised(fixed, moving, start) for start in _starts(fixed, moving)]
+    return min(found, key=lambda one: one[0])[1]
+
+
+def _optimised(fixed: _Side, moving: _Side, transform: Any) -> tuple[float, Any]:
+    """Mean square difference, and the transform."""
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMeanSquares()
-    method.SetMetricFixedMask(sitk.BinaryDilate(fixed.field, [4] * 3))
+    method.SetMetricFixedMask(
+        sitk.BinaryDilate(fixed.field, [round(_AROUND_MM / fixed.field.GetSpacing()[0])] * 3)
+    )
     method.SetMetricSamplingStrategy(method.RANDOM)
     method.SetMetricSamplingPercentage(_SAMPLED, _SEED)
     method.SetInterpolator(sitk.sitkLinear)
@@ -231,7 +254,7 @@ def _affine(fixed: _Side, moving: _Side) -> Any:
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetInitialTransform(transform, inPlace=True)
     method.Execute(fixed.hu, moving.hu)
-    return transform
+    return float(method.GetMetricValue()), transform
 
 
 def _moved(fixed: _Side, moving: _Side, affine: Any) -> _Moved:
@@ -305,12 +328,12 @@ def _structure(hu: Singles, field: Mask, grid_mm: float) -> Singles:
     inside = field.astype(np.float32)
     lung = (hu - _PARENCHYMA_HU) * inside
 
-    def mean(sigma_mm: float) -> Singles:
+    def smoothed(sigma_mm: float) -> Singles:
         sigma = sigma_mm / grid_mm
         share = ndimage.gaussian_filter(inside, sigma)
-        return ndimage.gaussian_filter(lung, sigma) / np.maximum(share, np.float32(0.05))
+        return np.asarray(ndimage.gaussian_filter(lung, sigma) / np.maximum(share, 0.05), np.float32)
 
-    return mean(_FINE_MM) - mean(_SLOW_MM)
+    return np.asarray(smoothed(_FINE_MM) - smoothed(_SLOW_MM), np.float32)
 
 
 def _mapped(transform: Any, points: Points) -> Points:
