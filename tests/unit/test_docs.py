@@ -154,16 +154,16 @@ def test_settings_named_elsewhere_exist() -> None:
 
 @pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/architecture.md"])
 def test_verbs_exist(name: str) -> None:
-    verbs = set(re.findall(r"pacs-node ([a-z]+)", " ".join(re.findall(r"`[^`]+`", _text(name)))))
+    verbs = set(re.findall(r"pacs-node ([a-z-]+)", " ".join(re.findall(r"`[^`]+`", _text(name)))))
     assert verbs <= set(cli.main.commands)
 
 
 def test_the_readme_names_every_verb() -> None:
-    assert set(re.findall(r"pacs-node ([a-z]+)", _text("README.md"))) >= set(cli.main.commands)
+    assert set(re.findall(r"pacs-node ([a-z-]+)", _text("README.md"))) >= set(cli.main.commands)
 
 
 def test_options_in_the_readme_exist() -> None:
-    for verb, rest in re.findall(r"pacs-node ([a-z]+)([^`\n]*)", _text("README.md")):
+    for verb, rest in re.findall(r"pacs-node ([a-z-]+)([^`\n]*)", _text("README.md")):
         command = cli.main.commands.get(verb)
         if isinstance(command, click.Group) and rest.split():
             command = command.commands[rest.split()[0]]
