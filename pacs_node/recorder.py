@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import Connection, insert, update
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError, SQLAlchemyError
 
 from pacs_node import db, reception
 from pacs_node.clock import Clock, utc_now
@@ -234,20 +234,43 @@ class Recorder:
                     raise
                 # a server that was restarted: on a new connection all may be well
                 self._commit(items, ends)
-        except (SQLAlchemyError, OSError) as error:
+        except (SQLAlchemyError, OSError, NodeError) as error:
             self._hang_up()
-            logger.exception("rows of received instances could not be written; they are tried again")
-            self._trouble = error
-            for item in items:
-                item.trouble = error
+            if not _is_of_a_row(error):
+                self._try_again_later(error, items)
+                return
+            if not self._write_one_by_one(items):
+                return
+            # in the next turn
+            ends = []
             self._left.set()
-            self.report(error)
-            return
         self._trouble = None
         del self._waiting[: len(items)], self._ends[: len(ends)]
         for item in items:
             if item.outcome in {Reception.OWN_RESULT, Reception.ELSEWHERE}:
                 self.spool.remove(item.arrival.stored.path)
+
+    def _try_again_later(self, error: Exception, items: Sequence[_Waiting]) -> None:
+        logger.error("rows of received instances could not be written; they are tried again", exc_info=error)
+        self._trouble = error
+        for item in items:
+            item.trouble = error
+        self._left.set()
+        self.report(error)
+
+    def _write_one_by_one(self, items: Sequence[_Waiting]) -> bool:
+        """Write those that can be written; one that never can be is refused, and holds up nobody else."""
+        for item in items:
+            try:
+                self._commit([item], [])
+            except (SQLAlchemyError, OSError, NodeError) as error:
+                self._hang_up()
+                if not _is_of_a_row(error):
+                    self._try_again_later(error, [other for other in items if other.outcome is None])
+                    return False
+                logger.exception("the row of a received instance can't be written; its file stays")
+                item.trouble = error
+        return True
 
     def _commit(self, items: Sequence[_Waiting], ends: Sequence[tuple[Origin, str, datetime]]) -> None:
         if not items and all(origin.row is None for origin, _, _ in ends):
@@ -347,6 +370,12 @@ class Recorder:
             if not reception.is_recorded(session, path) and not any(digest in path for digest in arriving):
                 self.spool.remove(path)
                 logger.info("removed a damaged file without a row", extra={"path": path})
+
+
+def _is_of_a_row(error: Exception) -> bool:
+    """Whether an error speaks of what was to be written, not of the disk or the database."""
+    of_all = (OSError, OperationalError, InterfaceError, InternalError)
+    return not isinstance(error, of_all) and not is_disk_failure(error)
 
 
 def _is_settled(item: _Waiting | None) -> bool:

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 from sqlalchemy import event, func, select
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from pacs_node import reception, recorder
 from pacs_node.connections import WRITE, is_full
 from pacs_node.db import Association, AuditEvent, Conflict, Database, Instance, Series
+from pacs_node.errors import StaleStateError
 from pacs_node.reception import Arrival, Identity, Reception
 from pacs_node.recorder import Origin, Recorder, RowsMissingError, _Waiting
 from pacs_node.spool import Spool, StoredFile
@@ -189,6 +190,36 @@ def test_a_full_database_in_the_middle_of_a_transaction_leaves_nothing(
     driver.execute("PRAGMA max_page_count = 1000000")
     rows.flush()
     assert total(database, Instance) == 60
+
+
+@pytest.mark.parametrize(
+    "error", [IntegrityError("INSERT", {}, Exception("UNIQUE")), StaleStateError("another state")]
+)
+def test_one_that_can_never_be_written_holds_up_nobody_else(
+    rows: Recorder, database: Database, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    real = reception.record_arrivals
+
+    def but_one(connection: Any, arrivals: Sequence[Arrival], ids: Sequence[int]) -> list[Reception]:
+        if any(item.identity.sop_instance_uid == "1.2.3.3" for item in arrivals):
+            raise error
+        return real(connection, arrivals, ids)
+
+    monkeypatch.setattr(reception, "record_arrivals", but_one)
+    source, bad = origin(), arrival(3)
+    with ThreadPoolExecutor(1) as pool:
+        others = pool.submit(together, rows, [source] * 3, [arrival(number) for number in range(3)])
+        rows._waiting.append(_Waiting(source, bad))
+        assert others.result() == [Reception.NEW] * 3
+    with pytest.raises(type(error)):
+        add(rows, source, bad)
+    rows.check()
+    assert add(rows, source, arrival(4)) is Reception.NEW
+    rows.end(source, "released")
+    rows.flush()
+    assert total(database, Instance) == 4
+    with database.read() as session:
+        assert session.scalars(select(Association.ending)).all() == ["released"]
 
 
 def test_many_at_once_are_what_they_would_be_one_by_one(database: Database) -> None:
