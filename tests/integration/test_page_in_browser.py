@@ -36,6 +36,28 @@ NASTY = "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script>\"
 NO_PAGES = ("/health/", "/metrics", "/audit/export", "/oidc", "/api")
 
 
+#: a nodule that has grown, with slices of none of the two dates
+COMPARED: dict[str, Any] = {
+    "prior": {"study_uid": "1.2.3.4", "series_uid": "1.2.3.5", "date": "2025-01-06"},
+    "date": "2026-01-02",
+    "days": 361,
+    "sentences": ["Compared with the examination of 2025-01-06, 361 days before this one of 2026-01-02."],
+    "registration": {"overlap": 0.97, "correlation": 0.89, "common_share": 1.0},
+    "pairs": [
+        {
+            "standing": "seen in both examinations",
+            "words": "growing",
+            "volume_words": "growing, doubling in less than 400 days",
+            "current": {"number": 1, "tracking_id": "N1", "measurements": {"mean_diameter_mm": 7.1}},
+            "prior": {"number": None, "tracking_id": "N4", "measurements": {"mean_diameter_mm": 5.2}},
+            "volume_change": 2.0,
+            "doubling_days": 223.0,
+            "picture": "nodule-01.png",
+        }
+    ],
+}
+
+
 def nasty(value: Any) -> Any:
     """The same result with every text a hostile one."""
     if isinstance(value, dict):
@@ -61,7 +83,9 @@ class Node:
 def fill(database: Database, directory: Path) -> Node:
     """Let some studies come, in every state that a person asks about."""
     now = datetime.now(UTC) - timedelta(minutes=30)
-    good = analysed(Story(database, directory, "good", now), RESULT).deliver(DeliveryState.COMMITTED)
+    good = analysed(Story(database, directory, "good", now), RESULT | {"comparison": COMPARED}).deliver(
+        DeliveryState.COMMITTED
+    )
     texts: dict[str, Any] = dict.fromkeys(
         ("patient_id", "patient_name", "accession_number", "study_date", "description", "series_description"),
         NASTY,
