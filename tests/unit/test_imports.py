@@ -34,8 +34,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "boxes",
         (
             "datasets datasets.* intensity decode geometry lungs segment weights catalogue download"
-            " torchscript risk radiomics record same_patient phantom phantom.*"
+            " torchscript risk radiomics record_codes same_patient phantom phantom.*"
         ),
+        "record",
         "record_header",
         (
             "compare select cade measure retinanet pull inventory record_files record_person pleura views"
