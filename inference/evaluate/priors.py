@@ -119,10 +119,10 @@ def evaluate(
         options.progress("pairs", number, len(cases))
         case = make()
         begin = time.process_time()
-        done[TRUTH].append(_outcome(case, *_of_truth(case)))
+        done[TRUTH].append(scored(case, *_of_truth(case)))
         seconds.append(time.process_time() - begin)
         if pipeline is not None:
-            done[PIPELINE].append(_outcome(case, *_of_pipeline(case, pipeline, options)))
+            done[PIPELINE].append(scored(case, *_of_pipeline(case, pipeline, options)))
     options.progress("pairs", len(cases), len(cases))
     run = Run(
         options.command,
@@ -228,7 +228,8 @@ def _shared(finding: Finding, seen: Seen) -> float:
     return float((one & other).sum() / max(1, min(finding.mask.sum(), seen.mask.sum())))
 
 
-def _outcome(case: PairCase, findings: Findings, comparison: Comparison) -> Outcome:
+def scored(case: PairCase, findings: Findings, comparison: Comparison) -> Outcome:
+    """What a comparison of the findings (current, prior) got right."""
     if comparison.reason is not None:
         lost = sum(one.current is not None and one.prior is not None for one in case.nodules)
         return Outcome(case.name, failed=True, missed=lost)
