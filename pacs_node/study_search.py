@@ -141,7 +141,7 @@ class StudyQuery:
     def criteria(self, session: Session) -> list[ColumnElement[bool]]:
         """What a row fulfils, for a query's ``where``; asks SQLite's index of the words first."""
         words = folded(self.words).split()
-        found: list[ColumnElement[bool]] = [Study.search.contains(word, autoescape=True) for word in words]
+        found = [_holds(word) for word in words]
         few = _few_with(session, words)
         if few is not None:
             found.append(Study.id.in_(few))
@@ -171,6 +171,12 @@ def _analysed_as(session: Session, jobs: _Jobs) -> ColumnElement[bool]:
         if len(found) <= _FEW
         else chosen.where(job_id == Study.shown_job_id).exists()
     )
+
+
+def _holds(word: str) -> ColumnElement[bool]:
+    # PostgreSQL would read its whole index for a word that is shorter than what that knows
+    column = Study.search if len(word) >= _PART else Study.search.concat("")
+    return column.contains(word, autoescape=True)
 
 
 def _few_with(session: Session, words: Sequence[str]) -> Sequence[int] | None:
