@@ -28,7 +28,7 @@ from pacs_node.db import Database, Job
 from pacs_node.delivery import make_destination
 from pacs_node.dicomweb import DicomWebDestination
 from pacs_node.dimse import DimseDestination
-from pacs_node.errors import NodeError
+from pacs_node.errors import ConfigurationError, NodeError
 from pacs_node.priors_archive import IN_TIME, Fetcher, Patience, PriorSource
 from pacs_node.priors_dimse import DimsePriors
 from pacs_node.priors_move import MoveSettings
@@ -97,7 +97,14 @@ class StudyPriors:
         self._database, self._reader, self._clock = database, reader, clock
         self._priors, self._reserve = settings.priors, settings.storage.reserve_mb << 20
         self._directory = Path(settings.storage.directory)
-        self._source = open_source(settings)
+        self._archive, self._fault = settings.archive.destination, ""
+        self._source: PriorSource | None = None
+        try:
+            self._source = open_source(settings)
+        except ConfigurationError:
+            # doctor says which file; studies are analysed all the same
+            logger.exception("earlier examinations can't be fetched")
+            self._fault = "its settings can't be used"
         self._asking: Thread | None = None
         self._rests_until = 0.0
 
@@ -155,14 +162,17 @@ class StudyPriors:
         oldest = day - timedelta(days=self._priors.max_years * _DAYS_OF_YEAR)
         study_uid = known["StudyInstanceUID"]
         own = self._own(study_uid, patient_id, oldest, day)
-        if not own and self._source is None:
+        if not own and self._source is None and not self._fault:
             return Gathered()
         identity = self._identity(request)
         if identity is None:
             return Gathered()
         wanted = Wanted(identity, study_uid, day, oldest)
         if self._source is None:
-            return Search(self._reader, wanted, own, self._priors.number).of_this_node()
+            gathered = Search(self._reader, wanted, own, self._priors.number).of_this_node()
+            if self._fault:
+                gathered.asked(self._archive, None, self._fault)
+            return gathered
         return self._with_archive(wanted, own, folder, interrupted)
 
     def _own(self, study_uid: str, patient_id: str, oldest: date, before: date) -> list[OwnPrior]:

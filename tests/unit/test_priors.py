@@ -472,6 +472,27 @@ def test_a_source_for_each_way(tmp_path: Path) -> None:
     assert priors.open_source(Settings()) is None
 
 
+def test_settings_that_break_later_cost_no_study(node: SmallNode, cases: Cases, tmp_path: Path) -> None:
+    web = {
+        "name": "web",
+        "kind": "dicomweb",
+        "url": "http://127.0.0.1/dicom-web",
+        "user": "node",
+        "password_file": "gone.txt",
+    }
+    tables = {
+        "destinations": [web],
+        "archive": {"destination": "web"},
+        "priors": {"retrieve": "wado-rs"},
+        "storage": {"directory": str(node.spool.directory)},
+    }
+    arrive(node, examination(TODAY, "today"))
+    having = parse_settings(tables, base=tmp_path)
+    assert Worker(node.database, having, VERSION, InProcessEngine(), node.clock).tick()
+    (note,) = cases.requests[0].notes
+    assert note.endswith("its settings can't be used.")
+
+
 def test_study_priors_leave_a_study_without_a_date_alone(node: SmallNode) -> None:
     found = StudyPriors(node.database, node_settings(node), OpenReader())
     request = CaseRequest(
