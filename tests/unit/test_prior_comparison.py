@@ -1,27 +1,35 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
-from functools import lru_cache
+from functools import lru_cache, partial
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
 import pytest
+from click.testing import CliRunner
 from scipy import ndimage
 
 from inference.analyse import second_look
 from inference.change import Change
+from inference.evaluate import priors as evaluation
+from inference.evaluate.report import Options, write
+from inference.evaluate.two_dates import PairCase, Seen, Truth
 from inference.lungs import Lungs, find_lungs
 from inference.measure import attenuation, measure
-from inference.phantom import Motion, Phantom, TwoDates, grown, make_phantom, write_phantom
+from inference.phantom import Motion, Phantom, TwoDates, grown, write_phantom
 from inference.priors import Look, PriorExamination, compare, keep_tracking
 from inference.priors.compare import Scan, pairs_of
 from inference.priors.matching import Place, match
 from inference.priors.registration import NotRegisteredError, Registration, register
 from inference.registry import load_pipeline
-from inference.types import Attenuation, Finding, Pair, Point, SecondLook, Standing, Volume
+from inference.types import Attenuation, Comparison, Finding, Pair, Point, SecondLook, Standing, Volume
+from pacs_node.cli import main
 
 SHAPE, SPACING = (75, 128, 128), (4.0, 2.75, 2.75)
 GRID_MM = 5.0
@@ -117,11 +125,13 @@ def test_points_are_carried_where_they_truly_lie() -> None:
     assert found.quality.common_share > 0.98
 
 
-def test_another_patient_is_not_compared() -> None:
+def test_other_lungs_are_not_compared() -> None:
     current, _ = _scans()
-    other = make_phantom(9, SHAPE, SPACING, ()).volume
+    # in the mirror: lungs of the same size with vessels elsewhere
+    other = replace(current.volume, array=current.volume.array[:, :, ::-1].copy())
+    field = replace(current.lungs, labels=current.lungs.labels[:, :, ::-1].copy())
     with pytest.raises(NotRegisteredError, match="don't fall on each other") as refused:
-        register(current.volume, current.lungs, other, find_lungs(other), grid_mm=GRID_MM)
+        register(current.volume, current.lungs, other, field, grid_mm=GRID_MM)
     assert refused.value.quality is not None
     assert refused.value.quality.correlation < 0.5
 
@@ -343,3 +353,62 @@ def test_the_pipeline_looks_again_at_a_place() -> None:
     assert seen.tracking_id == "S1"
     assert look(prior.volume, prior.lungs, gone, 9.0) is None
     assert look(prior.volume, prior.lungs, (900.0, 0.0, 0.0), 9.0) is None
+
+
+# the evaluation
+
+
+def _case() -> PairCase:
+    two, (current, prior) = _two(), _scans()
+    seen = [
+        {one.tracking_id: Seen(one.mask, one.origin, one.measurements.volume_mm3) for one in scan.findings}
+        for scan in (current, prior)
+    ]
+    nodules = tuple(Truth(seen[0].get(name), seen[1].get(name)) for name in (f"N{n}" for n in range(10, 16)))
+    return PairCase("pair", "pair", current.volume, prior.volume, nodules, two.motion)
+
+
+def test_the_evaluation_counts_what_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "compare", partial(_compared_coarsely, monkeypatch))
+    report = evaluation.evaluate([_case], None, Options(tmp_path, "test", resamples=5), data="one pair")
+    write(report, tmp_path)
+    found = json.loads((tmp_path / "report.json").read_text())["figures"]["true masks"]
+    assert found["pairs"] == {"right": 4, "wrong": 0, "missed": 0, "missed_though_found_twice": 0}
+    assert found["matching_f1"]["value"] == 1
+    assert found["new"]["recall"]["value"] == found["resolved"]["precision"]["value"] == 1
+    assert found["volume_change_error_worst"]["value"] < 1e-6
+    assert 0 < found["registration_error_mm_median"]["value"] < 3
+    assert (tmp_path / "registration_mm.png").stat().st_size > 1000
+    assert [target.met for target in report.targets] == [True, True]
+
+
+def _compared_coarsely(monkeypatch: pytest.MonkeyPatch, *told: Any, **how: Any) -> Comparison:
+    module = import_module("inference.priors.compare")
+    monkeypatch.setattr(module, "register", lambda *_: _registered())
+    return compare(*told, **how)
+
+
+def test_the_evaluation_counts_what_is_wrong() -> None:
+    current, prior = _scans()
+    case, pairs = _case(), _pairs()
+    grows, stays = pairs.pop(("N10", "N10")), pairs.pop(("N11", "N11"))
+    missed = replace(pairs.pop(("N12", "N12")), prior=None, standing=Standing.NEW, doubling=None)
+    swapped = (replace(grows, prior=stays.prior), replace(stays, prior=grows.prior))
+    reference = PriorExamination("1", "2", date(2020, 1, 1), prior.volume, ()).reference
+    comparison = Comparison(reference, DAYS, (*swapped, missed, *pairs.values()))
+    outcome = evaluation.scored(case, (current.findings, prior.findings), comparison)
+    assert (outcome.right, outcome.wrong, outcome.missed, outcome.missed_found) == (1, 2, 3, 3)
+    assert outcome.new == (1, 2, 1)
+    assert outcome.resolved == (1, 1, 1)
+    failed = evaluation.scored(case, ((), ()), Comparison(reference, DAYS, reason="Not comparable."))
+    assert (failed.failed, failed.missed) == (True, 4)
+
+
+def test_the_evaluation_takes_something_to_compare(tmp_path: Path) -> None:
+    for asked, said in (
+        (["--phantoms", "0"], "nothing to compare"),
+        (["--phantoms", "0", "--inserted", "2"], "pasted nodules take --manifest"),
+    ):
+        answer = CliRunner().invoke(main, ["evaluate", "priors", *asked, "--out", str(tmp_path / "o")])
+        assert answer.exit_code == 2
+        assert said in answer.output
