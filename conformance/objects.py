@@ -21,11 +21,13 @@ from rich.console import Console
 from dicom_sr.capture import Capture, build_captures
 from dicom_sr.codes import FEATURES
 from dicom_sr.context import OtherSeries, Predecessor, ResultContext
+from dicom_sr.narrative import compose
 from dicom_sr.part10 import save
 from dicom_sr.pdf import build_pdf
 from dicom_sr.profiles import PROFILES, in_order
 from dicom_sr.report import ReportClass, build_not_analysed_report, build_report
 from dicom_sr.seg import SegEncoding, build_seg
+from dicom_sr.summary import result_json
 from inference.load import read_header
 from inference.phantom import make_phantom, write_phantom
 from inference.registry import DEFAULT_PROFILE
@@ -147,7 +149,9 @@ def draw_odd_case(name: str, directory: Path, n_slices: int = 16) -> Case:
         case.sources.mkdir()
     context, findings = make_context(), make_findings(volume, 2, first_slice=0)
     seg = build_seg(volume, findings, headers, context)
-    report = build_report(volume, make_result(volume, findings, context), seg, headers, context)
+    result = make_result(volume, findings, context)
+    draft = compose(result_json(volume, result, headers, context))
+    report = build_report(volume, result, seg, headers, context, narrative=draft)
     picture = Capture(_PICTURE, volume.frames, "Drawn.", "A picture.", None, names_patient=False)
     (capture,) = build_captures([picture], headers[0], context)
     printed = build_pdf(_DOCUMENT, headers, context)
@@ -199,10 +203,11 @@ def _write_result(
     complete = len(context.cards) > 1
     if complete:
         result = replace(result, comparison=make_comparison(volume, findings))
+    draft = compose(result_json(volume, result, headers, context))
     if not findings:
         for kind in ReportClass:
             save(
-                build_report(volume, result, None, headers, context, report_class=kind),
+                build_report(volume, result, None, headers, context, report_class=kind, narrative=draft),
                 directory / f"sr-{kind}.dcm",
             )
         return
@@ -213,7 +218,9 @@ def _write_result(
             save(seg, directory / f"seg-{name}.dcm")
             for kind in ReportClass if complete else [ReportClass.COMPREHENSIVE_3D]:
                 if complete or omit:
-                    report = build_report(volume, result, seg, headers, context, report_class=kind)
+                    report = build_report(
+                        volume, result, seg, headers, context, report_class=kind, narrative=draft
+                    )
                     save(report, directory / f"sr-{kind}-{name}.dcm")
 
 

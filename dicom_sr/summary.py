@@ -41,6 +41,7 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from pydicom import Dataset
+from pydicom.multival import MultiValue
 
 from dicom_sr.codes import feature_codes, site_words
 from dicom_sr.compared import comparison_json, finding_comparison
@@ -350,7 +351,9 @@ def _lps(volume: Volume, z: int, at: tuple[float, float]) -> list[float]:
 
 def _text(header: Dataset, keyword: str) -> str:
     element = readable(header, keyword)
-    return "" if element is None else str(element.value)
+    if element is None:
+        return ""
+    return " ".join(map(str, element.value)) if isinstance(element.value, MultiValue) else str(element.value)
 
 
 def _date(header: Dataset, keyword: str) -> str:

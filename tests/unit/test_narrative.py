@@ -359,6 +359,14 @@ def test_page_and_pdf_have_it(made: tuple[Path, Path, Any, Narrative, dict[str, 
     assert DRAFT in printed
 
 
+def test_a_kernel_of_two_values_is_read_as_words() -> None:
+    header = deepcopy(HEADERS[0])
+    header.ConvolutionKernel = ["Br40d", "3"]
+    result = make_result(VOLUME, (), CONTEXT)
+    summary = result_json(VOLUME, result, [header, *HEADERS[1:]], CONTEXT)
+    assert "Reconstruction kernel Br40d 3." in compose(summary).text
+
+
 def test_a_report_of_no_analysis_has_its_draft(tmp_path: Path) -> None:
     reason = ("TOO_THICK", "Its slices are 8 mm thick.")
     summary = not_analysed_json(HEADERS, *reason, CONTEXT, warnings=("A warning.",))
