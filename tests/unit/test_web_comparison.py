@@ -15,6 +15,7 @@ from dicom_sr.pairimages import PairImages, render_pairs
 from pacs_node import jobs
 from pacs_node.db import AuditEvent
 from pacs_node.web.comparison import read_comparison
+from tests.api_client import Program
 from tests.ct_factory import make_ct_series
 from tests.finding_factory import (
     make_comparison,
@@ -95,6 +96,19 @@ def test_whoever_sees_the_prior_examination_is_recorded_for_it_too(browser: Brow
         rows = session.execute(select(AuditEvent).where(AuditEvent.event == "study viewed")).scalars().all()
     assert [row.study_uid for row in rows] == [compared.study_uid, COMPARISON.prior.study_uid]
     assert rows[1].objects["shown_with"] == compared.study_uid
+
+
+def test_programs_get_the_same(browser: Browser, compared: Story) -> None:
+    browser.now = compared.now
+    found = Program(browser).ask(f"/studies/{compared.study_uid}").json()["result"]["comparison"]
+    assert (found["prior_study_uid"], found["days"]) == (COMPARISON.prior.study_uid, 361)
+    grown, new = found["pairs"][:2]
+    assert (grown["words"], grown["volume_change"], grown["doubling_days"]) == ("growing", 2.0, 223.0)
+    assert (grown["prior"]["mean_diameter_mm"], grown["current"]["mean_diameter_mm"]) == (5.2, 7.1)
+    assert (new["words"], new["prior"]) == ("new", None)
+    with browser.database.read() as session:
+        rows = session.execute(select(AuditEvent).where(AuditEvent.event == "study viewed")).scalars().all()
+    assert [row.study_uid for row in rows] == [compared.study_uid, COMPARISON.prior.study_uid]
 
 
 def test_a_comparison_that_failed_says_why(browser: Browser, compared: Story) -> None:

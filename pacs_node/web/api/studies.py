@@ -103,9 +103,16 @@ class Studies:
         if detail is None:
             raise ProblemError(Code.NO_STUDY)
         self._looks.note_by(client_of(request), Event.STUDY_VIEWED, study_uid=study_uid)
+        result = self._result(job)
+        if result is not None and result.comparison is not None:
+            # its sizes are shown too
+            earlier = result.comparison.prior_study_uid
+            self._looks.note_by(
+                client_of(request), Event.STUDY_VIEWED, study_uid=earlier, shown_with=study_uid
+            )
         return Study.model_validate(detail).model_copy(
             update={
-                "result": self._result(job),
+                "result": result,
                 "feedback": None if said is None else Feedback.model_validate(said),
             }
         )

@@ -284,6 +284,51 @@ class UsedModel(Answer):
     performance: tuple[Text, ...]
 
 
+class NoduleThen(Answer):
+    """A nodule on one of two dates; null where the result doesn't say."""
+
+    name: Text
+    site: Text
+    marked: bool
+    """Whether the result has a finding for it."""
+    long_axis_mm: Number
+    short_axis_mm: Number
+    mean_diameter_mm: Number
+    volume_mm3: Number
+
+
+class NoduleChange(Answer):
+    """What became of one nodule since the prior examination."""
+
+    words: Text
+    reason: Text
+    """Why its change is not known."""
+    volume_words: Text
+    """What became of it by its volume alone; empty where that has not grown."""
+    prior: NoduleThen | None
+    current: NoduleThen | None
+    volume_change: Number
+    """Relative: 0.25 is a quarter more."""
+    doubling_days: Number
+    """Only where the volume has grown."""
+    picture: Text
+    """Name of a file of the job, with both dates."""
+
+
+class Comparison(Answer):
+    """The examination against an earlier one. Made by software, reviewed by nobody."""
+
+    prior_study_uid: str
+    prior_date: Text
+    date: Text
+    days: int | None
+    reason: Text
+    """Why the two could not be compared; then there are no pairs."""
+    registration: Text
+    """How well the lungs lie on each other."""
+    pairs: tuple[NoduleChange, ...]
+
+
 class Result(Answer):
     """What an analysis found, from its `result.json`."""
 
@@ -297,6 +342,8 @@ class Result(Answer):
     provenance: Facts
     timings: Numbers
     """Seconds by stage."""
+    comparison: Comparison | None
+    """With a prior examination; null without one."""
 
 
 class VerdictLine(Answer):
