@@ -34,9 +34,11 @@ LOOKING = {
     "GET /studies",
     "GET /studies/{study_uid}",
     "GET /artifacts/{artifact_id}",
+    "GET /verdicts",
 }
+JUDGING = {"POST /studies/{study_uid}/verdicts"}
 ACTING = {f"POST /destinations/{{destination}}/{action}" for action in ("echo", "doctor", "retry", "resend")}
-ACTING |= {"POST /missed-studies/search"}
+ACTING |= {"POST /missed-studies/search", "POST /failures/retry"}
 ACTING |= {f"POST /studies/{{study_uid}}/{action}" for action in ("requeue", "hold", "send")}
 AUDITING = {"GET /audit-events", "GET /audit-events/export", "POST /audit-events/check"}
 MANAGING = {
@@ -52,6 +54,7 @@ MANAGING = {
 NEEDED = {
     Permission.SELF: SELF,
     Permission.LOOK: LOOKING,
+    Permission.JUDGE: JUDGING,
     Permission.ACT: ACTING,
     Permission.AUDIT: AUDITING,
     Permission.MANAGE: MANAGING,
