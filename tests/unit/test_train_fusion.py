@@ -226,7 +226,7 @@ def test_a_short_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_short_form_of_the_ablation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fusion_learn, "REHEARSED", 400)
-    monkeypatch.setattr(fusion_learn, "REHEARSALS", 6)
+    monkeypatch.setattr(fusion_learn, "REHEARSALS", 2)
     parts = read_features(write_features(tmp_path / "x.npz", patients=100))
     plan = Plan(epochs=1, seeds=1, pool=5_000, resamples=10, dependences=(Dependence.OUTCOME,))
     with Progress(disable=True) as progress:
