@@ -315,7 +315,7 @@ class NoduleChange(Answer):
     """Name of a file of the job, with both dates."""
 
 
-class Comparison(Answer):
+class PriorComparison(Answer):
     """The examination against an earlier one. Made by software, reviewed by nobody."""
 
     prior_study_uid: str
@@ -342,7 +342,7 @@ class Result(Answer):
     provenance: Facts
     timings: Numbers
     """Seconds by stage."""
-    comparison: Comparison | None
+    comparison: PriorComparison | None
     """With a prior examination; null without one."""
 
 
