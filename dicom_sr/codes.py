@@ -110,7 +110,6 @@ SERIES_UID = Code("112002", "DCM", "Series Instance UID")
 TEMPORAL_OFFSET = Code("128740", "DCM", "Longitudinal Temporal Offset from Event")
 TEMPORAL_EVENT = Code("128741", "DCM", "Longitudinal Temporal Event Type")
 TIME_POINT = Code("C2348792", "UMLS", "Time Point")
-CHANGE = Code("288533004", "SCT", "Change values")
 NEW_FINDING = Code("129721008", "SCT", "New finding")
 LARGER = Code("15454001", "SCT", "Increase in size")
 SMALLER = Code("19776001", "SCT", "Decrease in size")
@@ -152,6 +151,7 @@ INPUT_DIGEST = Code("NN-12", PRIVATE_SCHEME, "Input digest")
 SOFTWARE_VERSION = Code("NN-13", PRIVATE_SCHEME, "Software version")
 DIAMETER_CHANGE = Code("NN-14", PRIVATE_SCHEME, "Change of the average diameter")
 PRIOR_EXAMINATION = Code("NN-15", PRIVATE_SCHEME, "Prior examination")
+CHANGE = Code("NN-16", PRIVATE_SCHEME, "Change since the prior examination")
 
 CHANGES = {
     Change.NEW: NEW_FINDING,

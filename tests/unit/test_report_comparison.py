@@ -83,9 +83,9 @@ def volumetric(report: Dataset) -> list[Dataset]:
 
 def test_each_nodule_says_what_became_of_it(written: Path) -> None:
     grown, new, unseen, unknown = volumetric(dcmread(written))
-    assert value(child(grown, "288533004")) == ("15454001", "Increase in size")
-    assert value(child(new, "288533004")) == ("129721008", "New finding")
-    assert {value(child(one, "288533004"))[1] for one in (unseen, unknown)} == {"Undetermined"}
+    assert value(child(grown, "NN-16")) == ("15454001", "Increase in size")
+    assert value(child(new, "NN-16")) == ("129721008", "New finding")
+    assert {value(child(one, "NN-16"))[1] for one in (unseen, unknown)} == {"Undetermined"}
     # the tracking UID of a nodule is the first UID of its group: OHIF takes it for the nodule's
     assert FINDINGS[0].tracking_uid == next(i for i in grown.ContentSequence if i.ValueType == "UIDREF").UID
     assert child(grown, "C2348792").TextValue == "2026-01-02"
@@ -119,7 +119,7 @@ def test_the_study_level_names_the_prior_and_what_is_gone(written: Path) -> None
     assert number(child(examination, "128740")) == (361.0, "d")
     assert value(child(child(examination, "128740"), "128741")) == ("NN-15", "Prior examination")
     assert "overlap 0.970, correlation 0.885" in child(examination, "121106").TextValue
-    resolved, hidden, again = children(level, "288533004")
+    resolved, hidden, again = children(level, "NN-16")
     said = [value(one)[1] for one in (resolved, hidden, again)]
     assert said == ["Problem resolved", "Undetermined", "Increase in size"]
     assert COMPARISON.pairs[4].prior.tracking_uid == child(resolved, "112040").UID  # type: ignore[union-attr]
@@ -160,7 +160,7 @@ def test_a_comparison_that_failed_says_why(seg: tuple[Dataset, Path], tmp_path: 
     examination = child(child(report, "C0034375"), "122140")
     assert value(examination)[1] == "No"
     assert child(examination, "121106").TextValue == REFUSED.reason
-    assert all(children(group, "288533004") == [] for group in volumetric(report))
+    assert all(children(group, "NN-16") == [] for group in volumetric(report))
     assert comparison_sentences(result)[0] == (
         "An examination of 2025-01-06 could not be compared with this one of 2026-01-02: The lungs don't "
         "fall on each other."
@@ -176,7 +176,7 @@ def test_no_doubling_time_of_what_does_not_grow(seg: tuple[Dataset, Path], tmp_p
     )
     one = build_seg(VOLUME, FINDINGS[:1], HEADERS, CONTEXT)
     (group,) = volumetric(build_report(VOLUME, result, one, HEADERS, CONTEXT))
-    assert value(child(group, "288533004")) == ("129723006", "No significant changes in the finding")
+    assert value(child(group, "NN-16")) == ("129723006", "No significant changes in the finding")
     assert number(child(group, "NN-6")) == (-5.0, "%")
     assert children(group, "NN-5") == []
     words = comparison_sentences(result)[1]
@@ -190,7 +190,7 @@ def test_no_nodule_left_still_names_the_prior(tmp_path: Path) -> None:
     for kind in ReportClass:
         path = write(result, None, tmp_path / f"{kind}.dcm", report_class=kind)
         reread(VOLUME, result, None, path)
-    assert len(children(child(dcmread(path), "C0034375"), "288533004")) == 3
+    assert len(children(child(dcmread(path), "C0034375"), "NN-16")) == 3
 
 
 def test_a_nodule_that_the_comparison_leaves_out_is_an_error(seg: tuple[Dataset, Path]) -> None:
@@ -236,12 +236,12 @@ MUTATIONS: dict[str, tuple[Callable[[Dataset], None], str]] = {
     ),
     "new is called grown": (
         lambda r: setattr(
-            child(volumetric(r)[1], "288533004").ConceptCodeSequence[0], "CodeValue", "15454001"
+            child(volumetric(r)[1], "NN-16").ConceptCodeSequence[0], "CodeValue", "15454001"
         ),
         r"Nodule 2: its change isn't New finding",
     ),
     "change left out": (
-        lambda r: volumetric(r)[0].ContentSequence.remove(child(volumetric(r)[0], "288533004")),
+        lambda r: volumetric(r)[0].ContentSequence.remove(child(volumetric(r)[0], "NN-16")),
         r"Nodule 1: its change isn't Increase in size",
     ),
     "a number too many": (
@@ -277,36 +277,36 @@ MUTATIONS: dict[str, tuple[Callable[[Dataset], None], str]] = {
         r"must say once whether a prior",
     ),
     "a gone nodule left out": (
-        lambda r: _level(r).ContentSequence.remove(children(_level(r), "288533004")[1]),
+        lambda r: _level(r).ContentSequence.remove(children(_level(r), "NN-16")[1]),
         r"lists 2 nodules of the prior examination only, not 3",
     ),
     "a gone nodule is there": (
         lambda r: setattr(
-            children(_level(r), "288533004")[0].ConceptCodeSequence[0], "CodeValue", "129723006"
+            children(_level(r), "NN-16")[0].ConceptCodeSequence[0], "CodeValue", "129723006"
         ),
         r"Nodule 8 of the prior examination: what became of it isn't Problem resolved",
     ),
     "another gone nodule": (
-        lambda r: setattr(child(children(_level(r), "288533004")[0], "112040"), "UID", "1.2.3"),
+        lambda r: setattr(child(children(_level(r), "NN-16")[0], "112040"), "UID", "1.2.3"),
         r"Nodule 8 of the prior examination has another tracking UID",
     ),
     "size of a gone nodule": (
-        lambda r: _set_number(child(children(_level(r), "288533004")[0], "RID50155"), "9"),
+        lambda r: _set_number(child(children(_level(r), "NN-16")[0], "RID50155"), "9"),
         r"average diameter isn't 5.2 mm",
     ),
     "growth of an unmarked nodule": (
-        lambda r: _set_number(child(children(_level(r), "288533004")[2], "NN-14"), "0"),
+        lambda r: _set_number(child(children(_level(r), "NN-16")[2], "NN-14"), "0"),
         r"Nodule 7 of the prior examination: Change of the average diameter isn't 1.9 mm",
     ),
     "words for a gone nodule": (
         lambda r: setattr(
-            child(children(_level(r), "288533004")[1], "121106"), "TextValue", "Not seen any more."
+            child(children(_level(r), "NN-16")[1], "121106"), "TextValue", "Not seen any more."
         ),
         r"Nodule 9 of the prior examination: the words",
     ),
     "side of a gone nodule": (
         lambda r: setattr(
-            child(child(children(_level(r), "288533004")[0], "363698007"), "272741003").ConceptCodeSequence[
+            child(child(children(_level(r), "NN-16")[0], "363698007"), "272741003").ConceptCodeSequence[
                 0
             ],
             "CodeValue",
