@@ -150,7 +150,7 @@ def test_analyze_takes_the_next_series_when_the_pixels_of_the_best_are_no_chest(
     )
     write_series(chest, tmp_path / "ct" / "chest")
     write_series(slab, tmp_path / "ct" / "slab")
-    done = run("analyze", str(tmp_path / "ct"), "--out", str(tmp_path / "out"))
+    done = run("analyze", str(tmp_path / "ct"), "--out", str(tmp_path / "out"), "--profile", "classical")
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads((tmp_path / "out" / "result.json").read_text())
     assert summary["series"]["analysed"]["series_uid"] == str(chest[0].SeriesInstanceUID)

@@ -14,6 +14,7 @@ from pydicom import dcmread
 from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
 
 from inference.phantom import write_phantom
+from inference.registry import DEFAULT_PROFILE
 from pacs_node.config import DicomDestination, DicomWebDestination, load_settings
 from tests import peers
 from tests.acceptance.node import Node, running, small_phantom
@@ -34,8 +35,9 @@ def pacs(tmp_path: Path) -> Iterator[peers.Orthanc]:
 
 @pytest.fixture
 def node(request: pytest.FixtureRequest, tmp_path: Path, pacs: peers.Orthanc) -> Iterator[Node]:
-    """A node that sends by C-STORE, or as the test's parameter says."""
-    if getattr(request, "param", "c-store") == "c-store":
+    """A node with the default profile that sends by C-STORE, or as the test's parameter says."""
+    way, profile = getattr(request, "param", ("c-store", DEFAULT_PROFILE))
+    if way == "c-store":
         destination: DicomDestination | DicomWebDestination = DicomDestination(
             name="pacs", host="127.0.0.1", port=pacs.dicom_port, ae_title=pacs.ae_title
         )
@@ -43,7 +45,7 @@ def node(request: pytest.FixtureRequest, tmp_path: Path, pacs: peers.Orthanc) ->
         destination = DicomWebDestination(kind="dicomweb", name="pacs", url=pacs.dicomweb_url)
     directory = tmp_path / "node"
     directory.mkdir()
-    yield from running(Node(directory, [destination]))
+    yield from running(Node(directory, [destination], profile=profile))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,12 @@ def check_one_seg_and_one_sr(pacs: peers.Orthanc, study: str) -> None:
     assert sorted(classes) == sorted([SegmentationStorage, Comprehensive3DSRStorage])
 
 
-@pytest.mark.parametrize("node", ["c-store", "stow-rs"], indirect=True)
+@pytest.mark.parametrize(
+    "node",
+    [("c-store", DEFAULT_PROFILE), ("stow-rs", "classical")],
+    indirect=True,
+    ids=["c-store", "stow-rs"],
+)
 def test_phantom_comes_back_once_whatever_the_order(
     node: Node, pacs: peers.Orthanc, phantom_files: list[Path], tmp_path: Path
 ) -> None:
@@ -99,6 +106,7 @@ def test_phantom_comes_back_once_whatever_the_order(
     assert results(pacs, study_uid(phantom_files)) == first
 
 
+@pytest.mark.parametrize("node", [("c-store", "classical")], indirect=True, ids=["c-store"])
 def test_two_studies_at_once_do_not_mix(
     node: Node, pacs: peers.Orthanc, phantom_files: list[Path], tmp_path: Path
 ) -> None:

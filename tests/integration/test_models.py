@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -20,6 +18,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from click.testing import CliRunner, Result
 from open_clip.model import convert_weights_to_fp16
 
 from inference.catalogue import Checkpoint, find
@@ -30,6 +29,7 @@ from inference.published import build_network
 from inference.pull import pull
 from inference.retinanet import detect
 from inference.types import SourceFrame, Volume
+from pacs_node.cli import main
 from tests.model_server import ModelServer, Offer, running_server
 
 NAMES_SHARE = 1e-3
@@ -106,11 +106,8 @@ def test_from_the_server_to_the_network(
         torch.testing.assert_close(tensor, expected[key], rtol=2**-9, atol=1e-6, msg=key)
 
 
-def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pacs_node.cli", "models", *arguments, "--folder", str(folder)],
-        capture_output=True, text=True, timeout=280, check=False,
-    )  # fmt: skip
+def command(folder: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(main, ["models", *arguments, "--folder", str(folder)])
 
 
 def test_the_bundle_by_the_command_line(server: ModelServer, tmp_path: Path) -> None:
@@ -130,7 +127,7 @@ def test_the_bundle_by_the_command_line(server: ModelServer, tmp_path: Path) -> 
     server.offers["/b.zip"] = Offer(bundle, cuts=[5_000_000])
     folder, name = tmp_path / "models", "lung-nodule-ct-detection-bundle"
     done = command(folder, "pull", name, "--url", f"{server.url}/b.zip")
-    assert done.returncode == 3, done.stderr
+    assert done.exit_code == 3, done.stderr
     done = command(
         folder,
         "pull",
@@ -140,12 +137,12 @@ def test_the_bundle_by_the_command_line(server: ModelServer, tmp_path: Path) -> 
         "--sha256",
         hashlib.sha256(bundle.read_bytes()).hexdigest(),
     )
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert len(server.asked) == 2
     done = command(folder, "convert", name)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     done = command(folder, "verify", name)
-    assert done.returncode == 0, done.stdout
+    assert done.exit_code == 0, done.stdout
     assert "the weights fit monai-retinanet" in done.stdout
 
     loaded = load_network("nodule-detection", folder)
