@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -121,12 +122,23 @@ class Line:
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             fault = self._faults.popleft() if self._faults else Fault()
             silent = threading.Event()
+            both = threading.Barrier(2, action=partial(self._forget, client, server))
             for source, sink, answers in ((client, server, False), (server, client, True)):
                 mine = fault if fault.answers == answers else Fault()
                 pump = _Pump(source, sink, mine, (client, server), silent)
-                thread = threading.Thread(target=pump.run, args=(self._over,), daemon=True)
+                thread = threading.Thread(target=self._pump, args=(pump, both), daemon=True)
                 self._threads.append(thread)
                 thread.start()
+
+    def _pump(self, pump: _Pump, both: threading.Barrier) -> None:
+        pump.run(self._over)
+        both.wait()
+
+    def _forget(self, *ends: socket.socket) -> None:
+        """Close what both directions are done with: select() of a sender fails above 1,024 open files."""
+        for end in ends:
+            end.close()
+            self._sockets.remove(end)
 
 
 class _Pump:
