@@ -235,9 +235,7 @@ MUTATIONS: dict[str, tuple[Callable[[Dataset], None], str]] = {
         r"isn't inferred from 5.2 mm of 2025-01-06",
     ),
     "new is called grown": (
-        lambda r: setattr(
-            child(volumetric(r)[1], "NN-16").ConceptCodeSequence[0], "CodeValue", "15454001"
-        ),
+        lambda r: setattr(child(volumetric(r)[1], "NN-16").ConceptCodeSequence[0], "CodeValue", "15454001"),
         r"Nodule 2: its change isn't New finding",
     ),
     "change left out": (
@@ -281,9 +279,7 @@ MUTATIONS: dict[str, tuple[Callable[[Dataset], None], str]] = {
         r"lists 2 nodules of the prior examination only, not 3",
     ),
     "a gone nodule is there": (
-        lambda r: setattr(
-            children(_level(r), "NN-16")[0].ConceptCodeSequence[0], "CodeValue", "129723006"
-        ),
+        lambda r: setattr(children(_level(r), "NN-16")[0].ConceptCodeSequence[0], "CodeValue", "129723006"),
         r"Nodule 8 of the prior examination: what became of it isn't Problem resolved",
     ),
     "another gone nodule": (
@@ -306,9 +302,7 @@ MUTATIONS: dict[str, tuple[Callable[[Dataset], None], str]] = {
     ),
     "side of a gone nodule": (
         lambda r: setattr(
-            child(child(children(_level(r), "NN-16")[0], "363698007"), "272741003").ConceptCodeSequence[
-                0
-            ],
+            child(child(children(_level(r), "NN-16")[0], "363698007"), "272741003").ConceptCodeSequence[0],
             "CodeValue",
             "7771000",
         ),
