@@ -26,7 +26,6 @@ ORTHANC_DICOMWEB_PATHS = (
 PIXELMED_PATHS = (Path("/usr/share/java/pixelmed.jar"),)
 POSTGRESQL_PROGRAMS = ("initdb", "pg_ctl")
 REPOSITORY = Path(__file__).resolve().parent.parent
-RETRIED = ("acceptance", "faults", "integration")
 
 
 def find_peer(name: str) -> Path | None:
@@ -65,16 +64,15 @@ def find_shared_data() -> Path | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give a test of processes and real peers a second try, which the summary lists as RERUN.
+    """Give each test a second try, which the summary lists as RERUN.
 
-    On a busy machine a peer can starve past a deadline of the protocol. A test that needs its second try more
-    than once is a fault to mend. Long forms have none.
+    On a busy machine a peer, also one of this process, can starve past a deadline of the protocol. A test
+    that needs its second try more than once is a fault to mend. Long forms have none.
     """
     if os.environ.get("PACS_NODE_FAULTS") == "long" or "PACS_NODE_SOAK_SECONDS" in os.environ:
         return
     for item in items:
-        if item.path.is_relative_to(REPOSITORY / "tests") and item.path.parent.name in RETRIED:
-            item.add_marker(pytest.mark.flaky(reruns=1))
+        item.add_marker(pytest.mark.flaky(reruns=1))
 
 
 def _required(variable: str) -> bool:

@@ -81,7 +81,7 @@ def store(port: int, *datasets: Dataset, syntaxes: Any = None) -> list[int]:
     return statuses
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 5) -> None:
+def eventually(condition: Callable[[], bool], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "did not happen in time"
