@@ -22,7 +22,7 @@ from typing import Any, Self, cast
 
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
-from pynetdicom.pdu_primitives import A_ASSOCIATE, SCP_SCU_RoleSelectionNegotiation
+from pynetdicom.pdu_primitives import A_ABORT, A_ASSOCIATE, SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
@@ -312,6 +312,7 @@ class Link:
             return self
         self.association = association
         _leave_answers(association)
+        _end_with_the_abort(association)
         if not association.is_established:
             self.failure = self._explain(association)
         return self
@@ -382,6 +383,28 @@ def _leave_answers(association: Association) -> None:
         return (None, None) if threading.current_thread() is association else take(block)
 
     association.dimse.get_msg = take_in_another_thread  # type: ignore[method-assign]  # see above
+
+
+def _end_with_the_abort(association: Association) -> None:
+    """Send nothing behind an A-ABORT: pynetdicom's reactor dies of it.
+
+    Where one thread aborts, another may be about to send its answer.
+    """
+    send: Callable[[Any], None] = association.dul.send_pdu
+    turn = threading.Lock()
+
+    def send_unless_aborted(primitive: Any) -> None:
+        nonlocal send
+        with turn:
+            send(primitive)
+            if isinstance(primitive, A_ABORT):
+                send = _unsent
+
+    association.dul.send_pdu = send_unless_aborted  # type: ignore[method-assign]  # see above
+
+
+def _unsent(_primitive: object) -> None:
+    """Stands for sending where nothing may be sent any more."""
 
 
 def _rejection(association: Association) -> A_ASSOCIATE | None:
