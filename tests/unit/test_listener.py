@@ -419,15 +419,18 @@ def test_stopping_aborts_what_is_open(database: Database, spool: Spool, clock: T
 def test_a_connection_that_breaks_while_storing_is_closed(
     port: int, database: Database, spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, reached, go_on = spool.begin, threading.Event(), threading.Event()
+    real, reached, go_on = spool.sync, threading.Event(), threading.Event()
 
-    def slow(*args: Any, **values: Any) -> Any:
+    def slow(*args: Any) -> None:
         reached.set()
         go_on.wait(5)
-        return real(*args, **values)
+        real(*args)
 
-    monkeypatch.setattr(spool, "begin", slow)
+    # the whole data set has come by then
+    monkeypatch.setattr(spool, "sync", slow)
     association = associate(port)
+    # its thread may end just before the answer is waited for, and nobody wakes that wait
+    association.dimse_timeout = 2
     sender = threading.Thread(target=association.send_c_store, args=(make_ct_series(1, matrix=8)[0],))
     sender.start()
     assert reached.wait(5)
