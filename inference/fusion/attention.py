@@ -17,6 +17,7 @@ from inference.fusion.mechanism import (
     ImageParts,
     Mechanism,
     RecordParts,
+    columns_of,
     head,
     weight,
 )
@@ -37,10 +38,7 @@ class CrossAttention(Mechanism):
 
     def __init__(self) -> None:
         super().__init__()
-        member = torch.zeros(len(ITEM_COLUMNS), len(TABLE))
-        for row, names in enumerate(ITEM_COLUMNS.values()):
-            member[row, [TABLE.index(name) for name in names]] = 1
-        self.register_buffer("columns", member, persistent=False)
+        self.register_buffer("columns", columns_of(ITEM_COLUMNS.values()), persistent=False)
         known = torch.tensor([TABLE.index(names[-1]) for names in ITEM_COLUMNS.values()])
         self.register_buffer("flags", known, persistent=False)
         self.items = nn.Parameter(0.2 * torch.randn(len(ITEM_COLUMNS), len(TABLE), WIDTH))

@@ -18,7 +18,9 @@ from inference.fusion.mechanism import (
     ImageParts,
     Mechanism,
     RecordParts,
+    columns_of,
     head,
+    sentence_layer,
     text_or,
     weight,
 )
@@ -48,18 +50,12 @@ class Attributes(Mechanism):
 
     def __init__(self) -> None:
         super().__init__()
-        member = torch.zeros(len(GROUPS), len(TABLE))
-        for row, items in enumerate(GROUPS.values()):
-            names = [name for item in items for name in ITEM_COLUMNS[item]]
-            member[row, [TABLE.index(name) for name in names]] = 1
-        self.register_buffer("columns", member, persistent=False)
+        groups = ([name for item in items for name in ITEM_COLUMNS[item]] for items in GROUPS.values())
+        self.register_buffer("columns", columns_of(groups), persistent=False)
         self.attributes = nn.Sequential(nn.Dropout(0.3), nn.Linear(EMBEDDING, len(ATTRIBUTES)))
         self.no_image = nn.Parameter(torch.zeros(len(ATTRIBUTES)))
-        self.groups = nn.ModuleList(
-            nn.Sequential(nn.Linear(len(TABLE), WIDTH), nn.GELU(), nn.Dropout(0.1), nn.Linear(WIDTH, 1))
-            for _ in GROUPS
-        )
-        self.words = nn.Sequential(nn.Dropout(0.1), nn.Linear(EMBEDDING, WIDTH), nn.GELU())
+        self.groups = nn.ModuleList(head(len(TABLE)) for _ in GROUPS)
+        self.words = sentence_layer()
         self.absent = nn.Parameter(0.02 * torch.randn(WIDTH))
         self.score = head(WIDTH)
         self.direct = nn.Linear(len(TABLE), 1, bias=False)

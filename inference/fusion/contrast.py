@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from inference.fusion.mechanism import EMBEDDING, WIDTH, ImageParts, Mechanism, RecordParts, text_or
+from inference.fusion.mechanism import (
+    EMBEDDING,
+    WIDTH,
+    ImageParts,
+    Mechanism,
+    RecordParts,
+    sentence_layer,
+    text_or,
+)
 from inference.fusion.table import TABLE
 
 PROMPTS: Final = ("The nodule is malignant.", "The nodule is benign.")
@@ -33,7 +41,7 @@ class Contrast(Mechanism):
         self.register_buffer("prompts", torch.stack([start, -start]))
         self.image = nn.Sequential(nn.Dropout(0.3), nn.Linear(EMBEDDING, _COMMON))
         self.words = nn.Linear(EMBEDDING, _COMMON)
-        self.text = nn.Sequential(nn.Dropout(0.1), nn.Linear(EMBEDDING, WIDTH), nn.GELU())
+        self.text = sentence_layer()
         self.table = nn.Sequential(nn.Linear(len(TABLE), 2 * WIDTH), nn.GELU())
         self.absent = nn.Parameter(0.02 * torch.randn(3 * WIDTH))  # text and table
         self.no_image = nn.Parameter(0.02 * torch.randn(_COMMON))

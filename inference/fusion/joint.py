@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from inference.fusion.mechanism import (
-    EMBEDDING,
     WIDTH,
     ImageParts,
     Mechanism,
     RecordParts,
     head,
+    nodule_layer,
+    sentence_layer,
     text_or,
     weight,
 )
@@ -31,8 +32,8 @@ class JointEmbedding(Mechanism):
 
     def __init__(self) -> None:
         super().__init__()
-        self.image = nn.Sequential(nn.Dropout(0.3), nn.Linear(EMBEDDING, WIDTH), nn.GELU())
-        self.text = nn.Sequential(nn.Dropout(0.1), nn.Linear(EMBEDDING, WIDTH), nn.GELU())
+        self.image = nodule_layer()
+        self.text = sentence_layer()
         self.table = nn.Sequential(nn.Linear(len(TABLE), WIDTH), nn.GELU())
         self.absent = nn.Parameter(0.02 * torch.randn(3, WIDTH))  # image, text, table
         self.score = head(2 * WIDTH)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -144,7 +145,7 @@ class Direction(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.text = nn.Sequential(nn.Dropout(0.1), nn.Linear(EMBEDDING, WIDTH), nn.GELU())
+        self.text = sentence_layer()
         self.table = nn.Sequential(nn.Linear(len(TABLE), WIDTH), nn.GELU())
         self.absent = nn.Parameter(0.02 * torch.randn(2, WIDTH))  # text, table
         self.score = head(2 * WIDTH)
@@ -167,6 +168,25 @@ def text_or(absent: Tensor, layer: nn.Module, record: RecordParts) -> Tensor:
         return absent
     # embeddings have length 1: brought to a deviation of about 1
     return torch.where(record.has_text[:, None], layer(record.text * EMBEDDING**0.5), absent)
+
+
+def sentence_layer() -> nn.Sequential:
+    """From the embedding of a sentence to `WIDTH` numbers."""
+    return _from_embedding(0.1)
+
+
+def nodule_layer() -> nn.Sequential:
+    """From the standard embedding of a nodule to `WIDTH` numbers."""
+    return _from_embedding(0.3)
+
+
+def _from_embedding(dropout: float) -> nn.Sequential:
+    return nn.Sequential(nn.Dropout(dropout), nn.Linear(EMBEDDING, WIDTH), nn.GELU())
+
+
+def columns_of(groups: Iterable[Iterable[str]]) -> Tensor:
+    """Which columns of the table each group names, 0 or 1, shape (groups, len(`TABLE`))."""
+    return torch.tensor([[float(name in group) for name in TABLE] for group in map(set, groups)])
 
 
 def head(width: int) -> nn.Sequential:

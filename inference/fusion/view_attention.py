@@ -19,6 +19,7 @@ from inference.fusion.mechanism import (
     Mechanism,
     RecordParts,
     head,
+    nodule_layer,
     weight,
 )
 
@@ -36,7 +37,7 @@ class ViewAttention(Mechanism):
         self.view = nn.Sequential(
             nn.LayerNorm(EMBEDDING), nn.Dropout(0.3), nn.Linear(EMBEDDING, WIDTH), nn.GELU()
         )
-        self.nodule = nn.Sequential(nn.Dropout(0.3), nn.Linear(EMBEDDING, WIDTH), nn.GELU())
+        self.nodule = nodule_layer()
         self.of_view, self.of_record = nn.Linear(WIDTH, WIDTH), nn.Linear(2 * WIDTH, WIDTH)
         self.openness = nn.Linear(WIDTH, WIDTH)
         self.attention = nn.Linear(WIDTH, 1)
