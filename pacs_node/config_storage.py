@@ -66,6 +66,13 @@ class StorageSettings(Section):
     reserve_mb: int = Field(
         5120, ge=1, description="Below this free space the listener answers A700 (out of resources)."
     )
+    ballast_mb: int = Field(
+        64,
+        ge=0,
+        le=65536,
+        description="Size of a file of nothing that is given up when the disk is full, so that deliveries, "
+        "record and page go on; 0 means none. Less than reserve_mb.",
+    )
 
     @model_validator(mode="after")
     def _password_has_a_database(self) -> StorageSettings:

@@ -51,6 +51,8 @@ class Task(NamedTuple):
 
     tick: Callable[[], object]
     seconds: float
+    #: also when the node starts: one that is restarted more often than each hour does it too
+    at_start: bool = False
 
 
 def run_schedule(
@@ -81,7 +83,8 @@ def run_schedule(
     scheduler.add_job(reclaim, "interval", seconds=RECLAIM_SECONDS)
     scheduler.add_job(retention.purge, "interval", seconds=RETENTION_SECONDS)
     for task in more:
-        scheduler.add_job(task.tick, "interval", seconds=task.seconds)
+        first = {"next_run_time": utc_now()} if task.at_start else {}
+        scheduler.add_job(task.tick, "interval", seconds=task.seconds, **first)
     scheduler.start()
     stop.wait()
     scheduler.shutdown(wait=True)
@@ -116,7 +119,7 @@ def head_task(settings: Settings, database: Database, clock: Clock = utc_now) ->
         except OSError as error:
             logger.warning("the audit head could not be noted", extra={"error": error.strerror})
 
-    return Task(note, HEAD_SECONDS)
+    return Task(note, HEAD_SECONDS, at_start=True)
 
 
 def run(settings: Settings, stop: Event) -> None:
@@ -134,13 +137,9 @@ def run(settings: Settings, stop: Event) -> None:
         returned=ReturnedObjects(database, spool, confined_reader(), summaries),
     )
     reporter = Reporter(database, settings)
-    head = head_task(settings, database)
-    # a node that is restarted more often than each hour notes it too
-    head.tick()
-    tasks = [Task(reporter.tick, COMMITMENT_SECONDS), *archive_tasks(settings, database), head]
-    drift = Drift(database, settings.drift)
-    drift.tick()
-    tasks += [Task(summaries.tick, SUMMARY_SECONDS), Task(drift.tick, DRIFT_SECONDS)]
+    tasks = [Task(reporter.tick, COMMITMENT_SECONDS), *archive_tasks(settings, database)]
+    tasks += [head_task(settings, database), Task(summaries.tick, SUMMARY_SECONDS)]
+    tasks.append(Task(Drift(database, settings.drift).tick, DRIFT_SECONDS, at_start=True))
     disk = DiskWatch(database, Path(settings.storage.directory), settings.storage.reserve_mb)
     chain = ChainWatch(database, Path(settings.audit.heads_file), stop)
     tasks += [Task(disk.tick, DISK_SECONDS), Task(chain.tick, CHAIN_SECONDS)]

@@ -9,15 +9,19 @@ import os
 import signal
 import time
 from dataclasses import dataclass
+from datetime import datetime
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
+
+from sqlalchemy.exc import OperationalError
 
 from pacs_node import audit, leases, logs, preflight
 from pacs_node.ballast import Ballast
 from pacs_node.clock import utc_now
 from pacs_node.config import Settings
+from pacs_node.db import is_full
 from pacs_node.engines import exit_with_parent
 from pacs_node.storage import only_one, open_database
 
@@ -38,6 +42,7 @@ PARTS = {
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0
 _STABLE_SECONDS = 60.0
 _STOP_SECONDS = 20.0
+_ROOM_SECONDS = 5.0
 
 
 def run_part(part: str, settings: Settings, stop: Event | None = None) -> None:
@@ -62,16 +67,35 @@ def run_part(part: str, settings: Settings, stop: Event | None = None) -> None:
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
-    _record(settings, audit.Event.NODE_STARTED, part)
+    at = utc_now()
+    if not _record(settings, audit.Event.NODE_STARTED, part, at):
+        # a part that runs is worth more than the row that says so
+        later = (settings, part, at, stop)
+        Thread(target=_record_with_room, args=later, name="started", daemon=True).start()
     importlib.import_module(PARTS[part]).run(settings, stop)
-    _record(settings, audit.Event.NODE_STOPPED, part)
+    _record(settings, audit.Event.NODE_STOPPED, part, utc_now())
 
 
-def _record(settings: Settings, event: audit.Event, part: str) -> None:
+def _record(settings: Settings, event: audit.Event, part: str, at: datetime) -> bool:
+    """Record a start or an end; false if the disk is full."""
     database = open_database(settings)
-    with database.write() as session:
-        audit.record(session, event, at=utc_now(), actor=part, pid=os.getpid())
-    database.dispose()
+    try:
+        with database.write() as session:
+            audit.record(session, event, at=at, actor=part, pid=os.getpid())
+    except OperationalError as error:
+        if not is_full(error):
+            raise
+        logger.critical("the disk is full: this can't be recorded", extra={"event": event.value[0]})
+        return False
+    finally:
+        database.dispose()
+    return True
+
+
+def _record_with_room(settings: Settings, part: str, at: datetime, stop: Event) -> None:
+    while not stop.wait(_ROOM_SECONDS):
+        if _record(settings, audit.Event.NODE_STARTED, part, at):
+            return
 
 
 def _child(part: str, settings: Settings) -> None:
@@ -125,12 +149,10 @@ class Supervisor:
 
     def _run(self, stop: Event) -> None:
         # first of all: without room nothing below can be written
-        ballast = Ballast(Path(self._settings.storage.directory))
+        storage = self._settings.storage
+        ballast = Ballast(Path(storage.directory), storage.ballast_mb << 20)
         ballast.look()
-        database = open_database(self._settings)
-        with database.write() as session:
-            leases.give_up_leases_of_serve(session)
-        database.dispose()
+        self._give_up_leases()
         self._parts = [_Part(name, self._start(name), time.monotonic()) for name in self._names()]
         while not stop.is_set():
             ballast.look()
@@ -138,6 +160,19 @@ class Supervisor:
             for part in self._parts:
                 self._look_after(part)
         self._stop_all()
+
+    def _give_up_leases(self) -> None:
+        database = open_database(self._settings)
+        try:
+            with database.write() as session:
+                leases.give_up_leases_of_serve(session)
+        except OperationalError as error:
+            if not is_full(error):
+                raise
+            # nobody renews them: they are lost a little later
+            logger.critical("the disk is full: leases of before could not be given up")
+        finally:
+            database.dispose()
 
     def _start(self, name: str) -> BaseProcess:
         process = self._context.Process(target=_child, args=(name, self._settings), name=name)

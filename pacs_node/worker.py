@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 from threading import Event
 
 from sqlalchemy import exists, select
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from dicom_sr.context import OtherSeries, Predecessor
@@ -18,10 +20,11 @@ from dicom_sr.profiles import union
 from inference.errors import ReasonCode
 from inference.registry import load_pipeline
 from pacs_node import jobs, leases, lifecycle
+from pacs_node.ballast import Ballast
 from pacs_node.clock import Clock, utc_now
 from pacs_node.completeness import lacks_images, sentence_of_lack
 from pacs_node.config import Settings
-from pacs_node.db import Artifact, Database, Job, Series
+from pacs_node.db import Artifact, Database, Job, Series, is_full
 from pacs_node.engines import Engine, InProcessEngine, ProcessEngine
 from pacs_node.errors import AnalysisFailedError, StaleStateError
 from pacs_node.priors import StudyPriors, attempt_name, without_priors
@@ -73,6 +76,7 @@ class Worker:
         self._pipeline_version = pipeline_version
         self._engine = engine
         self._clock = clock
+        self._ballast = Ballast(self._directory, settings.storage.ballast_mb << 20)
         self._stop = Event()
         self._records = StudyRecords(database, settings, clock)
         reader = confined_reader() if engine.confined else OpenReader()
@@ -93,24 +97,41 @@ class Worker:
         self._engine.kill()
 
     def tick(self) -> bool:
-        """Take one job to its end; return False if none is due."""
-        claimed = self._claim()
+        """Take one job to its end; return False if none is due, or its result would have no room."""
+        # what the ballast gave back is for deliveries and the record
+        claimed = None if self._ballast.is_given_up else self._claim()
         if claimed is None:
             return False
         job_id, token, request = claimed
         try:
             with leases.heartbeat(self._database, Job, [job_id], token, self._clock) as lost:
                 outcome, state = self._analyse(request, job_id, lost)
-            self._finish(job_id, token, outcome, state)
+            self._with_room(lambda: self._finish(job_id, token, outcome, state))
         except (_RetryLaterError, AnalysisFailedError) as error:
-            self._retry(job_id, token, str(error))
+            reason = str(error)
+            self._with_room(lambda: self._retry(job_id, token, reason))
+        except _NoRoomError:
+            self._with_room(lambda: self._give_back(job_id, token, "the disk is full"))
         except _StoppedError:
-            self._give_back(job_id, token)
+            self._give_back(job_id, token, "the node was stopped")
         except StaleStateError:
             logger.warning("job lease lost; its result is dropped", extra={"job": job_id})
         return True
 
-    def _give_back(self, job_id: int, token: str) -> None:
+    def _with_room(self, write: Callable[[], None]) -> None:
+        """Write down how an attempt ended, as soon as there is room for it: an analysis is not lost so."""
+        while True:
+            try:
+                write()
+            except OperationalError as error:
+                if not is_full(error) or self._stop.is_set():
+                    raise
+                logger.error("the disk is full: the end of an attempt waits")  # noqa: TRY400 - no news in it
+            else:
+                return
+            self._stop.wait(_IDLE_SECONDS)
+
+    def _give_back(self, job_id: int, token: str, reason: str) -> None:
         with self._database.write() as session:
             job = session.get_one(Job, job_id)
             try:
@@ -120,7 +141,7 @@ class Worker:
                     token,
                     at=self._clock(),
                     actor=_ACTOR,
-                    reason="the node was stopped",
+                    reason=reason,
                     attempts=job.attempts - 1,
                 )
             except StaleStateError:
@@ -259,6 +280,8 @@ class Worker:
             # the worker's loop: whatever an analysis dies of ends in the job's state
             logger.exception("analysis failed")
             self._engine.kill()
+            if self._ballast.is_given_up or _is_full(error):
+                raise _NoRoomError from error
             raise AnalysisFailedError(type(error).__name__) from error
 
     def _finish(self, job_id: int, token: str, outcome: CaseOutcome, state: JobState) -> None:
@@ -356,8 +379,16 @@ class _StoppedError(Exception):
     """The node is being stopped; the attempt doesn't count."""
 
 
+class _NoRoomError(Exception):
+    """The disk is full; the attempt doesn't count."""
+
+
 class _RetryLaterError(Exception):
     """The attempt failed; the job may be tried again."""
+
+
+def _is_full(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
 def _predecessors(session: Session, job: Job) -> tuple[Predecessor, ...]:

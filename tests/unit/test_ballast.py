@@ -42,3 +42,26 @@ def test_without_room_nothing_is_left(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(os, "posix_fallocate", fail)
     Ballast(tmp_path, SIZE).look()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_another_size_and_none_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "ballast"
+    free(monkeypatch, 1 << 40)
+    for size in (SIZE, 2 * SIZE):
+        for _ in range(2):
+            Ballast(tmp_path, size).look()
+        assert file.stat().st_size == size
+    for _ in range(2):
+        Ballast(tmp_path, 0).look()
+    assert not file.exists()
+
+
+def test_whether_it_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ballast = Ballast(tmp_path, SIZE)
+    for count, given_up in ((2 * SIZE - 1, True), (2 * SIZE, False)):
+        free(monkeypatch, count)
+        assert ballast.is_given_up is given_up
+    ballast.look()
+    free(monkeypatch, SIZE)
+    assert not ballast.is_given_up
+    assert not Ballast(tmp_path / "none", 0).is_given_up

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -15,6 +18,7 @@ from sqlalchemy.exc import OperationalError
 
 from inference.uids import derived_uid
 from pacs_node import jobs, leases
+from pacs_node.ballast import Ballast
 from pacs_node.config import DicomDestination, PipelineSettings, Settings, StorageSettings
 from pacs_node.db import Artifact, Job, Series
 from pacs_node.engines import InProcessEngine
@@ -464,3 +468,49 @@ def test_a_busy_database_does_not_end_the_worker(
     monkeypatch.setattr(worker, "_claim", sometimes)
     worker.run(stop)
     assert [row.state for row in node.all_jobs()] == [JobState.SUCCEEDED]
+
+
+def no_room(_request: CaseRequest) -> CaseOutcome:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_costs_a_study_no_attempt(node: SmallNode, case: Case) -> None:
+    node.queue()
+    case.script = [no_room] * 5
+    drain(node, make_worker(node))
+    assert len(case.requests) == 6
+    (job,) = node.all_jobs()
+    assert (job.state, job.outcome, job.attempts) == (JobState.SUCCEEDED, jobs.ANALYSED, 1)
+
+
+def test_what_the_ballast_gave_back_is_for_others(
+    node: SmallNode, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.queue()
+    monkeypatch.setattr(Ballast, "is_given_up", True)
+    assert not make_worker(node).tick()
+    assert (node.all_jobs()[0].state, case.requests) == (JobState.QUEUED, [])
+    monkeypatch.setattr(Ballast, "is_given_up", False)
+    drain(node, make_worker(node))
+    assert node.all_jobs()[0].outcome == jobs.ANALYSED
+
+
+def test_a_result_waits_for_the_room_of_its_rows(
+    node: SmallNode, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.queue()
+    full = sqlite3.OperationalError("database or disk is full")
+    full.sqlite_errorname = "SQLITE_FULL"
+    real, tries = jobs.finish, []
+
+    def sometimes(*args: Any, **values: Any) -> None:
+        tries.append(1)
+        if len(tries) < 3:
+            raise OperationalError("INSERT", {}, full)
+        real(*args, **values)
+
+    monkeypatch.setattr(jobs, "finish", sometimes)
+    monkeypatch.setattr("pacs_node.worker._IDLE_SECONDS", 0)
+    drain(node, make_worker(node))
+    assert (len(tries), len(case.requests)) == (3, 1)
+    assert node.all_jobs()[0].outcome == jobs.ANALYSED
