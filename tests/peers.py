@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def _await_listening(process: subprocess.Popen[bytes], ready: Callable[[], bool]
 def _running(
     command: Sequence[str | Path], directory: Path, ready: Callable[[], bool]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program until the block ends; its output goes to ``peer.log`` in `directory`."""
+    """Run a program until the block ends, then kill it and its children; its output goes to ``peer.log``."""
     log = directory / "peer.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -54,12 +55,14 @@ def _running(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             _await_listening(process, ready, log)
             yield process
         finally:
-            process.kill()  # also ends a stopped one
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # also ends a stopped one
             process.wait()
 
 
@@ -132,6 +135,7 @@ def orthanc(
     modalities: Mapping[str, tuple[str, str, int]] | None = None,
     settings: Mapping[str, Any] | None = None,
     user: tuple[str, str] | None = None,
+    ports: tuple[int, int] | None = None,
 ) -> Iterator[Orthanc]:
     """Run Orthanc with its DICOMweb plugin, where that is installed.
 
@@ -145,8 +149,10 @@ def orthanc(
         More configuration, over what stands here.
     user
         Name and password for the REST interface, where the settings ask for them.
+    ports
+        Of DICOM and HTTP: to start one again as it was.
     """
-    dicom_port, http_port = find_free_port(), find_free_port()
+    dicom_port, http_port = ports or (find_free_port(), find_free_port())
     plugin = find_peer("orthanc-dicomweb")
     configuration = {
         "Name": ae_title,
@@ -206,18 +212,32 @@ def storescp(directory: Path, *options: str) -> Iterator[Storescp]:
 
 
 @contextmanager
-def dcmqrscp(directory: Path, *, ae_title: str = "QRSCP") -> Iterator[int]:
-    """Run DCMTK's dcmqrscp, an archive with C-STORE and C-FIND; gives its port."""
-    port = find_free_port()
+def dcmqrscp(
+    directory: Path, *options: str, ae_title: str = "QRSCP", port: int = 0, studies: int = 100
+) -> Iterator[int]:
+    """Run DCMTK's dcmqrscp, an archive with C-STORE, C-FIND and C-GET; gives its port.
+
+    Parameters
+    ----------
+    directory
+        For its configuration and archive; what an earlier one has left there stays.
+    options
+        As on its command line.
+    port
+        0 for any.
+    studies
+        It keeps at most so many (its own limit is 500).
+    """
+    port = port or find_free_port()
     storage = directory / "archive"
-    storage.mkdir(parents=True)
+    storage.mkdir(parents=True, exist_ok=True)
     file = directory / "dcmqrscp.cfg"
     file.write_text(
         f"NetworkTCPPort = {port}\nMaxPDUSize = 131072\nMaxAssociations = 16\n"
         "HostTable BEGIN\nHostTable END\nVendorTable BEGIN\nVendorTable END\n"
-        f"AETable BEGIN\n{ae_title} {storage} RW (100, 1024mb) ANY\nAETable END\n"
+        f"AETable BEGIN\n{ae_title} {storage} RW ({studies}, 1024mb) ANY\nAETable END\n"
     )
-    command = [find_peer("dcmqrscp") or "dcmqrscp", "-c", file]
+    command = [find_peer("dcmqrscp") or "dcmqrscp", *options, "-c", file]
     with _running(command, directory, lambda: echoscu(port, called_ae=ae_title) == 0):
         yield port
 
@@ -261,4 +281,14 @@ def findscu(
     wanted = [part for keyword, value in keys.items() for part in ("-k", f"{keyword}={value}")]
     return _dcmtk(
         "findscu", "-v", "-S", "-aet", calling_ae, "-aec", called_ae, *wanted, "127.0.0.1", str(port)
+    )
+
+
+def getscu(
+    port: int, study_uid: str, directory: Path, *, called_ae: str = "ANY-SCP"
+) -> subprocess.CompletedProcess[str]:
+    """C-GET (Study Root) of a study by DCMTK's getscu, its bytes as they come, into files in `directory`."""
+    keys = ["-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={study_uid}"]
+    return _dcmtk(
+        "getscu", "-v", "-S", "+B", "-aec", called_ae, *keys, "-od", directory, "127.0.0.1", str(port)
     )

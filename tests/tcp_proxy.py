@@ -82,6 +82,8 @@ class Line:
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._over = threading.Event()
+        #: ends what is held open without a word
+        self._enough = threading.Event()
         self._acceptor = threading.Thread(target=self._accept, daemon=True)
 
     def __enter__(self) -> Self:
@@ -92,6 +94,7 @@ class Line:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
+        self._enough.set()
         for item in (self._listening, *self._sockets):
             with contextlib.suppress(OSError):
                 item.shutdown(socket.SHUT_RDWR)
@@ -103,6 +106,12 @@ class Line:
     def give(self, *faults: Fault) -> None:
         """Have these happen to the next connections."""
         self._faults.extend(faults)
+
+    def clear(self) -> None:
+        """Forget what was given and has not happened, and end what is silent or half open."""
+        self._faults.clear()
+        self._enough.set()
+        self._enough = threading.Event()
 
     def _accept(self) -> None:
         while not self._over.is_set():
@@ -116,6 +125,7 @@ class Line:
                 server = socket.create_connection(("127.0.0.1", self._target))
             except OSError:
                 client.close()
+                self._sockets.remove(client)
                 continue
             self._sockets.append(server)
             for end in (client, server):
@@ -123,15 +133,16 @@ class Line:
             fault = self._faults.popleft() if self._faults else Fault()
             silent = threading.Event()
             both = threading.Barrier(2, action=partial(self._forget, client, server))
+            enough = self._enough
             for source, sink, answers in ((client, server, False), (server, client, True)):
                 mine = fault if fault.answers == answers else Fault()
                 pump = _Pump(source, sink, mine, (client, server), silent)
-                thread = threading.Thread(target=self._pump, args=(pump, both), daemon=True)
+                thread = threading.Thread(target=self._pump, args=(pump, both, enough), daemon=True)
                 self._threads.append(thread)
                 thread.start()
 
-    def _pump(self, pump: _Pump, both: threading.Barrier) -> None:
-        pump.run(self._over)
+    def _pump(self, pump: _Pump, both: threading.Barrier, enough: threading.Event) -> None:
+        pump.run(enough)
         both.wait()
 
     def _forget(self, *ends: socket.socket) -> None:
@@ -158,7 +169,7 @@ class _Pump:
         self._ends = ends
         self._silent = silent
 
-    def run(self, over: threading.Event) -> None:
+    def run(self, enough: threading.Event) -> None:
         passed = 0
         with contextlib.suppress(OSError):
             while data := self._source.recv(_CHUNK):
@@ -169,7 +180,7 @@ class _Pump:
                     data = data[:at] + bytes([data[at] ^ 0x40]) + data[at + 1 :]
                 elif happens and self._fault.way is not Way.FLIP:
                     self._pass(data[: max(0, at)])
-                    self._happen(over)
+                    self._happen(enough)
                     return
                 self._pass(data)
                 passed += len(data)
@@ -186,15 +197,15 @@ class _Pump:
         if not self._silent.is_set():
             self._sink.sendall(data)
 
-    def _happen(self, over: threading.Event) -> None:
+    def _happen(self, enough: threading.Event) -> None:
         client, server = self._ends
-        if self._fault.way is Way.SILENCE:
+        if self._fault.way in {Way.SILENCE, Way.HALF_OPEN}:
             self._silent.set()
-            over.wait()
-        elif self._fault.way is Way.HALF_OPEN:
-            self._silent.set()
-            _close(client)
-            over.wait()
+            if self._fault.way is Way.HALF_OPEN:
+                _close(client)
+            enough.wait()
+            for end in (client, server):
+                _close(end)
         else:
             for end in (client, server):
                 if self._fault.way is Way.RESET:

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.tcp_proxy import Line
+import pytest
+
+from tests.tcp_proxy import Fault, Line, Way
 
 
 @contextmanager
@@ -49,3 +51,21 @@ def test_a_connection_that_is_over_leaves_no_file_open() -> None:
             time.sleep(0.01)
         assert open_files() <= before
         assert line.connections == 50
+
+
+@pytest.mark.parametrize("way", [Way.SILENCE, Way.HALF_OPEN])
+def test_a_line_that_is_cleared_holds_nothing_open_and_is_good_again(way: Way) -> None:
+    with greeting() as port, Line(port) as line:
+        before = open_files()
+        line.give(Fault(way, answers=True), Fault(Way.CUT, answers=True))
+        with socket.create_connection(("127.0.0.1", line.port), timeout=10) as client:
+            while line.connections < 1:
+                time.sleep(0.01)
+            line.clear()
+            assert client.recv(4096) == b""
+        with socket.create_connection(("127.0.0.1", line.port), timeout=10) as client:
+            assert client.recv(4096) == b"good day"
+        deadline = time.monotonic() + 10
+        while open_files() > before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert open_files() <= before
