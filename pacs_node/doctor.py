@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import shutil
 import time
@@ -16,6 +17,7 @@ from sqlalchemy.exc import DatabaseError
 from inference.errors import ModelUnavailableError
 from inference.registry import load_pipeline, profiles
 from pacs_node import tls
+from pacs_node.ballast import Ballast
 from pacs_node.config import DicomDestination, Settings
 from pacs_node.doctor_database import check_database
 from pacs_node.doctor_findings import Finding, Level
@@ -63,6 +65,7 @@ def check_disk(settings: Settings) -> Iterator[Finding]:
         yield Finding(Level.WARNING, "disk", room, "make room soon; see retention.images_days")
     else:
         yield Finding(Level.GOOD, "disk", room)
+    yield from _ballast(settings, free)
     kind = file_system(directory)
     if kind in _FILE_SYSTEMS:
         todo = "set storage.directory to a local disk (ext4, xfs)"
@@ -72,7 +75,13 @@ def check_disk(settings: Settings) -> Iterator[Finding]:
             Level.PROBLEM, "disk", f"this user may not write to {directory}", "run as the node's user"
         )
         return
-    seconds = sync_seconds(directory)
+    try:
+        seconds = sync_seconds(directory)
+    except OSError as error:
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        todo = "free space there; until then no step can be recorded" if full else "see the log of the system"
+        yield Finding(Level.PROBLEM, "disk", f"nothing can be written to {directory}: {error.strerror}", todo)
+        return
     speed = f"a synced write takes {seconds * 1000:.1f} ms"
     if seconds > _SLOW_SYNC_S:
         yield Finding(
@@ -83,6 +92,19 @@ def check_disk(settings: Settings) -> Iterator[Finding]:
         )
     else:
         yield Finding(Level.GOOD, "disk", speed)
+
+
+def _ballast(settings: Settings, free_mb: int) -> Iterator[Finding]:
+    storage = settings.storage
+    if Ballast(Path(storage.directory), storage.ballast_mb << 20).is_given_up:
+        sentence = f"the disk is full: of the ballast {free_mb} MiB are left for deliveries, record and page"
+        todo = f"free {2 * storage.ballast_mb} MiB there; until then nothing is analysed"
+        yield Finding(Level.PROBLEM, "disk", sentence, todo)
+    elif storage.ballast_mb >= storage.reserve_mb:
+        sentence = f"images would fill what a ballast of {storage.ballast_mb} MiB gives back"
+        yield Finding(
+            Level.WARNING, "disk", sentence, "let storage.reserve_mb be more than storage.ballast_mb"
+        )
 
 
 def file_system(directory: Path, mounts: Path = Path("/proc/mounts")) -> str:

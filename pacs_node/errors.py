@@ -6,6 +6,7 @@
     ├── ConfigurationError     a setting is wrong: key, value, what would be right
     ├── StaleStateError        somebody else changed the row first (lost lease, cancelled job)
     ├── OutOfSpaceError        the storage reserve is reached; nothing was written
+    │   └── ObjectTooLargeError  an object is larger than is taken; nothing was kept
     ├── AnalysisFailedError    an attempt died, hung or raised; the job tries again or fails
     ├── SourceSilentError      a source of clinical records gave no answer that can be used
     ├── BackupError            a backup or a restore can't be made here; nothing was changed
@@ -29,6 +30,10 @@ class StaleStateError(NodeError):
 
 class OutOfSpaceError(NodeError):
     """Less than the reserve is free."""
+
+
+class ObjectTooLargeError(OutOfSpaceError):
+    """One object is larger than the settings allow, whatever is free."""
 
 
 class UnreadableInstanceError(NodeError):

@@ -1,6 +1,7 @@
 """Who was turned away, in the audit record: the first time at once, then once a minute with a count.
 
-Without that a stranger could fill the record, and keep the listener busy with it, as fast as it can connect.
+Without that a stranger could fill the record, and keep the listener busy with it, as fast as it can connect;
+and a PACS that tries again and again on a full disk would take the last room, that of the ballast.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ _OTHERS = "many different senders"
 class _Kind(NamedTuple):
     visitor: Visitor
     reason: str
+    #: that its objects were answered with; empty where it was the association that was refused
+    status: str = ""
 
 
 @dataclass(slots=True)
@@ -68,12 +71,12 @@ class RefusalRecord:
             self._changed.notify()
         self._thread.join()
 
-    def add(self, visitor: Visitor, reason: str) -> None:
-        """Count a refusal; never waits for the database."""
-        kind = _Kind(visitor, reason)
+    def add(self, visitor: Visitor, reason: str, status: str = "") -> None:
+        """Count a refused association, or with a status an object; never waits for the database."""
+        kind = _Kind(visitor, reason, status)
         with self._changed:
             if kind not in self._counts and len(self._counts) >= MAX_KINDS:
-                kind = _Kind(Visitor("", "", ""), _OTHERS)
+                kind = _Kind(Visitor("", "", ""), _OTHERS, status)
             self._counts.setdefault(kind, _Count()).new += 1
             self._changed.notify()
 
@@ -112,13 +115,13 @@ class RefusalRecord:
 
     def _write(self, due: list[tuple[_Kind, int]]) -> None:
         for kind, count in due:
-            logger.warning("association refused", extra={**_objects(kind), "count": count})
+            logger.warning(_event(kind).value[0], extra={**_objects(kind), "count": count})
         try:
             with self._database.write() as session:
                 for kind, count in due:
                     audit.record(
                         session,
-                        audit.Event.ASSOCIATION_REFUSED,
+                        _event(kind),
                         at=self._clock(),
                         actor="listener",
                         outcome=audit.Outcome.MINOR_FAILURE,
@@ -126,7 +129,14 @@ class RefusalRecord:
                         count=count,
                     )
         except SQLAlchemyError:
-            logger.exception("refusals could not be recorded")
+            logger.exception("refusals could not be recorded; they are counted on")
+            with self._changed:
+                for kind, count in due:
+                    self._counts.setdefault(kind, _Count(0, time.monotonic())).new += count
+
+
+def _event(kind: _Kind) -> audit.Event:
+    return audit.Event.INSTANCE_REFUSED if kind.status else audit.Event.ASSOCIATION_REFUSED
 
 
 def _objects(kind: _Kind) -> dict[str, str]:
@@ -136,5 +146,6 @@ def _objects(kind: _Kind) -> dict[str, str]:
         "called_ae": visitor.called_ae,
         "address": visitor.address,
         "certificate": visitor.certificate,
+        "status": kind.status,
     }
     return {key: value for key, value in named.items() if value} | {"reason": kind.reason}

@@ -180,7 +180,8 @@ class Listener:
         return refusal
 
     def _admit(self, admitted: Admitted) -> None:
-        intake = Receiving(admitted.visitor, self._recorder, self._notices(admitted.visitor))
+        notices = self._notices(admitted.visitor)
+        intake = Receiving(admitted.visitor, self._recorder, notices, self._refusals)
         acceptor = Acceptor(admitted.connection, admitted.request, self._terms, intake)
         thread = threading.Thread(
             target=self._serve, args=(acceptor, intake), name="association", daemon=True

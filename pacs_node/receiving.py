@@ -10,9 +10,10 @@ import logging
 from sqlalchemy.exc import SQLAlchemyError
 
 from pacs_node import audit, db, reception
-from pacs_node.errors import NodeError, OutOfSpaceError, UnreadableInstanceError
+from pacs_node.errors import NodeError, ObjectTooLargeError, OutOfSpaceError, UnreadableInstanceError
 from pacs_node.gate import Visitor
 from pacs_node.gate_association import Answer, Ending, Notice, StoreRequest
+from pacs_node.gate_record import RefusalRecord
 from pacs_node.notices import Notices
 from pacs_node.reception import Arrival, Identity, Reception
 from pacs_node.recorder import HEAD_BYTES, Origin, Recorder
@@ -28,6 +29,7 @@ PROCESSING_FAILURE = 0x0110
 
 _SHORT_HEAD_BYTES = 1 << 15
 _NO_UID = "2.25.0"
+_NO_ROOM = "too little room on the disk"
 
 
 class _MismatchError(Exception):
@@ -41,16 +43,18 @@ class Receiving:
     ----------
     visitor
         Who sends.
-    recorder
-        Of the listener: it writes the rows.
+    recorder, refusals
+        Of the listener: they write the rows.
     """
 
-    def __init__(self, visitor: Visitor, recorder: Recorder, notices: Notices) -> None:
+    def __init__(
+        self, visitor: Visitor, recorder: Recorder, notices: Notices, refusals: RefusalRecord
+    ) -> None:
         self.visitor = visitor
         self.event_taken = notices.event_taken
         self._notices = notices
         self._database, self._spool, self._clock = recorder.database, recorder.spool, recorder.clock
-        self._recorder = recorder
+        self._recorder, self._refusals = recorder, refusals
         self._origin = Origin(visitor.calling_ae, visitor.address, self._clock())
 
     def begin(self, request: StoreRequest) -> Incoming:
@@ -67,14 +71,15 @@ class Receiving:
         try:
             self._store(request, sink)
         except OutOfSpaceError as error:
-            return self._refuse(request, OUT_OF_RESOURCES, str(error))
-        except UnreadableInstanceError as error:
-            return self._refuse(request, CANNOT_UNDERSTAND, str(error))
-        except _MismatchError as error:
-            return self._refuse(request, DATASET_MISMATCH, str(error))
+            if isinstance(error, ObjectTooLargeError):
+                return self._refuse(request, OUT_OF_RESOURCES, str(error))
+            return self._no_room(str(error))
+        except (UnreadableInstanceError, _MismatchError) as error:
+            unreadable = isinstance(error, UnreadableInstanceError)
+            return self._refuse(request, CANNOT_UNDERSTAND if unreadable else DATASET_MISMATCH, str(error))
         except (OSError, SQLAlchemyError, NodeError) as error:
             if db.is_full(error):
-                return self._refuse(request, OUT_OF_RESOURCES, "no room for the database to grow")
+                return self._no_room("no room for the database to grow")
             # whatever is on disk now has no row: the sender must keep the instance
             self._recorder.report(error)
             logger.exception("instance could not be stored")
@@ -119,6 +124,11 @@ class Receiving:
         except SQLAlchemyError:
             logger.exception("refusal could not be recorded")
         return Answer(status, reason)
+
+    def _no_room(self, reason: str) -> Answer:
+        """Refuse; in the record with a count: a row for each object would take the room that is left."""
+        self._refusals.add(self.visitor, _NO_ROOM, f"{OUT_OF_RESOURCES:04X}")
+        return Answer(OUT_OF_RESOURCES, reason)
 
     def close(self, ending: Ending) -> None:
         """Have it written down how the association ended, if anything came by it."""

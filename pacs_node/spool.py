@@ -19,7 +19,7 @@ from typing import NamedTuple
 from pydicom.uid import UID
 
 from pacs_node import __version__
-from pacs_node.errors import NodeError, OutOfSpaceError
+from pacs_node.errors import NodeError, ObjectTooLargeError, OutOfSpaceError
 
 IMPLEMENTATION_CLASS_UID = UID("2.25.184562349201867712354298617237645120934")
 IMPLEMENTATION_VERSION_NAME = f"PACSNODE_{__version__}"[:16]
@@ -110,7 +110,7 @@ class Incoming:
 
     def _check(self, size: int) -> None:
         if self.size > self._max_bytes:
-            raise OutOfSpaceError(f"the object is larger than {self._max_bytes >> 20} MiB")
+            raise ObjectTooLargeError(f"the object is larger than {self._max_bytes >> 20} MiB")
         self._unchecked += size
         if self._unchecked > _CHECK_EVERY:
             self._spool.check_space(self._unchecked)

@@ -16,7 +16,7 @@ from pacs_node.alarms import alarms, further
 from pacs_node.audit import Event
 from pacs_node.config import Settings
 from pacs_node.config_listener import is_loopback
-from pacs_node.db import Database
+from pacs_node.db import Database, is_full
 from pacs_node.feedback import judged_counts
 from pacs_node.kept_files import ChangedFileError, NoFileError, kept_file, path_inside
 from pacs_node.latency import latency
@@ -233,8 +233,13 @@ class Pages:
         return self._renderer.error(request, error.status_code, sentence, error.headers)
 
     def unavailable(self, request: Request, error: Exception) -> Response:
-        """The page for a database that doesn't answer."""
+        """The page for a database that doesn't answer, or has no room for what must be recorded first."""
         logger.error("database doesn't answer", exc_info=error)
+        if is_full(error):
+            sentence = "The disk is full: this can't be recorded, so it is neither shown nor done."
+            return self._renderer.error(
+                request, 503, f"{sentence} Free space; pacs-node doctor says how much."
+            )
         return self._renderer.error(request, 503, "The database doesn't answer. The node's log says why.")
 
     def failed(self, request: Request, error: Exception) -> Response:  # noqa: ARG002 - a handler gets it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tomllib
@@ -23,6 +24,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined] # ma
 from sqlalchemy import text
 
 from pacs_node import audit, db, doctor, doctor_peers
+from pacs_node.ballast import Ballast
 from pacs_node.cli import main
 from pacs_node.config import Settings, parse_settings
 from pacs_node.doctor_database import check_database
@@ -75,6 +77,28 @@ def test_too_little_room(storage: Path) -> None:
     (finding,) = (item for item in bad(doctor.check_disk(full)) if "reserve" in item.sentence)
     assert finding.level is Level.PROBLEM
     assert "A700" in finding.todo
+
+
+def test_no_room_at_all(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The doctor is needed most where not even a file of its own can be written."""
+
+    def fail(_directory: Path) -> float:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(doctor, "sync_seconds", fail)
+    monkeypatch.setattr(Ballast, "is_given_up", True)
+    problems = [item for item in bad(doctor.check_disk(settings(storage))) if item.level is Level.PROBLEM]
+    assert any("No space left" in item.sentence and "free space" in item.todo for item in problems)
+    assert any("of the ballast" in item.sentence and "nothing is analysed" in item.todo for item in problems)
+
+
+def test_a_ballast_that_images_would_fill(storage: Path) -> None:
+    given = {"directory": str(storage), "reserve_mb": 64, "ballast_mb": 64}
+    found = bad(doctor.check_disk(settings(storage, storage=given)))
+    assert any("64 MiB gives back" in item.sentence for item in found)
+    given["reserve_mb"] = 65
+    found = bad(doctor.check_disk(settings(storage, storage=given)))
+    assert not any("gives back" in item.sentence for item in found)
 
 
 @pytest.mark.parametrize(("kind", "word"), [("tmpfs", "restart"), ("nfs4", "locks"), ("cifs", "locks")])

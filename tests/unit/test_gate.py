@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from pydicom.uid import CTImageStorage
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined] # made at run time
 from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
 
-from pacs_node import gate_association, gate_message, gate_pdu
+from pacs_node import audit, gate_association, gate_message, gate_pdu
 from pacs_node.config import Caller, ListenerSettings
 from pacs_node.db import AuditEvent, Database, Instance
 from pacs_node.gate import Admitted, Gate, Limits, Refusal, Visitor
@@ -70,9 +71,9 @@ def eventually(condition: Callable[[], object], seconds: float = 5) -> None:
         time.sleep(0.01)
 
 
-def refusals(database: Database) -> list[dict[str, Any]]:
+def refusals(database: Database, event: str = "association refused") -> list[dict[str, Any]]:
     with database.read() as session:
-        query = select(AuditEvent).where(AuditEvent.event == "association refused")
+        query = select(AuditEvent).where(AuditEvent.event == event)
         return [row.objects for row in session.execute(query).scalars()]
 
 
@@ -435,6 +436,30 @@ def test_a_flood_of_refusals_is_one_line_and_a_count(database: Database, clock: 
     rows = refusals(database)
     assert [row["count"] for row in rows] == [1, 500]
     assert rows[0]["calling_ae"] == "EVIL"
+
+
+def test_what_a_full_disk_keeps_from_the_record_is_counted_on(
+    database: Database, clock: TestClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, real, failed = RefusalRecord(database, clock, interval=60), audit.record, threading.Event()
+
+    def full(*_args: object, **_values: object) -> None:
+        failed.set()
+        raise OperationalError("INSERT", {}, Exception("database or disk is full"))
+
+    monkeypatch.setattr(audit, "record", full)
+    record.start()
+    sender = Visitor("PACS", "CTNODE", "10.6.6.6")
+    for _ in range(3):
+        record.add(sender, "too little room on the disk", "A700")
+    assert failed.wait(20)
+    monkeypatch.setattr(audit, "record", real)
+    record.add(sender, "too little room on the disk", "A700")
+    record.stop()
+    rows = refusals(database, "instance refused")
+    assert sum(row["count"] for row in rows) == 4
+    assert {row["status"] for row in rows} == {"A700"}
+    assert refusals(database) == []
 
 
 def test_a_flood_of_names_is_bounded(database: Database, clock: TestClock) -> None:

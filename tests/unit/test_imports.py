@@ -156,8 +156,8 @@ ONLY: dict[str, str] = {
     "pacs_node.recorder": "pacs_node.damage pacs_node pacs_node.clock pacs_node.connections pacs_node.db "
     "pacs_node.errors pacs_node.reception pacs_node.spool",
     "pacs_node.receiving": "pacs_node pacs_node.audit pacs_node.db pacs_node.errors "
-    "pacs_node.gate pacs_node.gate_association pacs_node.notices pacs_node.reception pacs_node.recorder "
-    "pacs_node.spool",
+    "pacs_node.gate pacs_node.gate_association pacs_node.gate_record pacs_node.notices pacs_node.reception "
+    "pacs_node.recorder pacs_node.spool",
     "pacs_node.listener": "inference.decode pacs_node pacs_node.backlog pacs_node.clock pacs_node.commitment "
     "pacs_node.damage pacs_node.config pacs_node.notices pacs_node.receiving pacs_node.recorder "
     "pacs_node.db pacs_node.errors pacs_node.gate pacs_node.gate_* pacs_node.spool "

@@ -215,10 +215,14 @@ def test_out_of_room_is_a700_and_nothing_is_written(
     port: int, database: Database, spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spool, "_reserve_bytes", 1 << 60)
-    assert store(port, *make_ct_series(1, matrix=8)) == [0xA700]
+    for _ in range(3):
+        assert store(port, *make_ct_series(2, matrix=8)) == [0xA700] * 2
     assert files(spool) == []
     assert instances(database) == []
-    assert [event["status"] for event in events(database, "instance refused")] == ["A700"]
+    # one row and not six: a PACS that tries again and again must not take the last room
+    eventually(lambda: events(database, "instance refused") != [])
+    (event,) = events(database, "instance refused")
+    assert (event["status"], event["calling_ae"]) == ("A700", "PACS")
     monkeypatch.setattr(spool, "_reserve_bytes", 1)
     assert store(port, *make_ct_series(1, matrix=8)) == [0]
 
