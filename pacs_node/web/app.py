@@ -148,10 +148,11 @@ def run(settings: Settings, stop: Event) -> None:
         if not all_accounts(session):
             logger.warning("nobody can log in yet: pacs-node users add NAME --role administrator")
     listening = _listen(web)
+    http = BehindProxy if web.proxy_address else Deadlines
     server = uvicorn.Server(
         uvicorn.Config(
             make_app(database, settings),
-            http=BehindProxy if web.proxy_address else Deadlines,
+            http=http if context is None else http.over_tls(context),
             access_log=False,
             log_config=None,
             lifespan="off",
@@ -160,7 +161,6 @@ def run(settings: Settings, stop: Event) -> None:
             server_header=False,
             limit_concurrency=200,
             timeout_graceful_shutdown=5,
-            ssl_context_factory=None if context is None else lambda _config, _default: context,
         )
     )
     # beside the main thread uvicorn leaves the signals alone
