@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -65,18 +62,6 @@ class ModelServer(ThreadingHTTPServer):
     @property
     def ranges(self) -> list[str]:
         return [item[1] for item in self.asked]
-
-
-@contextmanager
-def running_server() -> Iterator[ModelServer]:
-    """A server that answers until the body ends."""
-    running = ModelServer()
-    thread = Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield running
-    running.shutdown()
-    thread.join()
-    running.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from typing import Any
 from urllib.parse import parse_qs, unquote_plus, urlencode, urlsplit
 
@@ -20,6 +19,8 @@ import jwt
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
+
+from tests.serving import serving
 
 CLIENT, SECRET = "ct-node", "a secret: with %, + and ü"
 
@@ -160,12 +161,6 @@ def _handler(provider: Provider) -> type[BaseHTTPRequestHandler]:
 def running() -> Iterator[Provider]:
     """A provider that answers until the block ends."""
     provider = Provider()
-    with ThreadingHTTPServer(("127.0.0.1", 0), _handler(provider)) as server:
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), _handler(provider))) as server:
         provider.port = server.server_address[1]
-        thread = Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield provider
-        finally:
-            server.shutdown()
-            thread.join()
+        yield provider

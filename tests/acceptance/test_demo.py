@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from inference.phantom import write_phantom
 from tests.acceptance.node import small_phantom
 from tests.ct_factory import make_ct_series, write_series
 from tests.nbia import Nbia, offer
+from tests.serving import serving
 
 pytestmark = pytest.mark.slow
 
@@ -33,13 +33,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture
 def nbia(files: list[Path]) -> Iterator[Nbia]:
-    with Nbia() as server:
+    with serving(Nbia()) as server:
         offer(server, [path.read_bytes() for path in files])
-        thread = Thread(target=server.serve_forever, daemon=True)
-        thread.start()
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

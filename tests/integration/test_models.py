@@ -30,7 +30,8 @@ from inference.pull import pull
 from inference.retinanet import detect
 from inference.types import SourceFrame, Volume
 from pacs_node.cli import main
-from tests.model_server import ModelServer, Offer, running_server
+from tests.model_server import ModelServer, Offer
+from tests.serving import serving
 
 NAMES_SHARE = 1e-3
 """What names and alignment in a zip may differ by, as a share of the size."""
@@ -38,7 +39,7 @@ NAMES_SHARE = 1e-3
 
 @pytest.fixture
 def server() -> Iterator[ModelServer]:
-    with running_server() as running:
+    with serving(ModelServer()) as running:
         yield running
 
 

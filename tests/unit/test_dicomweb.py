@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from pacs_node import dicomweb
 from pacs_node.destinations import OutcomeKind
 from pacs_node.dicomweb import DicomWebDestination
 from tests.ct_factory import make_ct_series, write_series
+from tests.serving import serving
 from tests.small_objects import reference, write_ct, write_sr
 
 
@@ -88,14 +88,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def server(*answers: Answer) -> Iterator[Server]:
-    with Server(list(answers)) as running:
-        thread = threading.Thread(target=running.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield running
-        finally:
-            running.shutdown()
-            thread.join()
+    with serving(Server(list(answers))) as running:
+        yield running
 
 
 def stored(*uids: str, warning: int | None = None) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from threading import Thread
 
 import pytest
 import torch
@@ -21,6 +20,7 @@ from inference import catalogue, inventory, published
 from inference.catalogue import Checkpoint, find
 from pacs_node.cli import main
 from tests.model_server import ModelServer, Offer
+from tests.serving import serving
 
 
 def network() -> nn.Module:
@@ -37,14 +37,9 @@ def content() -> bytes:
 
 @pytest.fixture
 def server(content: bytes) -> Iterator[ModelServer]:
-    running = ModelServer()
-    running.offers["/known.pt"] = Offer(content)
-    thread = Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield running
-    running.shutdown()
-    thread.join()
-    running.server_close()
+    with serving(ModelServer()) as running:
+        running.offers["/known.pt"] = Offer(content)
+        yield running
 
 
 @pytest.fixture(autouse=True)

@@ -40,6 +40,7 @@ from pacs_node.notify_queue import Collector
 from pacs_node.watch import ChainWatch, DiskWatch
 from tests.certificates import make_certificate
 from tests.node_story import START, Story, analysed
+from tests.serving import serving
 from tests.web_browser import make_settings
 
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdefghijklmnop").decode()
@@ -74,13 +75,9 @@ def receiver() -> Iterator[Receiver]:
         def log_message(self, *_args: object) -> None:
             """Say nothing."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as server:
         found.port = server.server_address[1]
-        thread = Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
         yield found
-        server.shutdown()
-        thread.join()
 
 
 def configured(directory: Path, **chosen: Any) -> Settings:

@@ -22,7 +22,8 @@ from inference import download
 from inference.catalogue import Checkpoint, find
 from inference.download import BLOCK, Fault, PullError
 from inference.pull import RECORD, Pulled, Trust, pull, read_record, take
-from tests.model_server import ModelServer, Offer, running_server
+from tests.model_server import ModelServer, Offer
+from tests.serving import serving
 
 CONTENT = bytes(range(256)) * (12 * 1024)  # 3 MiB: many blocks
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -31,7 +32,7 @@ HALF = len(CONTENT) // 2
 
 @pytest.fixture
 def server() -> Iterator[ModelServer]:
-    with running_server() as running:
+    with serving(ModelServer()) as running:
         yield running
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,19 +12,14 @@ from pydicom import dcmread
 from pacs_node import tcia
 from pacs_node.tcia import TciaError, download_series
 from tests.nbia import IMAGES, LICENCE, SIZE, Nbia, hashes, named, offer, packed, size
+from tests.serving import serving
 from tests.small_objects import write_ct
 
 
 @pytest.fixture
 def nbia() -> Iterator[Nbia]:
-    with Nbia() as running:
-        thread = threading.Thread(target=running.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield running
-        finally:
-            running.shutdown()
-            thread.join()
+    with serving(Nbia()) as running:
+        yield running
 
 
 @pytest.fixture
