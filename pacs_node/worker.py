@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
-import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from pathlib import Path
 from threading import Event
@@ -15,29 +14,24 @@ from sqlalchemy import exists, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from dicom_sr.context import OtherSeries, Predecessor
-from dicom_sr.profiles import union
 from inference.errors import ReasonCode
 from inference.registry import load_pipeline
 from pacs_node import jobs, leases, lifecycle
 from pacs_node.ballast import Ballast
+from pacs_node.case_of_job import case_request
 from pacs_node.clock import Clock, utc_now
-from pacs_node.completeness import lacks_images, sentence_of_lack
 from pacs_node.config import Settings
-from pacs_node.db import Artifact, Database, Job, Series, is_full
+from pacs_node.db import Database, Job, is_full
 from pacs_node.engines import Engine, InProcessEngine, ProcessEngine
 from pacs_node.errors import AnalysisFailedError, StaleStateError
 from pacs_node.priors import StudyPriors, attempt_name, without_priors
 from pacs_node.reader import OpenReader, confined_reader
 from pacs_node.record_of_study import StudyRecords
-from pacs_node.request import CaseOutcome, CaseRequest, Receiver, Refusal, run_case
+from pacs_node.request import CaseOutcome, CaseRequest, Refusal, run_case
 from pacs_node.states import JobState, SeriesState
 from pacs_node.storage import open_database
 
 logger = logging.getLogger(__name__)
-
-#: what the request says for `pipeline.examinations`
-_SCREENING = {"by-header": None, "screening": True, "other": False}
 
 _ACTOR = "worker"
 _IDLE_SECONDS = 0.5
@@ -158,74 +152,7 @@ class Worker:
                 return None
             job, token = claimed
             logger.info("job started", extra={"job": job.id, "attempt": job.attempts, "kind": job.kind})
-            return job.id, token, self._request(session, job)
-
-    def _request(self, session: Session, job: Job) -> CaseRequest:
-        series = job.series
-        study = series.study
-        refusal = None
-        if job.kind == jobs.REFUSAL:
-            refusal = Refusal(ReasonCode(job.reason_code or ""), job.reason or "")
-        elif job.attempts > self._settings.pipeline.max_attempts:
-            refusal = Refusal(
-                ReasonCode.SOFTWARE_FAILURE, "The analysis stopped its process each time it was tried."
-            )
-        alternative = exists().where(
-            Series.study_id == study.id,
-            Series.state == SeriesState.INELIGIBLE,
-            Series.rank > (series.rank or 0),
-        )
-        first = series.instances[0]
-        receivers = tuple(
-            Receiver(item.name, item.profile, item.forms)
-            for item in self._settings.destinations
-            if item.forms
-        )
-        return CaseRequest(
-            files=tuple(self._directory / row.path for row in series.instances if row.path is not None),
-            out_dir=self._fresh_directory(session, job),
-            profile=self._settings.pipeline.profile,
-            models=Path(self._settings.pipeline.models),
-            device=self._settings.pipeline.device,
-            input_digest=job.input_digest,
-            created_at=job.created_at,
-            identity={
-                "SOPClassUID": first.sop_class_uid,
-                "SOPInstanceUID": first.sop_instance_uid,
-                "StudyInstanceUID": study.study_uid,
-                "SeriesInstanceUID": series.series_uid,
-                "PatientID": study.patient_id,
-                "PatientName": study.patient_name,
-                "AccessionNumber": study.accession_number,
-                "StudyDate": study.study_date,
-                "Modality": series.modality,
-            },
-            refusal=refusal,
-            last_resort=not session.execute(select(alternative)).scalar_one(),
-            predecessors=_predecessors(session, job),
-            other_series=_other_series(study.series, series),
-            forms=union(receiver.forms for receiver in receivers),
-            receivers=receivers,
-            notes=(sentence_of_lack(series),) if lacks_images(series) else (),
-            wording=Path(wording) if (wording := self._settings.pipeline.wording) else None,
-            report_template=Path(own) if (own := self._settings.pipeline.report_template) else None,
-            confined=self._engine.confined,
-            screening=_SCREENING[self._settings.pipeline.examinations],
-        )
-
-    def _fresh_directory(self, session: Session, job: Job) -> Path:
-        """Name a folder for this attempt and remove those of attempts that came to nothing.
-
-        An attempt never writes over files of another: a worker that has lost its lease may still be
-        writing, and a requeued job may have an earlier report in the outbox.
-        """
-        home = self._directory / "results" / f"{job.id:08d}"
-        paths = session.scalars(select(Artifact.path).where(Artifact.job_id == job.id))
-        kept = {(self._directory / path).parent for path in paths if path is not None}
-        for folder in home.glob("*"):
-            if folder not in kept:
-                shutil.rmtree(folder, ignore_errors=True)
-        return home / str(job.lease_token).rpartition(":")[2][:12]
+            return job.id, token, case_request(session, job, self._settings, confined=self._engine.confined)
 
     def _analyse(self, request: CaseRequest, job_id: int, lost: Event) -> tuple[CaseOutcome, JobState]:
         """Return the outcome and the job's last state; raise to try again later."""
@@ -389,38 +316,6 @@ class _RetryLaterError(Exception):
 
 def _is_full(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
-
-
-def _predecessors(session: Session, job: Job) -> tuple[Predecessor, ...]:
-    """SEG and SR of the study's latest earlier result: the new one says what it replaces."""
-    earlier = (
-        select(Artifact)
-        .join(Job, Artifact.job_id == Job.id)
-        .join(Series, Job.series_id == Series.id)
-        .where(
-            Series.study_id == job.series.study_id, Job.id != job.id, Artifact.sop_instance_uid.is_not(None)
-        )
-        .order_by(Job.finished_at.desc(), Artifact.job_id.desc(), Artifact.id)
-    )
-    rows = session.execute(earlier).scalars().all()
-    return tuple(
-        Predecessor(
-            job.series.study.study_uid,
-            row.series_uid or "",
-            row.sop_class_uid or "",
-            row.sop_instance_uid or "",
-        )
-        for row in rows
-        if row.job_id == rows[0].job_id
-    )
-
-
-def _other_series(series: Sequence[Series], analysed: Series) -> tuple[OtherSeries, ...]:
-    return tuple(
-        OtherSeries(row.series_uid, row.modality, row.reason_code, row.reason or "")
-        for row in series
-        if row.id != analysed.id and row.reason_code is not None
-    )
 
 
 def run(settings: Settings, stop: Event) -> None:

@@ -100,7 +100,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "audit_review",
         "quick_rows",
         "jobs outbox reception notices",
-        "priors_own",
+        "priors_own case_of_job",
         "priors_search",
         "recorder",
         "receiving",
