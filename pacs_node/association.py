@@ -311,7 +311,7 @@ class Link:
             self._watchdog.stop()
             return self
         self.association = association
-        _leave_answers(association)
+        leave_answers(association)
         _end_with_the_abort(association)
         if not association.is_established:
             self.failure = self._explain(association)
@@ -370,7 +370,7 @@ class Link:
         return Failure(OutcomeKind.TRANSIENT, "the association request was aborted or not answered")
 
 
-def _leave_answers(association: Association) -> None:
+def leave_answers(association: Association) -> None:
     """Keep pynetdicom's reactor from taking an answer that another thread waits for.
 
     The association's own thread reads messages too, between operations. It calls itself paused for a moment

@@ -1,7 +1,7 @@
-"""Rejections as they came over the wire.
+"""A requestor that can be relied on where the machine is busy.
 
-A pynetdicom requestor that is rejected at once sometimes takes the end of its own reactor for a failure
-and calls itself aborted, although the rejection arrived.
+One of pynetdicom that is rejected at once sometimes takes the end of its own reactor for a failure and calls
+itself aborted, although the rejection arrived; and its own thread sometimes takes an answer that is waited for.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from typing import Any
 from pynetdicom import AE, evt
 from pynetdicom.pdu import A_ASSOCIATE_RJ
 
+from pacs_node.association import leave_answers
+
 
 class Requestor:
-    """Associates and keeps the rejection."""
+    """Associates and keeps the rejection, and the answers for who asked."""
 
     def __init__(self, entity: AE) -> None:
         self._entity = entity
@@ -29,5 +31,6 @@ class Requestor:
         association: Any = self._entity.associate(
             address, port, evt_handlers=[(evt.EVT_PDU_RECV, note)], **options
         )
+        leave_answers(association)
         association.rejections = seen
         return association

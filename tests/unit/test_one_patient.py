@@ -29,6 +29,7 @@ from tests.conftest import find_free_port
 from tests.ct_factory import make_ct_series
 from tests.finding_factory import make_context, make_findings, make_result, make_volume, without_pixels
 from tests.postgresql import postgresql
+from tests.rejections import Requestor
 from tests.small_node import SmallNode, chest
 
 STUDY = derived_uid("study of one patient")
@@ -43,7 +44,7 @@ def _send(port: int, datasets: list[Dataset], statuses: list[int], start: thread
     entity = AE(ae_title="PACS")
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 60
     entity.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
-    association = entity.associate("127.0.0.1", port, ae_title="CTNODE")
+    association = Requestor(entity).associate("127.0.0.1", port, ae_title="CTNODE")
     start.wait(timeout=60)
     statuses += [int(association.send_c_store(ds).Status) for ds in datasets]
     association.release()

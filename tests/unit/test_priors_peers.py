@@ -30,6 +30,7 @@ from pacs_node.priors_store import PriorFolder
 from pacs_node.priors_web import WebPriors
 from tests.conftest import find_free_port
 from tests.ct_factory import make_ct_series
+from tests.rejections import Requestor
 from tests.small_node import encoded
 from tests.unit.test_dicomweb import Answer, server
 
@@ -148,7 +149,7 @@ def stored(move: MoveSettings, *series: Dataset, calling: str = "PACS", called: 
     """Statuses of what somebody sends there; none where nobody may."""
     entity = AE(ae_title=calling)
     entity.add_requested_context(CTImageStorage)
-    association = entity.associate("127.0.0.1", move.port, ae_title=called)
+    association = Requestor(entity).associate("127.0.0.1", move.port, ae_title=called)
     if not association.is_established:
         return []
     statuses = [int(association.send_c_store(ds).Status) for ds in series]
