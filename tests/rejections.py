@@ -1,7 +1,8 @@
 """A requestor that can be relied on where the machine is busy.
 
 One of pynetdicom that is rejected at once sometimes takes the end of its own reactor for a failure and calls
-itself aborted, although the rejection arrived; and its own thread sometimes takes an answer that is waited for.
+itself aborted, although the rejection arrived; and its own thread sometimes takes an answer that another one
+waits for.
 """
 
 from __future__ import annotations
