@@ -191,13 +191,14 @@ class _Watchdog:
                 self._drop()
 
     def _wake(self) -> None:
-        """Tell whoever waits for an answer that none will come.
+        """Tell whoever waits for an answer, also to a release, that none will come.
 
         A connection that ends between pynetdicom's last look at it and its wait for the answer leaves that
         wait to its timeout: the thread that would have ended it is gone. Answers that did come are ahead.
         """
         if self._association is not None:
             self._association.dimse.msg_queue.put((None, None))
+            self._association.dul.to_user_queue.put(None)
 
     def _drained_some(self) -> bool:
         """Whether the peer acknowledged bytes that waited in the kernel (a slow line is not a dead one)."""
