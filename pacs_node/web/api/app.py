@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import cache, partial
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -77,7 +78,8 @@ def make_api(
     Returns
     -------
     FastAPI
-        ``state.operations`` holds the operations with the permission of each.
+        ``state.operations`` holds the operations with the permission of each, ``state.document`` makes the
+        OpenAPI document.
     """
     gate = Gate(database, settings.web, clock)
     operations = (
@@ -106,10 +108,11 @@ def make_api(
     )
     for operation in operations:
         api.include_router(_router(operation, gate))
-    document = _document(api)
+    # made when it is asked for: it takes as long as all else that a page needs to start
+    document = cache(partial(_document, api))
 
     def openapi(request: Request) -> JSONResponse:  # noqa: ARG001 - a route gets it
-        return JSONResponse(document)
+        return JSONResponse(document())
 
     api.router.routes.append(Route("/openapi.json", openapi, methods=["GET"]))
     api.state.operations, api.state.document = operations, document
