@@ -157,7 +157,7 @@ def deliver(settings: Settings, broken: str, whole: bool) -> None:
         As if the whole node started: what its former parts held is free at once, not when the lease is lost.
     """
     silence_libraries()
-    outbox._IDLE_SECONDS = 0.05
+    outbox._IDLE_SECONDS = 0.1
     outbox._CHECK_WAIT = timedelta(seconds=0.05)
     leases.LEASE, leases.HEARTBEAT_SECONDS = timedelta(seconds=1), 0.2
     if broken:
@@ -301,7 +301,7 @@ class Lane:
         while not {row.state for row in self._rows(promise)} <= done:
             if time.monotonic() > deadline:
                 return
-            time.sleep(0.05)
+            time.sleep(0.1)
 
     def _rows(self, promise: Promise) -> list[Delivery]:
         mine = select(Delivery).join(Artifact).join(Job).join(Series).join(Study)
