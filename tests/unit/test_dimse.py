@@ -335,12 +335,15 @@ def test_our_log_has_no_patient_and_no_path(
 def test_nobody_waits_for_a_connection_whose_thread_is_gone() -> None:
     watchdog = _Watchdog(progress_timeout=60, overall_timeout=60)
     waiting: queue.Queue[tuple[None, None]] = queue.Queue()
+    releasing: queue.Queue[None] = queue.Queue()
     gone = SimpleNamespace(
-        dul=SimpleNamespace(is_alive=lambda: False), dimse=SimpleNamespace(msg_queue=waiting)
+        dul=SimpleNamespace(is_alive=lambda: False, to_user_queue=releasing),
+        dimse=SimpleNamespace(msg_queue=waiting),
     )
     watchdog._opened(cast(evt.Event, SimpleNamespace(assoc=gone)))
     watchdog.start()
     try:
         assert waiting.get(timeout=5) == (None, None)
+        assert releasing.get(timeout=5) is None
     finally:
         watchdog.stop()
