@@ -39,11 +39,12 @@ class Node:
     profile: str = DEFAULT_PROFILE
     #: of PostgreSQL; empty means the SQLite file
     database_url: str = ""
+    callers: Sequence[Caller] = (Caller(ae_title="STORESCU", address="127.0.0.1"),)
     process: subprocess.Popen[bytes] | None = None
 
     def __post_init__(self) -> None:
         text = render_settings(
-            callers=[Caller(ae_title="STORESCU", address="127.0.0.1")],
+            callers=list(self.callers),
             destinations=list(self.destinations),
             overrides={
                 "listener": {"port": self.port},
@@ -77,10 +78,10 @@ class Node:
             self.command("serve"), stdout=log, stderr=log, start_new_session=True, cwd=self.directory
         )
         log.close()
-        self.until(self._listens, "the node listens", 60)
+        self.until(self.listens, "the node listens", 60)
         return self
 
-    def _listens(self) -> bool:
+    def listens(self) -> bool:
         if self.process is not None and self.process.poll() is not None:
             raise AssertionError(f"serve ended: {(self.directory / 'serve.log').read_text()[-3000:]}")
         with closing(socket.socket()) as probe:

@@ -29,7 +29,8 @@ OURS = re.compile(
     r"|node\.db(-journal|-wal|-shm)?|ballast|[a-z]+\.lock)"
 )
 _CALL = re.compile(r"\b(\w+)\((.*)")
-_PATH = re.compile(r'"((?:[^"\\]|\\.)*)"')
+#: with ``strace -y`` the folder that it is relative to stands before it
+_PATH = re.compile(r'(?:<([^>"]*)>, )?"((?:[^"\\]|\\.)*)"')
 _WRITES = ("O_WRONLY", "O_RDWR", "O_CREAT", "O_TMPFILE", "O_TRUNC")
 _CHANGING = {"link", "linkat", "rename", "renameat", "renameat2", "unlink", "unlinkat", "mkdir", "mkdirat"}
 _CHANGING |= {"symlink", "symlinkat", "rmdir", "chmod", "fchmodat", "truncate", "mknod", "mknodat", "chown"}
@@ -49,7 +50,7 @@ def calls(trace: str) -> Iterator[Call]:
     """Read what strace wrote."""
     for line in trace.splitlines():
         found = _CALL.search(line)
-        if found is not None and (paths := tuple(_PATH.findall(found[2]))):
+        if found is not None and (paths := tuple(str(Path(*pair)) for pair in _PATH.findall(found[2]))):
             opens = found[1].startswith("open") and any(flag in line for flag in _WRITES)
             yield Call(found[1], paths, opens or found[1] in _CHANGING)
 
