@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -50,9 +51,12 @@ def test_a_release_that_the_end_of_the_line_has_overtaken_is_not_waited_for(port
     with Link(peer, [build_context(Verification)], 200.0) as link:
         association = link.association
         assert association is not None
-        association.abort()
-        association.join(5)
-        association.dul.join(5)
+        transport = association.dul.socket
+        assert transport is not None
+        assert transport.socket is not None
+        transport.socket.shutdown(socket.SHUT_RDWR)
+        association.join(20)
+        association.dul.join(20)
         # as the release saw it a moment before
         association.is_established = True
         release = threading.Thread(target=association.release, daemon=True)
