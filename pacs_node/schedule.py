@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 from apscheduler.jobstores.memory import MemoryJobStore
 from apscheduler.schedulers.background import BackgroundScheduler
+from sqlalchemy.exc import OperationalError
 
 from inference.registry import load_pipeline
 from pacs_node import audit_chain, jobs
 from pacs_node.clock import Clock, utc_now
 from pacs_node.commitment_scp import Reporter
 from pacs_node.config import Settings
-from pacs_node.db import Database, Job
+from pacs_node.db import Database, Job, is_full
 from pacs_node.drift import Drift
 from pacs_node.intake import Intake
 from pacs_node.leases import LeaseWatch
@@ -68,8 +69,15 @@ def run_schedule(
     watch = LeaseWatch(Job)
 
     def reclaim() -> None:
-        with database.write() as session:
-            count = jobs.reclaim(session, watch, at=clock(), actor="schedule")
+        nonlocal watch
+        try:
+            with database.write() as session:
+                count = jobs.reclaim(session, watch, at=clock(), actor="schedule")
+        except OperationalError as error:
+            if is_full(error):
+                # who holds a lease can't renew it either: its time counts anew
+                watch = LeaseWatch(Job)
+            raise
         if count:
             logger.warning("took back lost leases", extra={"count": count})
 

@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Event, Thread
 
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from pacs_node import audit, leases, logs, preflight
 from pacs_node.ballast import Ballast
@@ -23,6 +23,7 @@ from pacs_node.clock import utc_now
 from pacs_node.config import Settings
 from pacs_node.db import is_full
 from pacs_node.engines import exit_with_parent
+from pacs_node.errors import ConfigurationError
 from pacs_node.storage import only_one, open_database
 
 logger = logging.getLogger(__name__)
@@ -67,12 +68,14 @@ def run_part(part: str, settings: Settings, stop: Event | None = None) -> None:
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
-    at = utc_now()
+    at, late = utc_now(), None
     if not _record(settings, audit.Event.NODE_STARTED, part, at):
         # a part that runs is worth more than the row that says so
-        later = (settings, part, at, stop)
-        Thread(target=_record_with_room, args=later, name="started", daemon=True).start()
+        late = Thread(target=_record_late, args=(settings, part, at, stop), name="started", daemon=True)
+        late.start()
     importlib.import_module(PARTS[part]).run(settings, stop)
+    if late is not None:
+        late.join()
     _record(settings, audit.Event.NODE_STOPPED, part, utc_now())
 
 
@@ -92,10 +95,15 @@ def _record(settings: Settings, event: audit.Event, part: str, at: datetime) -> 
     return True
 
 
-def _record_with_room(settings: Settings, part: str, at: datetime, stop: Event) -> None:
-    while not stop.wait(_ROOM_SECONDS):
-        if _record(settings, audit.Event.NODE_STARTED, part, at):
-            return
+def _record_late(settings: Settings, part: str, at: datetime, stop: Event) -> None:
+    """Record a start as soon as there is room, or at the end at last."""
+    over = False
+    while not over:
+        over = stop.wait(_ROOM_SECONDS)
+        try:
+            over = _record(settings, audit.Event.NODE_STARTED, part, at) or over
+        except (SQLAlchemyError, ConfigurationError):
+            logger.exception("a start could not be recorded")
 
 
 def _child(part: str, settings: Settings) -> None:
