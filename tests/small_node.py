@@ -295,7 +295,7 @@ def write_object(
     ds.StudyInstanceUID = study_uid
     ds.SeriesInstanceUID = derived_uid(sop_instance_uid, "series")
     ds.Modality = kind.upper()
-    ds.ContentDescription = text
+    ds.TextValue = text
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     path.parent.mkdir(parents=True, exist_ok=True)
