@@ -317,7 +317,7 @@ def without_even_the_ballast(here: World, page: Page, files: list[Path]) -> None
 
 
 def resumes(here: World, files: list[Path]) -> None:
-    """With room the next object is taken, here one that came before; 10 s are the goal, not the limit here."""
+    """With room the next object is taken, here one that came before. The goal is 10 s, which is logged."""
     began = time.monotonic()
     here.make_room()
     here.node.until(lambda: here.send(files[:1])[0].status == 0, "an object is taken", PATIENCE_S)
@@ -386,8 +386,7 @@ def test_filled_again_and_again_while_it_works(tmp_path: Path) -> None:
                 here.fill_again_and_again()
             else:
                 here.fill()
-            said = node.log.count("the end of an attempt waits")
-            node.until(lambda: _has_ended(node, said), "the attempt ends, or waits for room", 2 * PATIENCE_S)
+            until_the_attempt_ends(node)
             here.refuses(files)
             here.make_room()
             node.wait_finished(number, 4 * PATIENCE_S)
@@ -400,5 +399,11 @@ def is_working(session: Session) -> bool:
     return session.scalar(select(Job.id).where(Job.state == JobState.RUNNING)) is not None
 
 
-def _has_ended(node: FullNode, said: int) -> bool:
-    return node.log.count("the end of an attempt waits") > said or not node.ask(is_working)
+def until_the_attempt_ends(node: FullNode) -> None:
+    """Wait for its end, or for that it waits for room to be written down."""
+    said = node.log.count("the end of an attempt waits")
+
+    def has_ended() -> bool:
+        return node.log.count("the end of an attempt waits") > said or not node.ask(is_working)
+
+    node.until(has_ended, "the attempt ends, or waits for room", 2 * PATIENCE_S)
