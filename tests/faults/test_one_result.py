@@ -33,14 +33,14 @@ pytestmark = [
     pytest.mark.peer("orthanc", "orthanc-dicomweb", "dcmqrscp", "getscu"),
 ]
 
-JOBS = int(os.environ.get("PACS_NODE_DELIVERIES", "200" if LONG else "12"))
+JOBS = int(os.environ.get("PACS_NODE_DELIVERIES", "200" if LONG else "9"))
 SEED = int(os.environ.get("PACS_NODE_DELIVERIES_SEED", "1"))
 PATIENCE_S = 180.0
 #: a line is silent or half open for this long: both archives of DCMTK's code answer nobody else meanwhile
 #: where that happens within a TLS handshake or an association request
 HOLDS_S = 5.0
 #: bytes of a mask
-SIZES = (100, 5_000, 60_000, 300_000) if JOBS > 12 else (100, 60_000)
+SIZES = (100, 5_000, 60_000, 300_000) if JOBS > 9 else (100, 60_000)
 
 
 class Trouble(Enum):
@@ -194,7 +194,7 @@ def lane(directory: Path, ways: Ways, name: str) -> Iterator[Lane]:
 
 def test_each_result_is_there_once_whatever_fails(tmp_path: Path) -> None:
     ways = transports(tmp_path)
-    names = list(ways) if JOBS > 12 else ["tls", "stow", "dcmtk"]
+    names = list(ways) if JOBS > 9 else ["tls", "stow", "dcmtk"]
     start = time.monotonic()
     with ExitStack() as stack, ThreadPoolExecutor(len(names)) as threads:
         storms = [
@@ -213,16 +213,17 @@ def test_each_result_is_there_once_whatever_fails(tmp_path: Path) -> None:
 
 def test_what_is_broken_is_caught(tmp_path: Path) -> None:
     controls = [
-        ("new UID", Fault(Way.CUT, 0, answers=True)),
-        ("unverified", None),
         # without TLS nobody on the way can tell: the one who looks at the archive does
         ("", Fault(Way.FLIP, 30_000)),
+        ("new UID", Fault(Way.CUT, 0, answers=True)),
+        ("unverified", None),
     ]
     with lane(tmp_path, transports(tmp_path), "stow") as running:
         for broken, fault in controls:
-            running.kill()
-            running.broken = broken
-            running.start()
+            if broken:
+                running.kill()
+                running.broken = broken
+                running.start()
             if fault is not None:
                 running.line.give(fault)
             elif isinstance(running.archive, OrthancArchive):
