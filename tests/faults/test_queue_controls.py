@@ -11,11 +11,13 @@ from hypothesis import Phase
 from hypothesis.stateful import run_state_machine_as_test
 
 from pacs_node import lifecycle
-from pacs_node.db import Delivery
+from pacs_node.db import Database, Delivery
 from pacs_node.destinations import OutcomeKind
 from pacs_node.retention import Retention
 from tests.faults.receiver import LONG
 from tests.faults.test_queue_machine import Node, short_or_long
+
+logger = logging.getLogger(__name__)
 
 
 def _without_fencing(patch: pytest.MonkeyPatch) -> None:
@@ -101,6 +103,16 @@ def test_chance_alone_finds_a_broken_node(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.CRITICAL)
+    caplog.set_level(logging.INFO, __name__)
+    histories, open_database = 0, Node.open_database
+
+    def counted(node: Node) -> Database:
+        nonlocal histories
+        histories += 1
+        return open_database(node)
+
+    monkeypatch.setattr(Node, "open_database", counted)
     broken(monkeypatch)
     with pytest.raises((AssertionError, ExceptionGroup), match=noticed):
         run_state_machine_as_test(Node, settings=short_or_long(500, 50, [Phase.generate]))
+    logger.info("%s: history %d", noticed, histories)
