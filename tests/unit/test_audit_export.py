@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from lxml import etree
-from sqlalchemy import update
+from sqlalchemy import func, select, update
 
 from pacs_node import audit, audit_chain, audit_list
 from pacs_node.audit_export import COLUMNS, FORMATS, Selection
@@ -36,7 +36,9 @@ def told(story: Story) -> Story:
 
 
 def export(database: Database, form: str, selection: Selection | None = None) -> list[str]:
-    found = audit_list.export(database, selection or Selection(), form, ORIGIN, 10**6)
+    with database.read() as session:
+        newest = session.scalar(select(func.max(AuditEvent.seq))) or 0
+    found = audit_list.export(database, selection or Selection(), form, ORIGIN, newest)
     return [line.removesuffix("\n") for line in found]
 
 
@@ -199,6 +201,7 @@ def test_selection(database: Database, told: Story, selection: Selection, events
 
 def test_nothing_is_lost_between_pieces(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pacs_node.audit_export._PIECE", 3)
+    monkeypatch.setattr(audit_list, "_PIECE", 4)
     with database.write() as session:
         for _ in range(10):
             audit.record(session, audit.Event.JOB_CHANGED, at=START, actor="test")
