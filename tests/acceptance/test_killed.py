@@ -87,8 +87,23 @@ def check_arrived_once(node: Node, peer: ReceivingPeer) -> None:
     assert count(lambda s: s.scalar(select(func.count(Job.id))), node) == 1
 
 
-def test_before_there_is_a_result(node: Node, peer: ReceivingPeer, files: list[Path]) -> None:
-    """While receiving, while queued and while analysing: the same study survives all three."""
+def test_the_result_arrives_once(node: Node, peer: ReceivingPeer, gate: Gate, files: list[Path]) -> None:
+    """The same study survives all five."""
+    gate.closed = True
+    _killed_before_there_is_a_result(node, files)
+    assert not peer.objects
+    _killed_before_and_between_deliveries(node, peer, gate)
+    assert [item.sop_class_uid for item in peer.objects] == [SegmentationStorage]
+
+    peer._on_store = None
+    node.start()
+    check_arrived_once(node, peer)
+    report = dcmread(peer.objects[-1].path)
+    assert report.SOPClassUID == Comprehensive3DSRStorage
+
+
+def _killed_before_there_is_a_result(node: Node, files: list[Path]) -> None:
+    """While receiving, while queued and while analysing."""
 
     def slowly() -> None:
         send_files("127.0.0.1", node.port, "CTNODE", "STORESCU", files, progress=lambda *_: time.sleep(0.05))
@@ -115,14 +130,9 @@ def test_before_there_is_a_result(node: Node, peer: ReceivingPeer, files: list[P
         60,
     )
     node.kill()
-    assert not peer.objects
-    node.start()
-    check_arrived_once(node, peer)
 
 
-def test_before_and_between_deliveries(
-    node: Node, peer: ReceivingPeer, gate: Gate, files: list[Path]
-) -> None:
+def _killed_before_and_between_deliveries(node: Node, peer: ReceivingPeer, gate: Gate) -> None:
     """Before the mask is sent, then between mask and report."""
 
     def close_after_first(uid: str) -> int | None:
@@ -130,8 +140,7 @@ def test_before_and_between_deliveries(
         gate.closed = True
         return answer
 
-    gate.closed = True
-    send(node, files)
+    node.start()
     node.until(lambda: node.ask(lambda s: s.scalar(select(Artifact.id))), "analysed", 120)
     node.until(gate.arrived.is_set, "first attempt", 60)
     node.kill()
@@ -144,10 +153,3 @@ def test_before_and_between_deliveries(
     assert peer.wait_for(bool, 120)
     node.until(gate.arrived.is_set, "the report is on its way", 60)
     node.kill()
-    assert [item.sop_class_uid for item in peer.objects] == [SegmentationStorage]
-
-    peer._on_store = None
-    node.start()
-    check_arrived_once(node, peer)
-    report = dcmread(peer.objects[-1].path)
-    assert report.SOPClassUID == Comprehensive3DSRStorage
