@@ -181,6 +181,9 @@ class Gate:
         self._stopping = True
         self._wake_sender.send(b"\0")
         self._thread.join()
+        # only now: a visitor may have woken the thread first, and it was gone before we could wake it
+        self._wake_sender.close()
+        self._wake_receiver.close()
 
     @property
     def pending(self) -> int:
@@ -210,8 +213,7 @@ class Gate:
         for item in list(self._pending):
             self._drop(item)
         self._selector.close()
-        for end in (self._listening, self._wake_sender, self._wake_receiver):
-            end.close()
+        self._listening.close()
 
     def _accept(self) -> None:
         for _ in range(_ACCEPT_AT_ONCE):

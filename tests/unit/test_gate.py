@@ -424,6 +424,32 @@ def test_without_room_for_all_the_oldest_goes() -> None:
 # what is written down
 
 
+def test_a_visitor_may_wake_a_gate_that_is_being_stopped() -> None:
+    """Its thread is gone before it can be woken: no error for whoever stops it."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    gate = Gate(listening, judge=lambda _: None, admit=lambda _: None, refused=lambda *_: None)
+    address = listening.getsockname()
+
+    class Late:
+        """The waking end; a visitor comes first."""
+
+        def __init__(self, end: socket.socket) -> None:
+            self.end = end
+
+        def send(self, data: bytes) -> int:
+            with socket.create_connection(address):
+                gate._thread.join(10)
+            return self.end.send(data)
+
+        def close(self) -> None:
+            self.end.close()
+
+    gate._wake_sender = Late(gate._wake_sender)  # type: ignore[assignment]  # what it needs of a socket
+    gate.start()
+    gate.stop()
+    assert not gate._thread.is_alive()
+
+
 def test_a_flood_of_refusals_is_one_line_and_a_count(database: Database, clock: TestClock) -> None:
     record = RefusalRecord(database, clock, interval=60)
     record.start()
