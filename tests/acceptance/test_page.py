@@ -3,8 +3,8 @@
 DCMTK sends, the node analyses, Orthanc keeps the results; somebody with the first account looks in headless
 Chromium. What the page says is held against the database, the files and Orthanc.
 
-With ``PACS_NODE_SCREENSHOTS=DIR`` pictures are kept and the phantom is drawn at its full size; with
-``PACS_NODE_PAGE=long`` the real series of the collection are sent too.
+With ``PACS_NODE_SCREENSHOTS=DIR`` pictures are kept, the phantom is drawn at its full size and analysed with
+the default profile; with ``PACS_NODE_PAGE=long`` the real series of the collection are sent too.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pydicom import dcmread
 from sqlalchemy import select
 
 from inference.phantom import make_phantom, write_phantom
+from inference.registry import DEFAULT_PROFILE
 from pacs_node.config import DicomDestination, load_settings
 from pacs_node.db import AuditEvent, Job, Series, Study
 from tests import peers
@@ -119,7 +120,8 @@ def ward(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         (directory / name).mkdir()
     with peers.orthanc(directory / "orthanc") as pacs, chromium() as context:
         item = DicomDestination(name="pacs", host="127.0.0.1", port=pacs.dicom_port, ae_title=pacs.ae_title)
-        node = Node(directory / "node", [item])
+        profile = DEFAULT_PROFILE if PICTURES else "classical"
+        node = Node(directory / "node", [item], profile=profile)
         try:
             node.start()
             for study in studies:
