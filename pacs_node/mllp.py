@@ -191,8 +191,13 @@ class Door:
                 between()
                 try:
                     connection, peer = self._socket.accept()
-                except OSError:
+                except (TimeoutError, ConnectionAbortedError):
                     # nobody came, or who came is gone again
+                    continue
+                except OSError as error:
+                    # out of descriptors or memory: who waits is taken when there is room again
+                    logger.warning("a connection could not be accepted", extra={"reason": error.strerror})
+                    stop.wait(_POLL_SECONDS)
                     continue
                 self._admit(connection, str(peer[0]), stop)
 
@@ -203,7 +208,12 @@ class Door:
             logger.warning("connection refused", extra={"address": address, "reason": reason})
             connection.close()
             return
-        Thread(target=self._serve, args=(connection, address, stop), name="mllp", daemon=True).start()
+        try:
+            Thread(target=self._serve, args=(connection, address, stop), name="mllp", daemon=True).start()
+        except RuntimeError:
+            logger.warning("connection refused", extra={"address": address, "reason": "no thread to be had"})
+            connection.close()
+            self._free.release()
 
     def _serve(self, connection: socket.socket, address: str, stop: Event) -> None:
         try:

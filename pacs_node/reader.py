@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import json
 import logging
+import math
 import mmap
 import os
 import signal
@@ -17,6 +18,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -38,8 +40,12 @@ HEADER_SECONDS = 10.0
 """For one file, without its pixels."""
 DECODE_SECONDS = 60.0
 """For one file with its pixels."""
+TASK_SECONDS = 900.0
+"""For all files of a question without their pixels; an analysis has its own limit."""
 
 _START_SECONDS = 120.0
+_LEAST_SECONDS = 0.001
+_WITH_PIXELS = frozenset({"compare", "decode", "masks"})
 _MAX_ANSWER = 16 << 20
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "PYTHONPATH", "LD_LIBRARY_PATH", "TMPDIR")
 
@@ -151,15 +157,21 @@ class ConfinedReader:
     ----------
     header_seconds, decode_seconds
         For one file; a child that takes longer is killed.
+    task_seconds
+        For all files of a question without their pixels, however many and however slow each is.
     """
 
     program: tuple[str, ...] = ("-m", "pacs_node.reader_process")
 
     def __init__(
-        self, header_seconds: float = HEADER_SECONDS, decode_seconds: float = DECODE_SECONDS
+        self,
+        header_seconds: float = HEADER_SECONDS,
+        decode_seconds: float = DECODE_SECONDS,
+        task_seconds: float = TASK_SECONDS,
     ) -> None:
         self._header_seconds = header_seconds
         self._decode_seconds = decode_seconds
+        self._task_seconds = task_seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
         self._lock = threading.Lock()
@@ -189,14 +201,16 @@ class ConfinedReader:
     def readable(self, paths: Sequence[Path]) -> list[Path]:
         """Those whose headers can be read; one that ends its child isn't, and the rest are asked again."""
         found: list[Path] = []
-        rest = list(paths)
-        while rest:
+        pieces, until = [list(paths)], time.monotonic() + self._task_seconds
+        while pieces:
+            rest = pieces.pop()
             try:
-                return [*found, *_chosen(rest, self._ask("screen", rest))]
+                found += _chosen(rest, self._ask("screen", rest, until=until))
             except _EndedError as error:
+                if time.monotonic() >= until:
+                    raise
                 # those before it were read; their own answers were lost with the child
-                found += self.readable(rest[: error.done])
-                rest = rest[error.done + 1 :]
+                pieces += [piece for piece in (rest[error.done + 1 :], rest[: error.done]) if piece]
         return found
 
     def describe(self, paths: Sequence[Path]) -> list[ImageFacts | None]:
@@ -228,11 +242,19 @@ class ConfinedReader:
         with self._lock:
             self._end()
 
-    def _ask(self, name: str, paths: Sequence[Path], *, voxels: int | None = None, **options: str) -> Any:
+    def _ask(
+        self,
+        name: str,
+        paths: Sequence[Path],
+        *,
+        voxels: int | None = None,
+        until: float = math.inf,
+        **options: str,
+    ) -> Any:
         task = {"name": name, "paths": [str(path) for path in paths], "options": options}
         with self._lock, _memory_file(json.dumps(task).encode()) as request, _memory_file() as answer:
             socket.send_fds(self._ready(), [b"?"], [request, answer, request if voxels is None else voxels])
-            status, done = self._wait(name, len(paths))
+            status, done = self._wait(name, len(paths), until)
             if status:
                 raise _ended(status, done, len(paths))
             said = _read_answer(answer)
@@ -247,32 +269,36 @@ class ConfinedReader:
             )
         return said["ok"]
 
-    def _wait(self, name: str, files: int) -> tuple[int, int]:
-        """Wait for the child's end; its status, and how many files it was through with."""
+    def _wait(self, name: str, files: int, until: float) -> tuple[int, int]:
+        """Wait for the child's end, till `until`; its status, and how many files it was through with."""
         steps = -1
         while True:
             seconds = self._seconds(name, steps, files)
+            left = math.inf if steps < 0 else max(until - time.monotonic(), _LEAST_SECONDS)
             try:
-                message = self._hear(seconds)
+                message = self._hear(min(seconds, left))
             except TimeoutError:
                 self._end()
                 if steps < 0:
                     raise ReaderFailedError("the process that reads files doesn't answer") from None
-                raise _EndedError(
-                    f"Reading {_which(steps, files)} took more than {seconds:g} s.", steps % max(files, 1)
-                ) from None
+                what = f"Reading {_which(steps, files)} took more than {seconds:g} s."
+                if left < seconds:
+                    what = f"Reading {files} images took more than {self._task_seconds:g} s."
+                raise _EndedError(what, steps % max(files, 1)) from None
             if not message:
                 self._end()
                 raise ReaderFailedError("the process that reads files has ended")
             if message != b".":
                 return int(message), steps
+            if steps < 0 and name not in _WITH_PIXELS:
+                until = min(until, time.monotonic() + self._task_seconds)
             steps += 1
 
     def _seconds(self, name: str, steps: int, files: int) -> float:
         """For the next step: the child's start, then headers, then pixels."""
         if steps < 0:
             return _START_SECONDS
-        pixels = name in {"compare", "masks"} or (name == "decode" and steps >= files)
+        pixels = name in _WITH_PIXELS and (name != "decode" or steps >= files)
         return self._decode_seconds if pixels else self._header_seconds
 
     def _hear(self, seconds: float) -> bytes:

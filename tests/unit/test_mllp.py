@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import ssl
 from collections.abc import Iterator
@@ -400,6 +401,61 @@ def test_who_is_no_sender_is_cut_off(database: Database, clock: TestClock) -> No
         assert first.send(full()) == "AA M1"
         with Sender(port) as second:
             assert second.answer() == "closed"
+
+
+class _Waits(Event):
+    """Ends at the third wait."""
+
+    waits = 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waits += 1
+        if self.waits == 3:
+            self.set()
+        return self.is_set()
+
+
+def test_a_door_without_descriptors_waits_for_some(database: Database, clock: TestClock) -> None:
+    """It neither spins nor ends."""
+    door = Door(configured(), Intake(database, Settings(), clock))
+    door._socket.close()
+    stop, attempts = _Waits(), list[int]()
+
+    class Full:
+        def accept(self) -> None:
+            attempts.append(1)
+            if len(attempts) == 1000:
+                stop.set()
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    door._socket = Full()  # type: ignore[assignment]  # stands in for the one that listens
+    door.run(stop, lambda: None)
+    assert (len(attempts), stop.waits) == (3, 3)
+
+
+def test_without_a_thread_one_sender_is_refused_and_the_next_is_heard(
+    database: Database, clock: TestClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, refused = Thread.start, list[str]()
+
+    def start(self: Thread) -> None:
+        if self.name.startswith("mllp") and len(refused) < 2:
+            refused.append(self.name)
+            raise RuntimeError("can't start new thread")
+        real(self)
+
+    with listening(database, clock, max_connections=1) as port:
+        monkeypatch.setattr(Thread, "start", start)
+        for _ in range(2):
+            with Sender(port) as sender:
+                assert sender.socket.recv(1) == b""
+        assert send(port, full()) == "AA M1"
 
 
 def test_what_cannot_be_written_down_is_not_acknowledged(

@@ -52,6 +52,7 @@ ACTS = {
     "crash": lambda path: ctypes.string_at(0),
     "abort": lambda path: os.abort(),
     "hang": lambda path: time.sleep(3600),
+    "slow": lambda path: time.sleep(0.25),
     "memory": lambda path: bytearray(2 << 30),
     "exit": lambda path: os._exit(3),
     "killed": lambda path: signal.raise_signal(signal.SIGKILL),
@@ -66,6 +67,10 @@ def wrapped(task):
             return task(paths, progress, **options)
         for _ in range(bad[0]):
             progress()
+        if paths[bad[0]].stem == "slow":
+            for path in paths:
+                progress()
+                ACTS["slow"](path)
         return ACTS[paths[bad[0]].stem](paths[bad[0]])
     return do
 
@@ -166,6 +171,19 @@ def test_every_question_survives_a_crash(
     assert misbehaving.has_no_gaps(wrong) is False
     assert misbehaving.same_content(wrong[1], files[0]) is False
     assert misbehaving.readable(wrong) == files[:3]
+
+
+def test_a_question_has_a_limit_however_many_files_it_has(files: list[Path], tmp_path: Path) -> None:
+    """Each file is quick enough; forty of them aren't, and whoever asks next need not wait for them."""
+    reader = Misbehaving(header_seconds=2, task_seconds=0.5)
+    wrong = [*bad("slow", files, tmp_path), *files] * 10
+    verdict = reader.judge("1.2", wrong).verdict
+    assert (verdict.suitable, verdict.code) == (False, ReasonCode.DECODE)
+    assert verdict.sentence == f"Reading {len(wrong)} images took more than 0.5 s."
+    with pytest.raises(UnsuitableSeriesError, match=r"took more than 0\.5 s"):
+        reader.readable(wrong)
+    assert reader.has_no_gaps(files)
+    reader.close()
 
 
 def test_the_reader_process_is_replaced_when_it_dies(confined: ConfinedReader, files: list[Path]) -> None:
