@@ -13,24 +13,9 @@ from dicom_sr.pairimages import PairImages, render_pairs
 from dicom_sr.paper import report_pages
 from dicom_sr.summary import report_html, result_json
 from inference.types import Comparison, Result
-from tests.ct_factory import make_ct_series
-from tests.finding_factory import (
-    make_comparison,
-    make_context,
-    make_findings,
-    make_prior_volume,
-    make_result,
-    make_volume,
-    without_pixels,
-)
+from tests.compared_result import COMPARISON, CONTEXT, FINDINGS, HEADERS, RESULT, VOLUME
+from tests.finding_factory import make_prior_volume
 
-SERIES = make_ct_series(16)
-HEADERS = without_pixels(SERIES)
-VOLUME = make_volume(SERIES)
-CONTEXT = make_context()
-FINDINGS = make_findings(VOLUME, 4)
-COMPARISON = make_comparison(VOLUME, FINDINGS)
-RESULT = make_result(VOLUME, FINDINGS, CONTEXT, comparison=COMPARISON)
 REFUSED = Comparison(COMPARISON.prior, COMPARISON.days, reason="The <lungs> don't fall on each other.")
 
 

@@ -1,4 +1,4 @@
-"""The synthetic records are what their docstring says, and short trainings learn to use them."""
+"""What is written of a nodule for the fusion, its losses, and short trainings that learn to use records."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from rich.progress import Progress
 
 from inference.cadx import CadxReading
@@ -38,13 +37,8 @@ from inference.train.fusion_data import Drawer, read_features
 from inference.train.fusion_features import features, longest_diameter_mm
 from inference.train.fusion_learn import fit_line, loss_of
 from inference.train.fusion_losses import Batch, attribute_loss, contrast_loss, taught_loss
-from inference.train.records import (
-    Dependence,
-    RecordSource,
-)
+from inference.train.records import Dependence, RecordSource
 from tests.fusion_nodules import many, words, write_features
-
-Floats = NDArray[np.float64]
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 
 from inference.datasets.lidc_crops import RATINGS
 from inference.evaluate.metrics import auroc
-from inference.fusion import (
-    EMBEDDING,
-    TABLE,
-)
+from inference.fusion import EMBEDDING, TABLE
 from inference.record import ITEMS, Smoking
 from inference.record import RATINGS as REFUSED
 from inference.train.fusion_data import Drawer, Samples, read_features
