@@ -18,15 +18,7 @@ from pacs_node.audit_cli import audit
 from pacs_node.backup_cli import backup_command, restore_command
 from pacs_node.cli_options import config_option, operator
 from pacs_node.clock import utc_now
-from pacs_node.config import (
-    Caller,
-    DicomDestination,
-    DicomWebDestination,
-    Settings,
-    load_settings,
-    parse_destination,
-)
-from pacs_node.config_template import render_settings
+from pacs_node.config import DicomDestination, DicomWebDestination, Settings, load_settings
 from pacs_node.db import Database, Study
 from pacs_node.dead_letters_cli import failed_command
 from pacs_node.destinations import EchoResult
@@ -34,6 +26,7 @@ from pacs_node.doctor_cli import doctor
 from pacs_node.errors import ConfigurationError, StaleStateError
 from pacs_node.evaluate_cli import evaluate
 from pacs_node.guidelines_cli import guidelines
+from pacs_node.init_cli import init
 from pacs_node.missed_cli import missed
 from pacs_node.models_cli import models
 from pacs_node.notify_cli import notify
@@ -68,56 +61,6 @@ class _Verbs(click.Group):
 @click.version_option(__version__, prog_name="pacs-node")
 def main() -> None:
     """A chest-CT AI node for a hospital PACS: CT in by C-STORE, nodule SEG and SR back."""
-
-
-@main.command()
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("pacs-node.toml"),
-    show_default=True,
-)
-@click.option(
-    "--caller",
-    "callers",
-    multiple=True,
-    metavar="AE@ADDRESS",
-    help="A sender to admit, e.g. PACS@10.1.2.3; repeatable.",
-)
-@click.option(
-    "--destination",
-    "destinations",
-    multiple=True,
-    metavar="URL",
-    help="Where results go: dicom://AE@host:port or https://host/dicom-web; repeatable.",
-)
-@click.option("--force", is_flag=True, help="Overwrite an existing file.")
-def init(output: Path, callers: tuple[str, ...], destinations: tuple[str, ...], *, force: bool) -> None:
-    """Write a commented configuration file."""
-    if output.exists() and not force:
-        raise click.ClickException(f"{output} exists; --force overwrites it")
-    admitted = [_caller(text) for text in callers]
-    places = [parse_destination(text, number) for number, text in enumerate(destinations, 1)]
-    try:
-        output.write_text(render_settings(callers=admitted, destinations=places), encoding="utf-8")
-    except OSError as error:
-        raise click.ClickException(f"{output} can't be written ({error.strerror})") from None
-    click.echo(f"wrote {output}")
-    if not admitted:
-        click.echo("nobody may send yet: add a [[callers]] table, or see --caller")
-    if not places:
-        click.echo("results go nowhere yet: add a [[destinations]] table, or see --destination")
-    click.echo("nobody can log in to the page yet: pacs-node users add NAME --role administrator")
-
-
-def _caller(text: str) -> Caller:
-    ae_title, _, address = text.partition("@")
-    try:
-        return Caller(ae_title=ae_title, address=address)
-    except ValueError:
-        raise ConfigurationError(
-            f"--caller {text}: write AE@ADDRESS, e.g. PACS@10.1.2.3 or PACS@10.1.2.0/24"
-        ) from None
 
 
 @main.command("serve")
@@ -234,6 +177,7 @@ main.add_command(doctor)
 main.add_command(failed_command)
 main.add_command(evaluate)
 main.add_command(guidelines)
+main.add_command(init)
 main.add_command(report_template)
 main.add_command(restore_command)
 main.add_command(users)
@@ -285,16 +229,15 @@ def _show_latest(database: Database, console: Console) -> None:
 @config_option
 @click.argument("study")
 def requeue(config_path: Path, study: str) -> None:
-    """Analyse a failed or cancelled study again."""
+    """Analyse a study again that has failed or is held."""
     database = open_database(load_settings(config_path))
     count = 0
     for row in _find(database, study):
         with database.write() as session:
-            for job in jobs.requeueable(session, row.study_uid):
-                jobs.requeue(session, job, at=utc_now(), actor=operator())
-                count += 1
+            found = session.get_one(Study, row.id)
+            count += jobs.requeue_study(session, found, at=utc_now(), actor=operator())
     if not count:
-        raise click.ClickException("no failed or cancelled job: nothing to do")
+        raise click.ClickException("no analysis has failed or is held: nothing to do")
     click.echo(f"requeued {count} job(s)")
 
 

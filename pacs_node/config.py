@@ -51,6 +51,9 @@ __all__ = ["ArchiveSettings", "Caller", "ListenerSettings", "StorageSettings", "
 
 SectionT = TypeVar("SectionT", bound=Section)
 
+NAME = r"^[a-z0-9][a-z0-9_-]{0,31}$"
+"""Of a destination."""
+
 
 class CompletenessSettings(Section):
     """When a series counts as complete; DICOM has no message for it."""
@@ -110,9 +113,7 @@ class PipelineSettings(Section):
 
 
 class _DestinationBase(Section):
-    name: str = Field(
-        pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$", description="Short name, used in commands and the page."
-    )
+    name: str = Field(pattern=NAME, description="Short name, used in commands and the page.")
     profile: Literal["standard", "ohif", "slicer", "weasis", "legacy"] = Field(
         "standard",
         description="What the receiver shows: which objects go there and how they are encoded "
@@ -417,8 +418,7 @@ def _explain(detail: ErrorDetails) -> str:
     """One problem as `key = value: what would be right`."""
     location = [part for part in detail["loc"] if part not in {"dicom", "dicomweb"}]
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
-    message = detail["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
+    message = _said(detail)
     if detail["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(location[-1]), _keys_beside(location), n=1)
         hint = (
@@ -430,6 +430,19 @@ def _explain(detail: ErrorDetails) -> str:
     value = detail["input"]
     shown = "" if isinstance(value, dict) else f" = {without_secret(repr(value))}"
     return f"{key or 'settings'}{shown}: {message}"
+
+
+def _said(detail: ErrorDetails) -> str:
+    """What would be right, where pydantic says it for programmers only."""
+    context = detail.get("ctx") or {}
+    if detail["type"] == "tuple_type" and isinstance(detail["input"], dict):
+        return f"write [[{detail['loc'][0]}]], with double brackets, before each of them"
+    if detail["type"] == "union_tag_not_found":
+        return 'kind is missing: write kind = "dicom" or kind = "dicomweb"'
+    if detail["type"] == "string_pattern_mismatch" and context.get("pattern") == NAME:
+        return "a name has lower case letters, digits, - and _, 32 at most"
+    message = detail["msg"].removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
 
 
 def _keys_beside(location: list[str | int]) -> list[str]:

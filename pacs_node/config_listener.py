@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterable, Iterator
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -194,3 +195,13 @@ class Caller(Section):
     def is_from(self, address: str) -> bool:
         """Whether this address is the sender's."""
         return ipaddress.ip_address(address) in ipaddress.ip_network(self.address)
+
+
+def out_of_reach(host: str, callers: Iterable[Caller]) -> Iterator[str]:
+    """Say which senders can't come to a listener that only this machine reaches."""
+    away = sorted({one.address for one in callers if not ipaddress.ip_network(one.address).is_loopback})
+    if away and is_loopback(host):
+        yield (
+            f"who sends from {', '.join(away)} can't come in: the listener is reached from this machine only;"
+            " set listener.host, and TLS or listener.allow_plaintext"
+        )

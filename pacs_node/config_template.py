@@ -17,6 +17,8 @@ def render_settings(
 ) -> str:
     """Return a commented TOML file with every setting, its default and its explanation.
 
+    What isn't asked for stays a comment, so that a better default of a later version is taken.
+
     Parameters
     ----------
     callers, destinations
@@ -25,7 +27,7 @@ def render_settings(
         Values other than the defaults: section name -> key -> value.
     """
     lines = [
-        "# pacs-node configuration. Every setting stands here with its default.",
+        "# pacs-node configuration. Every setting stands here; one behind a # has the default that is shown.",
         "# Research software, not a medical device: results are not for primary diagnosis.",
         "",
     ]
@@ -44,7 +46,8 @@ def render_settings(
             changed = (overrides or {}).get(section, {})
             lines += [f"# {_first_line(model)}", f"[{section}]"]
             for name, item in model.model_fields.items():
-                lines += [f"# {item.description}", f"{name} = {_toml(changed.get(name, item.default))}"]
+                mark = "" if name in changed else "#"
+                lines += [f"# {item.description}", f"{mark}{name} = {_toml(changed.get(name, item.default))}"]
             lines.append("")
     return "\n".join(lines)
 

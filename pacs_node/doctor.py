@@ -19,6 +19,7 @@ from inference.registry import load_pipeline, profiles
 from pacs_node import tls
 from pacs_node.ballast import Ballast
 from pacs_node.config import DicomDestination, Settings
+from pacs_node.config_listener import out_of_reach
 from pacs_node.doctor_database import check_database
 from pacs_node.doctor_findings import Finding, Level
 from pacs_node.errors import ConfigurationError
@@ -48,6 +49,7 @@ def examine(settings: Settings, now: datetime) -> Iterator[Finding]:
     yield from check_models(settings)
     yield from check_listener(settings, now)
     yield from check_callers(settings, now)
+    yield from check_archive(settings)
 
 
 def check_disk(settings: Settings) -> Iterator[Finding]:
@@ -232,11 +234,24 @@ def _expiry(about: str, path: str, now: datetime) -> Iterator[Finding]:
         yield Finding(Level.GOOD, about, sentence)
 
 
+def check_archive(settings: Settings) -> Iterator[Finding]:
+    """Whether anybody can tell that a study or an image never came."""
+    name = settings.archive.destination
+    if name:
+        yield Finding(Level.GOOD, "archive", f"{name} is asked what it has")
+    elif settings.destinations:
+        sentence = "nobody is asked how many images a series has, or which studies never came here"
+        todo = "set archive.destination to the destination that answers C-FIND or QIDO-RS"
+        yield Finding(Level.WARNING, "archive", sentence, todo)
+
+
 def check_callers(settings: Settings, now: datetime) -> Iterator[Finding]:
     """Who may send, who was refused, and the lines that would admit them."""
     if not settings.callers:
         todo = "let the PACS send once; it is refused, and this command shows the lines that admit it"
         yield Finding(Level.WARNING, "callers", "nobody may send", todo)
+    for sentence in out_of_reach(settings.listener.host, settings.callers):
+        yield Finding(Level.PROBLEM, "callers", sentence, "correct [listener], then restart the node")
     for caller in settings.callers:
         sentence = f"{caller.ae_title} from {caller.address}"
         if caller.certificate_sha256 and settings.listener.tls_files() is None:

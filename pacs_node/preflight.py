@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Collection, Iterator
 from contextlib import closing
+from itertools import combinations
 from pathlib import Path
 
 from dicom_sr.wording import WordingError, read_wording
@@ -43,7 +44,7 @@ def check(settings: Settings, parts: Collection[str]) -> None:
     ConfigurationError
         One line for each problem: key, value and what is wrong with it.
     """
-    problems: list[str] = []
+    problems = list(_ports_of_their_own(settings))
     if "listener" in parts:
         problems += _port("listener", settings.listener.host, settings.listener.port)
         problems += _tls(settings)
@@ -95,6 +96,20 @@ def _notifications(settings: Settings) -> Iterator[str]:
         open_channels(settings.notify, settings.listener.ae_title)
     except ConfigurationError as error:
         yield str(error)
+
+
+def _ports_of_their_own(settings: Settings) -> Iterator[str]:
+    """Two doors at one port: whichever came second would be started again for ever."""
+    doors = {"listener.port": (settings.listener.host, settings.listener.port)}
+    if settings.web.enabled:
+        doors["web.port"] = (settings.web.host, settings.web.port)
+    if settings.mllp.enabled:
+        doors["mllp.port"] = (settings.mllp.host, settings.mllp.port)
+    if settings.priors.retrieve == "c-move":
+        doors["priors.move_port"] = (settings.priors.move_host, settings.priors.move_port)
+    for (first, (host, port)), (second, (other, same)) in combinations(doors.items(), 2):
+        if port == same and (host == other or {host, other} & {"0.0.0.0", "::"}):  # noqa: S104 - not bound here
+            yield f"{second} = {port}: is {first} too; give each a port of its own"
 
 
 def _port(section: str, host: str, port: int) -> Iterator[str]:

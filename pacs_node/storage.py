@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from pacs_node.db import Database, sqlite_url
 from pacs_node.errors import ConfigurationError
 from pacs_node.one_node import only_node
 from pacs_node.spool import Spool
+
+logger = logging.getLogger(__name__)
 
 
 def database_url(settings: Settings) -> URL:
@@ -105,7 +108,14 @@ def _directory(settings: Settings) -> Path:
     directory = Path(settings.storage.directory)
     key = f"storage.directory = {str(directory)!r}"
     try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        directory.mkdir(mode=0o700)
+        logger.warning("a new, empty storage was made", extra={"directory": str(directory)})
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        # made with its parents, it would be a new node on another disk, with nothing of what was acknowledged
+        above = f"{str(directory.parent)!r} isn't there: is its disk mounted? Make it once if it is new"
+        raise ConfigurationError(f"{key}: {above}") from None
     except OSError as error:
         raise ConfigurationError(f"{key}: can't be made ({error.strerror})") from None
     if not os.access(directory, os.W_OK | os.X_OK):

@@ -48,6 +48,25 @@ def test_init_with_caller_and_destinations(config: Path) -> None:
     settings = load_settings(config)
     assert settings.callers[0].admits("PACS", "10.1.2.77")
     assert [item.kind for item in settings.destinations] == ["dicom", "dicomweb"]
+    assert [item.name for item in settings.destinations] == ["archive", "destination2"]
+    assert settings.archive.destination == "archive"
+    assert "10.1.2.0/24 can't come in: the listener is reached from this machine only" in done.output
+
+
+def test_init_makes_a_node_that_the_pacs_reaches(config: Path) -> None:
+    done = run(
+        "init", "--output", config, "--caller", "PACS@10.1.2.3", "--listen", "0.0.0.0", "--allow-plaintext",
+        "--destination", "dicom://PACS@10.1.2.3:104", "--destination", "dicom://PACS@10.1.2.4:104",
+    )  # fmt: skip
+    assert "can't come in" not in done.output
+    settings = load_settings(config)
+    assert (settings.listener.host, settings.listener.allow_plaintext) == ("0.0.0.0", True)
+    assert [item.name for item in settings.destinations] == ["pacs", "destination2"]
+
+
+def test_init_without_tls_says_what_is_missing(config: Path) -> None:
+    done = run("init", "--output", config, "--listen", "0.0.0.0")
+    assert "before it can start: set the three keys listener.tls_..." in done.output
 
 
 def test_init_overwrites_only_when_told(config: Path) -> None:
@@ -93,7 +112,7 @@ def test_echo(config: Path, peer: ReceivingPeer) -> None:
     run("init", "--output", config, "--destination", f"dicom://PEER@127.0.0.1:{peer.port}")
     done = run("echo", "--config", config)
     assert done.exit_code == 0, done.output
-    assert "destination1: ok" in done.output
+    assert "peer: ok" in done.output
     assert run("echo", "--config", config, "other").exit_code == 1
 
 

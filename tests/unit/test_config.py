@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -42,15 +43,20 @@ def test_settings_are_frozen() -> None:
         Settings().listener.port = 1  # type: ignore[misc] # that is the test
 
 
-def test_the_template_is_the_defaults(tmp_path: Path) -> None:
+def test_the_template_shows_the_defaults_and_sets_nothing(tmp_path: Path) -> None:
     path = tmp_path / "pacs-node.toml"
     path.write_text(render_settings(), encoding="utf-8")
     assert load_settings(path) == parse({}, base=tmp_path)
+    assert not any(tomllib.loads(path.read_text(encoding="utf-8")).values())
+    sections = re.split(r"(?m)^(?=\[[a-z]+\]$)", render_settings())
+    shown = [re.sub(r"(?m)^#(?=[a-z0-9_]+ = )", "", one.partition("\n\n")[0]) for one in sections[1:]]
+    raw = tomllib.loads("\n".join(shown))
+    assert parse(raw, base=tmp_path) == parse({}, base=tmp_path)
+    assert all(raw.values())
 
 
 def test_the_template_explains_every_setting() -> None:
     text = render_settings()
-    raw = tomllib.loads(text)
     for section, field in Settings.model_fields.items():
         if section in {"callers", "destinations"}:
             assert f"#[[{section}]]" in text
@@ -58,8 +64,7 @@ def test_the_template_explains_every_setting() -> None:
         assert isinstance(field.annotation, type)
         for name, item in field.annotation.model_fields.items():
             assert item.description
-            assert f"# {item.description}\n{name} = " in text
-            assert name in raw[section]
+            assert f"# {item.description}\n#{name} = " in text
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
@@ -68,13 +73,28 @@ def test_each_commented_example_is_valid_once_uncommented(tmp_path: Path, which:
     for line in render_settings().splitlines():
         if line.startswith("#[["):
             tables.append([line[1:]])
+        elif line.startswith("["):
+            tables.append([])
         elif line.startswith("#") and not line.startswith("# "):
             tables[-1].append(line[1:])
+    tables = [lines for lines in tables if lines and lines[0].startswith("[[")]
     assert len(tables) == 3
     path = tmp_path / "pacs-node.toml"
     path.write_text("\n".join(tables[which]), encoding="utf-8")
     settings = load_settings(path)
     assert len(settings.callers) + len(settings.destinations) == 1
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        ({"callers": {"ae_title": "PACS", "address": "10.1.2.3"}}, "write [[callers]], with double brackets"),
+        ({"destinations": [{"name": "pacs"}]}, 'write kind = "dicom" or kind = "dicomweb"'),
+        ({"destinations": [DICOM | {"name": "My PACS"}]}, "lower case letters, digits, - and _"),
+    ],
+)
+def test_what_would_be_right_is_said_for_people(raw: dict[str, Any], says: str) -> None:
+    assert says in refusal(raw)
 
 
 def test_the_template_takes_tables_and_values() -> None:

@@ -180,6 +180,23 @@ def test_models_that_are_not_there(storage: Path) -> None:
 REFUSED = {"calling_ae": 'P"ACS', "called_ae": "AI", "address": "10.1.2.3", "certificate": "ab" * 32}
 
 
+def test_a_listener_that_the_callers_cant_reach_is_a_problem(storage: Path) -> None:
+    callers = [{"ae_title": "PACS", "address": "10.1.2.3"}, {"ae_title": "HERE", "address": "127.0.0.1"}]
+    (finding,) = bad(doctor.check_callers(settings(storage, callers=callers), NOW))
+    assert finding.level is Level.PROBLEM
+    assert "10.1.2.3/32 can't come in" in finding.sentence
+    reached = settings(storage, callers=callers, listener={"host": "0.0.0.0", "allow_plaintext": True})
+    assert bad(doctor.check_callers(reached, NOW)) == []
+
+
+def test_nobody_who_is_asked_what_never_came_is_a_warning(storage: Path) -> None:
+    destinations = [{"name": "pacs", "kind": "dicom", "host": "10.1.2.3", "port": 104, "ae_title": "PACS"}]
+    (finding,) = bad(doctor.check_archive(settings(storage, destinations=destinations)))
+    assert finding.level is Level.WARNING
+    asked = settings(storage, destinations=destinations, archive={"destination": "pacs"})
+    assert bad(doctor.check_archive(asked)) == []
+
+
 def test_the_lines_that_admit_who_was_refused_do_admit_it(storage: Path) -> None:
     """The first run: the PACS sends, is refused, and its administrator copies what the doctor shows."""
     record(storage, {**REFUSED, "reason": "unknown calling AE title", "count": 3})
@@ -196,6 +213,7 @@ def test_the_lines_that_admit_who_was_refused_do_admit_it(storage: Path) -> None
         "certificate_sha256": "ab" * 32,
     }
     listener = {
+        "host": "0.0.0.0",
         "tls_certificate_file": "a",
         "tls_key_file": "b",
         "tls_client_ca_file": "c",

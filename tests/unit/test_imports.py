@@ -21,7 +21,13 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 #: Packages and what each may import of the other two.
 PACKAGES: dict[str, tuple[str, ...]] = {
     "inference": (),
-    "dicom_sr": ("inference.types", "inference.change", "inference.uids", "inference.errors"),
+    "dicom_sr": (
+        "inference.types",
+        "inference.change",
+        "inference.uids",
+        "inference.errors",
+        "inference.certainty",
+    ),
     "pacs_node": ("inference", "dicom_sr"),
 }
 
@@ -29,7 +35,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 #: with ``*`` (a package of its own) do.
 LAYERS: dict[str, tuple[str, ...]] = {
     "inference": (
-        "change",
+        "change certainty",
         "errors types uids headers decode_probes digest durable mesh prompts cards",
         "boxes",
         (
@@ -86,7 +92,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
             " archive_dimse archive_web completeness"
         ),
         (
-            "damage lifecycle backlog breaker retention gate_record commitment_scp commitment_scu"
+            "lifecycle backlog breaker retention gate_record commitment_scp commitment_scu"
             " audit_message audit_chain accounts"
         ),
         "audit_xml sessions tokens notify_messages watch priors_move priors_web",
@@ -98,12 +104,12 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "audit_syslog",
         "audit_list",
         "audit_review",
-        "quick_rows",
+        "quick_rows row_errors",
         "jobs outbox reception notices",
-        "priors_own case_of_job",
+        "priors_own case_of_job damage",
         "priors_search",
         "recorder",
-        "receiving",
+        "receiving recovery",
         "summaries",
         "feedback agreement drift model_use",
         "returned",
@@ -123,7 +129,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "web web.*",
         (
             "serve analyze accounts_cli tokens_cli audit_cli backup_cli dead_letters_cli"
-            " evaluate_cli validate_cli doctor_cli guidelines_cli report_template_cli"
+            " evaluate_cli validate_cli doctor_cli guidelines_cli report_template_cli init_cli"
         ),
         "demo",
         "cli",
@@ -154,12 +160,15 @@ ONLY: dict[str, str] = {
     "pacs_node.gate_association": "inference.decode pacs_node pacs_node.gate_message pacs_node.gate_pdu "
     "pacs_node.gate_wire",
     "pacs_node.recorder": "pacs_node.damage pacs_node pacs_node.clock pacs_node.connections pacs_node.db "
-    "pacs_node.errors pacs_node.reception pacs_node.spool",
+    "pacs_node.errors pacs_node.reception pacs_node.row_errors pacs_node.spool",
+    "pacs_node.recovery": "pacs_node pacs_node.errors pacs_node.reception pacs_node.recorder pacs_node.spool",
+    "pacs_node.row_errors": "pacs_node.connections pacs_node.damage pacs_node.errors",
     "pacs_node.receiving": "pacs_node pacs_node.audit pacs_node.db pacs_node.errors "
     "pacs_node.gate pacs_node.gate_association pacs_node.gate_record pacs_node.notices pacs_node.reception "
     "pacs_node.recorder pacs_node.spool",
     "pacs_node.listener": "inference.decode pacs_node pacs_node.backlog pacs_node.clock pacs_node.commitment "
     "pacs_node.damage pacs_node.config pacs_node.notices pacs_node.receiving pacs_node.recorder "
+    "pacs_node.recovery "
     "pacs_node.db pacs_node.errors pacs_node.gate pacs_node.gate_* pacs_node.spool "
     "pacs_node.storage pacs_node.tls",
     "pacs_node.case": "inference.* dicom_sr.* pacs_node pacs_node.case_narrative pacs_node.case_priors "
@@ -177,7 +186,7 @@ ONLY: dict[str, str] = {
     "pacs_node.association pacs_node.breaker pacs_node.commitment_scu pacs_node.config pacs_node.db "
     "pacs_node.destinations pacs_node.dicomweb pacs_node.dimse pacs_node.errors pacs_node.jobs "
     "pacs_node.lifecycle pacs_node.outbox pacs_node.states pacs_node.storage pacs_node.tls pacs_node",
-    "pacs_node.web*": "inference.errors pacs_node.alarms pacs_node.latency pacs_node.readiness "
+    "pacs_node.web*": "inference.certainty inference.errors pacs_node.alarms pacs_node.latency pacs_node.readiness "
     "pacs_node.config_sources pacs_node.dead_letters "
     "pacs_node.destination_actions pacs_node.doctor_findings pacs_node.examination pacs_node.held "
     "pacs_node.partners pacs_node.refusals pacs_node.versions pacs_node pacs_node.web* "

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from pacs_node import preflight
+from pacs_node import preflight, storage
 from pacs_node.cli import main
 from pacs_node.config import Settings, parse_settings
 from pacs_node.errors import ConfigurationError
@@ -69,6 +69,29 @@ def test_a_port_in_use_is_named(tmp_path: Path, free_port: int, busy: int, place
     assert "in use" in text
     # a part that doesn't need it may start
     preflight.check(settings(tmp_path, ports), ["delivery"])
+
+
+@pytest.mark.parametrize(
+    ("tables", "first", "second"),
+    [
+        ({"web": {"port": 11112}}, "listener", "web"),
+        ({"mllp": {"enabled": True, "port": 11112}}, "listener", "mllp"),
+        ({"mllp": {"enabled": True, "port": 8080}, "web": {"port": 8080}}, "web", "mllp"),
+        (
+            {"listener": {"host": "0.0.0.0", "allow_plaintext": True}, "web": {"port": 11112}},
+            "listener",
+            "web",
+        ),
+    ],
+)
+def test_two_doors_at_one_port_are_named(
+    tmp_path: Path, tables: dict[str, Any], first: str, second: str
+) -> None:
+    if "mllp" in tables:
+        tables["mllp"]["senders"] = ["127.0.0.1"]
+    text = refusal(parse_settings(tables, base=tmp_path), ["delivery"])
+    assert f"{second}.port = " in text
+    assert f"is {first}.port too; give each a port of its own" in text
 
 
 def test_a_page_that_is_not_served_needs_no_port(tmp_path: Path, free_port: int, busy: int) -> None:
@@ -137,6 +160,15 @@ def test_a_storage_that_cannot_be_written_is_named_whoever_asks(
     assert done.exit_code == 1
     assert f"storage.directory = '{tmp_path}/file/data': " in done.output
     assert isinstance(done.exception, SystemExit)
+
+
+def test_a_storage_whose_disk_is_not_mounted_is_no_new_node(tmp_path: Path) -> None:
+    given = parse_settings({"storage": {"directory": str(tmp_path / "mount" / "data")}}, base=tmp_path)
+    with pytest.raises(ConfigurationError, match=r"isn't there: is its disk mounted\?"):
+        storage.open_database(given)
+    assert not (tmp_path / "mount").exists()
+    (tmp_path / "mount").mkdir()
+    storage.open_database(given).dispose()
 
 
 def test_a_database_that_is_none_is_named(tmp_path: Path) -> None:
