@@ -306,8 +306,9 @@ class Link:
                 evt_handlers=[*self._watchdog.handlers(), *self._handlers],
                 tls_args=self._tls_arguments(),
             )
-        except OSError as error:  # the host name can't be resolved
-            sentence = f"the host can't be found ({error.strerror or type(error).__name__})"
+        except (OSError, UnicodeError) as error:  # the host name can't be resolved, or can't be one
+            why = error.strerror if isinstance(error, OSError) else None
+            sentence = f"the host can't be found ({why or type(error).__name__})"
             self.failure = Failure(OutcomeKind.TRANSIENT, sentence)
             self._watchdog.stop()
             return self

@@ -200,8 +200,8 @@ class _Trouble:
     sentence: str
 
     @classmethod
-    def of(cls, error: OSError) -> _Trouble:
-        """Classify what requests raised (its errors are OSErrors)."""
+    def of(cls, error: Exception) -> _Trouble:
+        """Classify what requests raised: its errors are OSErrors, but a header may raise a ValueError."""
         if isinstance(error, requests.HTTPError) and error.response is not None:
             answer = _Answer(error.response.status_code, {}, {}).outcome("")
             return cls(answer.kind, answer.detail)
@@ -211,8 +211,9 @@ class _Trouble:
         return cls(OutcomeKind.TRANSIENT, f"the request failed ({type(error).__name__})")
 
 
+_REDIRECTS = "the receiver redirects us, which is not followed; correct the URL"
 _TROUBLES = (  # the first that fits: SSLError and ConnectTimeout are ConnectionErrors too
-    (requests.TooManyRedirects, OutcomeKind.PERMANENT, "the receiver wants to redirect; correct the URL"),
+    (requests.TooManyRedirects, OutcomeKind.PERMANENT, _REDIRECTS),
     (
         requests.exceptions.SSLError,
         OutcomeKind.TRANSIENT,
@@ -285,7 +286,7 @@ class DicomWebDestination:
     def _session(self, most: int = MAX_ANSWER_BYTES) -> requests.Session:
         session = limited_session(most)
         session.trust_env = False
-        session.max_redirects = 0
+        session.hooks["response"].append(_refuse_redirect)
         if self._user is not None:
             session.auth = (self._user, self._password or "")
         if self._ca is not None:
@@ -321,7 +322,7 @@ class DicomWebDestination:
         try:
             parts = [file.path.read_bytes() for file in batch.values()]
             answer = _Answer.read(client.post_parts(parts))
-        except OSError as error:
+        except (OSError, ValueError) as error:
             answer = _Answer(None, {}, {}, _Trouble.of(error))
         named = any(answer.names(file.sop_instance_uid) for file in batch.values())
         if len(batch) > 1 and answer.http in _ONE_BAD_PART and not named:
@@ -337,9 +338,9 @@ class DicomWebDestination:
                 self._client(session).search_for_studies(
                     limit=1, search_filters={"StudyInstanceUID": _NOBODY}
                 )
-        except OSError as error:
+        except (OSError, ValueError) as error:
             return EchoResult(False, time.monotonic() - start, _Trouble.of(error).sentence)
-        except RecursionError:
+        except (TypeError, RecursionError):
             return EchoResult(False, time.monotonic() - start, "the answer is not DICOM JSON")
         return EchoResult(True, time.monotonic() - start, "answers")
 
@@ -384,15 +385,15 @@ class DicomWebDestination:
                     found = client.search_for_series(study_uid, **options)
                 else:
                     found = client.search_for_instances(study_uid, series_uid, **options)
+                matches: list[object] = list(found)  # what the peer sent, whatever the client promises
             except OSError as error:
                 answer = error.response if isinstance(error, requests.HTTPError) else None
                 if answer is not None and answer.status_code == HTTPStatus.NOT_FOUND:
                     return []
                 trouble = _Trouble.of(error)
                 raise ArchiveError(trouble.kind, trouble.sentence) from error
-            except (ValueError, RecursionError) as error:
+            except (ValueError, TypeError, RecursionError) as error:
                 raise ArchiveError(OutcomeKind.PERMANENT, "the answer is not DICOM JSON") from error
-        matches: list[object] = list(found)  # what the peer sent, whatever the client promises
         return [match for match in matches if isinstance(match, dict)]
 
     @contextmanager
@@ -428,13 +429,19 @@ class DicomWebDestination:
             matches = client.search_for_instances(
                 item.study_uid, item.series_uid, search_filters={"SOPInstanceUID": item.sop_instance_uid}
             )
+            return any(item.sop_instance_uid in _values(match, _SOP_INSTANCE_UID) for match in matches)
         except requests.HTTPError as error:
             missing = error.response is not None and error.response.status_code == HTTPStatus.NOT_FOUND
             return False if missing else None
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             logger.warning("%s: the search failed (%s)", self.name, type(error).__name__)
             return None
-        return any(item.sop_instance_uid in _values(match, _SOP_INSTANCE_UID) for match in matches)
+
+
+def _refuse_redirect(response: requests.Response, **_options: object) -> None:
+    """Raise before anybody reads where to; not to be followed isn't enough, the address is read even so."""
+    if HTTPStatus.MULTIPLE_CHOICES <= response.status_code < HTTPStatus.BAD_REQUEST:
+        raise requests.TooManyRedirects("a redirect is not followed", response=response)
 
 
 def _batches(files: dict[int, ObjectFile]) -> Iterator[dict[int, ObjectFile]]:

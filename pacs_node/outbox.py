@@ -116,14 +116,18 @@ class Outbox:
     def _take_back(self, lost: Sequence[tuple[int, str]], now: datetime) -> None:
         with self._database.write() as session:
             for delivery_id, token in lost:
+                delivery = session.get_one(Delivery, delivery_id)
+                # one that ends its process each time has an end too; one that was due before the node stood
+                # still for long is tried once more
+                over = self._too_old(delivery, delivery.next_attempt_at)
                 lifecycle.move_delivery(
                     session,
-                    session.get_one(Delivery, delivery_id),
-                    DeliveryState.PENDING,
+                    delivery,
+                    DeliveryState.FAILED if over else DeliveryState.PENDING,
                     at=now,
                     actor=_ACTOR,
                     token=token,
-                    next_attempt_at=now,
+                    next_attempt_at=now + self._waits.after(delivery.attempts),
                     lease_token=None,
                     lease_expires_at=None,
                     status="the sending process stopped",
@@ -217,18 +221,27 @@ class Outbox:
         with leases.heartbeat(self._database, Delivery, ids, token, self._clock):
             outcomes = {row.id: _ALTERED for row in batch if self._is_altered(row.artifact)}
             sound = [row for row in batch if row.id not in outcomes]
-            sent: tuple[Outcome, ...] = ()
-            if sound:
-                sent = self._destination.send([self._path(row.artifact) for row in sound])
-                outcomes |= zip((row.id for row in sound), sent, strict=True)
+            sent = self._try(sound) if sound else {}
+            outcomes |= sent
         with self._database.write() as session:
-            is_open = self._note_whether_reached(session, sent)
+            is_open = self._note_whether_reached(session, tuple(sent.values()))
             for delivery_id, outcome in outcomes.items():
                 delivery = session.get_one(Delivery, delivery_id)
                 try:
                     self._note(session, delivery, token, outcome, is_open=is_open)
                 except StaleStateError:
                     logger.warning("delivery lease lost", extra={"delivery": delivery_id})
+
+    def _try(self, rows: Sequence[Delivery]) -> dict[int, Outcome]:
+        """Send; whatever the client raises is an outcome too, so it is counted, waited for and given up."""
+        try:
+            outcomes = self._destination.send([self._path(row.artifact) for row in rows])
+            return dict(zip((row.id for row in rows), outcomes, strict=True))
+        except Exception as error:
+            logger.exception("sending failed by a fault", extra={"destination": self._destination.name})
+            detail = f"a fault of this software ({type(error).__name__})"
+            fault = Outcome("", OutcomeKind.TRANSIENT, None, detail)
+            return {row.id: fault for row in rows}
 
     def _note_whether_reached(self, session: Session, sent: Sequence[Outcome]) -> bool:
         """Tell the breaker how an attempt went; return whether it is open now."""
@@ -291,7 +304,7 @@ class Outbox:
             due = session.execute(sent).scalars().all()
         if not due:
             return False
-        answers = self._destination.verify([_reference(delivery.artifact) for delivery in due])
+        answers = self._ask([_reference(delivery.artifact) for delivery in due])
         with self._database.write() as session:
             if any(answer is not None for answer in answers.values()):
                 breaker.note_answer(session, self._destination.name, at=now, actor=_ACTOR)
@@ -301,6 +314,14 @@ class Outbox:
                     uid = delivery.artifact.sop_instance_uid or ""
                     self._note_answer(session, delivery, found=answers.get(uid))
         return True
+
+    def _ask(self, objects: Sequence[ObjectRef]) -> dict[str, bool | None]:
+        """Ask; where the client raises nothing is known, so each object is asked for later again."""
+        try:
+            return self._destination.verify(objects)
+        except Exception:
+            logger.exception("asking failed by a fault", extra={"destination": self._destination.name})
+            return {}
 
     def _note_answer(self, session: Session, delivery: Delivery, *, found: bool | None) -> None:
         now = self._clock()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -246,10 +247,91 @@ def test_what_was_being_sent_when_the_process_died_is_sent_again(full: SmallNode
     assert healthy.attempts == []
     full.clock.forward(seconds=2)
     drain(box)
+    assert row(full, "seg").status == "the sending process stopped"
+    wait_for_the_next(full)
+    drain(box)
     named = uids(full)
     assert healthy.attempts == [named["seg"], named["sr"]]
     assert healthy.stored[named["seg"]] == fake.stored[named["seg"]]
     assert full.delivery_states() == {"seg": COMMITTED, "sr": COMMITTED}
+
+
+def test_what_ends_its_process_each_time_is_given_up_in_the_end(full: SmallNode) -> None:
+    class Dies(FakeDestination):
+        def send(self, paths: Sequence[Path]) -> tuple[Outcome, ...]:
+            self.attempts += [path.name for path in paths]
+            raise KeyboardInterrupt
+
+    fake = Dies()
+    for _ in range(200):
+        with suppress(KeyboardInterrupt):
+            drain(outbox(full, fake))
+        box = outbox(full, fake)
+        box._look(full.clock())
+        box._look(full.clock.forward(seconds=31))
+        if row(full, "seg").state is FAILED:
+            break
+        full.clock.now = max(full.clock.now, row(full, "seg").next_attempt_at)
+    assert full.delivery_states() == {"seg": FAILED, "sr": PENDING}
+    assert len(fake.attempts) < 60
+    assert full.clock.now - row(full, "seg").created_at < timedelta(hours=3)
+
+
+def test_what_was_being_sent_when_the_node_stood_still_for_days_is_tried_once_more(full: SmallNode) -> None:
+    with full.database.write() as session:
+        session.execute(
+            update(Delivery).values(state=DeliveryState.SENDING, attempts=40, lease_token="serve:1")
+        )
+    full.clock.forward(days=3)
+    drain(outbox(full, FakeDestination()))
+    assert full.delivery_states() == {"seg": PENDING, "sr": PENDING}
+    full.clock.forward(seconds=SETTINGS.retry_longest_seconds)
+    drain(outbox(full, FakeDestination()))
+    assert full.delivery_states() == {"seg": COMMITTED, "sr": COMMITTED}
+
+
+class Faulty(FakeDestination):
+    """Its client has a fault: an answer that nobody foresaw raises."""
+
+    def send(self, paths: Sequence[Path]) -> tuple[Outcome, ...]:
+        self.attempts += [path.name for path in paths]
+        raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+
+    def verify(self, objects: Sequence[ObjectRef]) -> dict[str, bool | None]:
+        self.attempts += [item.sop_instance_uid for item in objects]
+        raise TypeError("'NoneType' object is not iterable")
+
+
+def test_a_fault_of_the_client_is_waited_for_and_given_up_as_silence_is(full: SmallNode) -> None:
+    fake = Faulty()
+    box = outbox(full, fake)
+    assert box.tick()
+    seg = row(full, "seg")
+    assert (seg.state, seg.attempts, seg.lease_token) == (PENDING, 1, None)
+    assert seg.status == "a fault of this software (UnicodeDecodeError)"
+    assert seg.next_attempt_at > full.clock.now
+    for _ in range(1000):
+        drain(box)
+        if set(full.delivery_states().values()) == {FAILED}:
+            break
+        full.clock.forward(seconds=300)
+    assert full.delivery_states() == {"seg": FAILED, "sr": FAILED}
+    assert full.clock.now - row(full, "seg").created_at < timedelta(hours=3)
+    assert len(fake.attempts) < 40
+    with full.database.read() as session:
+        assert session.get_one(Breaker, "fake").failures >= 3
+
+
+def test_a_fault_in_the_question_is_asked_ever_more_seldom(full: SmallNode) -> None:
+    with full.database.write() as session:
+        session.execute(update(Delivery).values(state=SENT, sent_at=full.clock()))
+    fake = Faulty()
+    box = outbox(full, fake)
+    for _ in range(60):
+        drain(box)
+        full.clock.forward(seconds=60)
+    assert full.delivery_states() == {"seg": SENT, "sr": SENT}
+    assert len(fake.attempts) <= 2 * 12
 
 
 class Slow(FakeDestination):
@@ -277,6 +359,7 @@ def test_a_sender_that_lost_its_lease_changes_nothing(full: SmallNode, answer: O
     outbox(full, Slow(another_takes_over, [answer])).tick()
     seg = row(full, "seg")
     assert (seg.state, seg.status, seg.lease_token) == (PENDING, "the sending process stopped", None)
+    wait_for_the_next(full)
     drain(outbox(full, FakeDestination()))
     assert full.delivery_states() == {"seg": COMMITTED, "sr": COMMITTED}
 

@@ -277,6 +277,33 @@ def test_no_redirect_is_followed(path: Path, uid: str) -> None:
     assert not elsewhere.requests
 
 
+@pytest.mark.parametrize("status", [300, 302, 304, 308])
+@pytest.mark.parametrize("location", [None, "http://pacs/\xff", "http://[", "/studies"])
+def test_a_redirect_to_anywhere_is_an_outcome(status: int, location: str | None, path: Path) -> None:
+    """Its address may not even be text; and an empty body of it is no answer "I have nothing"."""
+    away = Answer(status, headers={} if location is None else {"Location": location})
+    item = reference(dcmread(path))
+    with server(away, away, away) as running:
+        destination = DicomWebDestination("web", running.url)
+        (outcome,) = destination.send([path])
+        echo = destination.echo()
+        assert destination.verify([item]) == {item.sop_instance_uid: None}
+        assert len(running.requests) == 3
+    assert (outcome.kind, "redirect" in outcome.detail) == (OutcomeKind.PERMANENT, True)
+    assert (echo.ok, "redirect" in echo.detail) == (False, True)
+
+
+@pytest.mark.parametrize("body", [b"null", b"5", b"\xff", b"[" * 100_000, b'{"00080018": 1}'])
+def test_an_answer_that_is_no_list_of_matches_raises_nothing(body: bytes, path: Path) -> None:
+    item = reference(dcmread(path))
+    with server(Answer(200, body), Answer(200, body), Answer(200, body)) as running:
+        destination = DicomWebDestination("web", running.url)
+        (outcome,) = destination.send([path])
+        destination.echo()
+        assert destination.verify([item])[item.sop_instance_uid] is not True
+    assert outcome.kind is OutcomeKind.TRANSIENT
+
+
 def test_credentials_headers_and_no_proxy_of_the_environment(
     path: Path, uid: str, monkeypatch: pytest.MonkeyPatch, free_port: int
 ) -> None:

@@ -274,6 +274,11 @@ def test_an_answer_is_not_taken_by_the_thread_of_the_association(
             assert association.dimse.get_msg() == answer
 
 
+@pytest.mark.parametrize("host", ["a" * 64 + ".example", "..", "pacs..example"])
+def test_a_host_that_can_be_none_is_a_result(host: str) -> None:
+    assert "can't be found" in DimseDestination("peer", host, 104, "PEER", "NODE").echo().detail
+
+
 def test_host_that_does_not_exist(tmp_path: Path) -> None:
     destination = DimseDestination("peer", "no-such-host.invalid", 104, "PEER", "NODE")
     (outcome,) = destination.send([write_sr(tmp_path)])
