@@ -2,7 +2,8 @@
 
 First a snapshot of the database, then the files that its rows name: a file is durable before its row, so none
 is missing that wasn't missing in the node. Retention waits meanwhile. Another backup into the same folder
-copies what is new. The folder is a backup only when its ``backup.json`` says so, which is written last.
+copies what is new, and holds a part of what is there against its rows, all of it in turn: what has rotted is
+copied again. The folder is a backup only when its ``backup.json`` says so, which is written last.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +27,8 @@ from pacs_node.storage import undisturbed
 logger = logging.getLogger(__name__)
 
 MANIFEST = "backup.json"
+PARTS = 30
+"""After so many backups each file of it was held against its row again."""
 _FORMAT = 1
 _BLOCK = 1 << 20
 
@@ -42,12 +45,15 @@ class Report:
         That the rows name, and of these that were copied now.
     missing, altered
         Paths that rows name: no such file, and another content. The database says which study they belong to.
+    mended
+        Of those that were copied now: which had another content in the backup, or could not be read there.
     """
 
     files: int = 0
     copied: int = 0
     missing: list[str] = field(default_factory=list)
     altered: list[str] = field(default_factory=list)
+    mended: list[str] = field(default_factory=list)
 
     @property
     def whole(self) -> bool:
@@ -55,7 +61,7 @@ class Report:
         return not self.missing and not self.altered
 
 
-def back_up(rows: Rows, storage: Path, target: Path, now: datetime) -> Report:
+def back_up(rows: Rows, storage: Path, target: Path, now: datetime, *, verify: bool = False) -> Report:
     """Copy a node that may be at work.
 
     Parameters
@@ -66,6 +72,8 @@ def back_up(rows: Rows, storage: Path, target: Path, now: datetime) -> Report:
         Its storage directory.
     target
         A folder of its own; an earlier backup of this node in it is brought up to date.
+    verify
+        Hold each file that is there against its row, not only this time's part of them.
 
     Raises
     ------
@@ -74,6 +82,7 @@ def back_up(rows: Rows, storage: Path, target: Path, now: datetime) -> Report:
     """
     target.mkdir(parents=True, exist_ok=True, mode=0o700)
     before = _manifest(target) if (target / MANIFEST).exists() else None
+    turn = 0 if before is None else (int(before.get("turn", 0)) + 1) % PARTS
     begun = target / "incomplete"
     if before is None and not begun.exists() and any(target.iterdir()):
         raise BackupError(f"{target} is not empty, and no backup: take a folder of its own")
@@ -81,11 +90,13 @@ def back_up(rows: Rows, storage: Path, target: Path, now: datetime) -> Report:
     with undisturbed(storage, wait=True):
         saved = target / f"{now:%Y%m%dT%H%M%S%f}{rows.suffix}"
         moment = rows.save(saved)
-        report = _copy(moment.named, storage, target, again=False)
-    _write_manifest(target, saved, moment, now)
+        report = _copy(moment.named, storage, target, lambda item: verify or _part(item) == turn)
+    _write_manifest(target, saved, moment, now, turn)
     begun.unlink()
     _prune(target, {*(path.name for path in saved_files(saved)), *(item.path for item in moment.named)})
     logger.info("backup", extra={"files": report.files, "copied": report.copied})
+    if report.mended:
+        logger.warning("files of the backup were altered", extra={"count": len(report.mended)})
     return report
 
 
@@ -121,17 +132,24 @@ def restore(source: Path, rows: Rows, storage: Path) -> Report:
     storage.mkdir(parents=True, exist_ok=True, mode=0o700)
     Spool(storage, 1)
     with rows.bring_back(saved) as named:
-        return _copy(named, source, storage, again=True)
+        return _copy(named, source, storage, lambda _item: True)
 
 
-def _copy(named: Iterable[Named], source: Path, target: Path, *, again: bool) -> Report:
-    """Copy what isn't there; what is altered at the source is named and not copied."""
+def _part(item: Named) -> int:
+    return int(item.sha256[:8], 16) % PARTS
+
+
+def _copy(named: Iterable[Named], source: Path, target: Path, verify: Callable[[Named], bool]) -> Report:
+    """Copy what isn't there as its row says; what is altered at the source is named and not copied."""
     report = Report()
     for item in named:
         report.files += 1
         origin, place = source / item.path, target / item.path
-        if not again and place.exists() and origin.exists() and place.stat().st_size == origin.stat().st_size:
-            continue
+        rotten = False
+        if place.exists() and origin.exists() and place.stat().st_size == origin.stat().st_size:
+            rotten = verify(item) and not _is_sound(item, place)
+            if not rotten:
+                continue
         try:
             sound = item.is_in(origin)
         except FileNotFoundError:
@@ -144,7 +162,17 @@ def _copy(named: Iterable[Named], source: Path, target: Path, *, again: bool) ->
         shutil.copyfile(origin, place.with_name(f"{place.name}.part"))
         place.with_name(f"{place.name}.part").rename(place)
         report.copied += 1
+        if rotten:
+            report.mended.append(item.path)
     return report
+
+
+def _is_sound(item: Named, place: Path) -> bool:
+    try:
+        return item.is_in(place)
+    except OSError:
+        # a bad block: the copy takes another place
+        return False
 
 
 def _digest(saved: Path) -> str:
@@ -157,13 +185,14 @@ def _digest(saved: Path) -> str:
     return digest.hexdigest()
 
 
-def _write_manifest(target: Path, saved: Path, moment: Moment, now: datetime) -> None:
+def _write_manifest(target: Path, saved: Path, moment: Moment, now: datetime, turn: int) -> None:
     content = {
         "format": _FORMAT,
         "made_at": now.astimezone(UTC).isoformat(timespec="seconds"),
         "database": saved.name,
         "sha256": _digest(saved),
         "files": len(moment.named),
+        "turn": turn,
         "audit_events": moment.audit_events,
         "audit_head": moment.audit_head,
         "notice": "Patient data. Research use only, not for primary diagnosis.",

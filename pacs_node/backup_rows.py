@@ -29,6 +29,7 @@ _BLOCK = 1 << 20
 _META_AT = 128 + 4
 _GROUP_LENGTH = 12
 _MOST_WORDS = 400
+_PROGRAM_SECONDS = 6 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,12 +167,14 @@ class PostgresqlRows:
     ----------
     url
         With the password, if it has one; that is handed to the programs by their environment.
+    seconds
+        After which ``pg_dump`` or ``pg_restore`` is ended: retention waits for a dump.
     """
 
     suffix = ".dump"
 
-    def __init__(self, url: URL) -> None:
-        self._url = url
+    def __init__(self, url: URL, seconds: float = _PROGRAM_SECONDS) -> None:
+        self._url, self._seconds = url, seconds
 
     def are_there(self) -> bool:
         """Whether there is a node."""
@@ -187,7 +190,7 @@ class PostgresqlRows:
         Raises
         ------
         BackupError
-            ``pg_dump`` is missing or failed.
+            ``pg_dump`` is missing, failed or took too long.
         """
         database = Database(self._url)
         try:
@@ -219,7 +222,7 @@ class PostgresqlRows:
         Raises
         ------
         BackupError
-            ``pg_restore`` is missing or failed, or the saved rows are damaged.
+            ``pg_restore`` is missing, failed or took too long, or the saved rows are damaged.
         """
         self._find("pg_restore")
         yield [Named(**item) for item in json.loads(_list_of(saved).read_text(encoding="utf-8"))]
@@ -253,9 +256,18 @@ class PostgresqlRows:
         place = URL.create("postgresql", url.username, None, url.host, url.port, url.database, url.query)
         command = [self._find(program), *options, "--no-password", f"--dbname={place.render_as_string()}"]
         environment = os.environ | ({} if password is None else {"PGPASSWORD": str(password)})
-        answer = subprocess.run(  # noqa: S603 - a fixed program, no shell
-            command, env=environment, capture_output=True, text=True, errors="replace", check=False
-        )
+        try:
+            answer = subprocess.run(  # noqa: S603 - a fixed program, no shell
+                command,
+                env=environment,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                check=False,
+                timeout=self._seconds,
+            )
+        except subprocess.TimeoutExpired:
+            raise BackupError(f"{program} took more than {self._seconds:g} s and was ended") from None
         if answer.returncode:
             raise BackupError(f"{program} failed: {answer.stderr.strip()[:_MOST_WORDS]}")
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select, update
+from click.testing import CliRunner
+from sqlalchemy import make_url, select, update
 
 from pacs_node import backup
 from pacs_node.backup import MANIFEST, back_up, restore
-from pacs_node.backup_rows import SqliteRows
+from pacs_node.backup_cli import backup_command
+from pacs_node.backup_rows import PostgresqlRows, SqliteRows
 from pacs_node.config import RetentionSettings
 from pacs_node.db import Database, Delivery, Instance, sqlite_url
 from pacs_node.errors import BackupError
@@ -35,9 +38,10 @@ def done(node: SmallNode) -> SmallNode:
     return node
 
 
-def back(node: SmallNode, target: Path) -> backup.Report:
+def back(node: SmallNode, target: Path, *, verify: bool = False) -> backup.Report:
     storage = node.spool.directory
-    return back_up(SqliteRows(storage / "node.db"), storage, target, node.clock.forward(seconds=1))
+    now = node.clock.forward(seconds=1)
+    return back_up(SqliteRows(storage / "node.db"), storage, target, now, verify=verify)
 
 
 def again(source: Path, place: Path) -> backup.Report:
@@ -133,6 +137,60 @@ def test_a_bit_that_fell_over_in_the_backup_is_noticed(done: SmallNode, tmp_path
     report = again(tmp_path / "copy", tmp_path / "new")
     assert report.altered == [str(image.relative_to(tmp_path / "copy"))]
     assert not (tmp_path / "new" / report.altered[0]).exists()
+
+
+def rotten(copy: Path) -> tuple[str, bytes]:
+    """Let one bit of a file of a backup fall over; its path, and what it was."""
+    image = next((copy / "instances").rglob("*.dcm"))
+    sound = image.read_bytes()
+    image.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    return str(image.relative_to(copy)), sound
+
+
+def test_verify_copies_again_what_has_rotted_in_the_backup_and_names_it(
+    done: SmallNode, tmp_path: Path
+) -> None:
+    copy, storage = tmp_path / "copy", done.spool.directory
+    back(done, copy)
+    path, sound = rotten(copy)
+    (tmp_path / "node.toml").write_text(f'[storage]\ndirectory = "{storage}"\n')
+    answer = CliRunner().invoke(
+        backup_command, ["--verify", "--config", str(tmp_path / "node.toml"), str(copy)]
+    )
+    assert answer.exit_code == 0, answer.output
+    assert f"altered in the backup, copied again: {path}" in answer.output
+    assert (copy / path).read_bytes() == sound
+    assert again(copy, tmp_path / "new").whole
+
+
+def test_what_is_altered_in_backup_and_node_is_named_and_left(done: SmallNode, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    back(done, copy)
+    path, _ = rotten(copy)
+    shutil.copyfile(copy / path, done.spool.directory / path)
+    report = back(done, copy, verify=True)
+    assert (report.altered, report.mended, report.whole) == ([path], [], False)
+
+
+def test_each_backup_verifies_a_part_and_all_of_it_in_turn(done: SmallNode, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    back(done, copy)
+    path, sound = rotten(copy)
+    mended = [back(done, copy).mended for _ in range(backup.PARTS)]
+    assert [paths for paths in mended if paths] == [[path]]
+    assert (copy / path).read_bytes() == sound
+
+
+def test_a_dump_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "pg_restore"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    saved = tmp_path / "x.dump"
+    saved.with_name("x.dump.files").write_text("[]")
+    rows = PostgresqlRows(make_url("postgresql+psycopg://nobody@localhost/none"), seconds=0.1)
+    with pytest.raises(BackupError, match=r"pg_restore took more than 0\.1 s"), rows.bring_back(saved):
+        pass
 
 
 def test_nothing_is_overwritten(done: SmallNode, tmp_path: Path) -> None:
