@@ -51,10 +51,6 @@ class TestClock:
     def __call__(self) -> datetime:
         return self.now
 
-    def monotonic(self) -> float:
-        """The same for what counts seconds."""
-        return self.now.timestamp()
-
     def forward(self, **span: float) -> datetime:
         """Let ``timedelta(**span)`` pass and return the new time."""
         self._passed += timedelta(**span)
@@ -125,7 +121,7 @@ class SmallNode:
                 self.clock,
             ),
             clock=self.clock,
-            monotonic=self.clock.monotonic,
+            monotonic=self.clock.ticks,
         )
 
     def receive(self, *datasets: Dataset, association_id: int | None = None) -> list[Reception]:
