@@ -20,6 +20,8 @@ FOLDER = Path(__file__).parent
 CLAIMS = FOLDER / "claims.toml"
 STATEMENT = FOLDER / "statement.md"
 
+#: services with more SOP classes say how many
+_FEW = 5
 _WORDS = {"source": "as in the source", "present": "always present, never empty"}
 _KEYWORDS = {str(uid): keyword for keyword, uid in _STORAGE_CLASSES.items()}
 
@@ -38,16 +40,60 @@ def render(claims: dict[str, Any]) -> str:
         autoescape=False,  # noqa: S701 - Markdown of our own words, not a page
     )
     environment.filters.update(
-        sop=_sop, sop_name=_sop_name, syntax=_syntax, attribute=_attribute, claimed=_claimed
+        sop=_sop, sop_name=_sop_name, syntax=_syntax, attribute=_attribute, claimed=_claimed, served=_served
     )
     storage = claims["acceptor"]["storage"]
+    values = claims | {
+        "service": services(claims),
+        "contexts": [_context(row) for row in claims["initiator"]["context"].values()],
+    }
     return environment.get_template("statement.md.j2").render(
-        **claims,
+        **values,
         version=__version__,
         analysed=storage["analysed"],
-        stored=[*storage["analysed"], *storage["other"]],
-        sent=sorted({item["sop_class"] for item in claims["object"]}),
+        stored=accepted_classes(claims),
     )
+
+
+def accepted_classes(claims: dict[str, Any]) -> list[str]:
+    """Return the storage SOP classes that the listener accepts."""
+    storage = claims["acceptor"]["storage"]
+    return [*storage["analysed"], *storage["other"]]
+
+
+def result_classes(claims: dict[str, Any]) -> list[str]:
+    """Return the SOP classes of the results."""
+    return sorted({item["sop_class"] for item in claims["object"]})
+
+
+def services(claims: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the services; `user`, `provider`, `neither` of each are lists of SOP classes or transactions."""
+    lists = {"results": result_classes(claims), "accepted": accepted_classes(claims)}
+    out = []
+    for row in claims["service"]:
+        named = {key: row.get(key, []) for key in ("user", "provider", "neither")}
+        resolved = {
+            key: lists[value] if isinstance(value, str) else list(value) for key, value in named.items()
+        }
+        out.append({"name": row["name"], "when": row.get("when", "")} | resolved)
+    return out
+
+
+def _context(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of the presentation contexts proposed, in words."""
+    classes, syntaxes = row["sop_classes"], row["transfer_syntaxes"]
+    return {
+        "of": "each SOP class of Annex A" if classes == "results" else ", ".join(map(_sop, classes)),
+        "short": "" if classes == "results" else ", ".join(map(_sop_name, classes)),
+        "syntaxes": "those of Annex C" if syntaxes == "accepted" else "; ".join(map(_syntax, syntaxes)),
+        "apart": row.get("apart", False),
+        "role": row.get("role", {"scu": True, "scp": False}),
+        "when": row["when"],
+    }
+
+
+def _served(names: list[str]) -> str:
+    return f"yes, {len(names)} SOP classes" if len(names) > _FEW else "yes" if names else "no"
 
 
 def _sop_name(uid: str) -> str:

@@ -16,6 +16,7 @@ from threading import Event, Thread
 import pytest
 from lxml import etree
 
+from conformance.statement import read_claims
 from pacs_node import audit
 from pacs_node.audit_message import Origin
 from pacs_node.audit_syslog import Forwarder, Server, client_context
@@ -26,8 +27,11 @@ from tests.conftest import find_free_port, find_peer
 from tests.node_story import START
 
 SCHEMA = etree.RelaxNG(etree.parse(Path(__file__).parents[2] / "conformance" / "audit_message.rng"))
+CLAIMED = read_claims()["audit"]
 RFC_5424 = re.compile(
-    r"<85>1 2026-\d\d-\d\dT[0-9:.]+Z node\.example pacs-node \d+ DICOM\+RFC3881 - (.*)", re.DOTALL
+    rf"<{CLAIMED['priority']}>1 2026-\d\d-\d\dT[0-9:.]+Z node\.example pacs-node \d+ "
+    rf"{re.escape(CLAIMED['message_id'])} - (.*)",
+    re.DOTALL,
 )
 CONFIGURATION = """
 global(workDirectory="{directory}" maxMessageSize="64k" parser.escapeControlCharactersOnReceive="off"

@@ -25,7 +25,7 @@ from pynetdicom.pdu_primitives import (
 )
 from sqlalchemy import text
 
-from conformance.statement import STATEMENT, read_claims, render
+from conformance.statement import STATEMENT, accepted_classes, read_claims, render, result_classes
 from dicom_sr import part10
 from dicom_sr.capture import build_captures, capture_result
 from dicom_sr.keyimages import render_key_images
@@ -67,7 +67,7 @@ CLAIMS = read_claims()
 ACCEPTOR: dict[str, Any] = CLAIMS["acceptor"]
 INITIATOR: dict[str, Any] = CLAIMS["initiator"]
 SYNTAXES: list[str] = ACCEPTOR["storage"]["transfer_syntaxes"]
-STORED: list[str] = [*ACCEPTOR["storage"]["analysed"], *ACCEPTOR["storage"]["other"]]
+STORED = accepted_classes(CLAIMS)
 CALLERS = (Caller(ae_title="PACS", address="127.0.0.0/8"),)
 NOT_SUPPORTED, NO_COMMON_SYNTAX = 3, 4
 
@@ -332,6 +332,17 @@ def recording_peer(
         yield peer
 
 
+def claimed_contexts(*cases: str) -> list[tuple[str, list[str]]]:
+    """Contexts of the cases of [initiator.context], sorted."""
+    out: list[tuple[str, list[str]]] = []
+    for row in (INITIATOR["context"][case] for case in cases):
+        classes = result_classes(CLAIMS) if row["sop_classes"] == "results" else row["sop_classes"]
+        syntaxes = SYNTAXES if row["transfer_syntaxes"] == "accepted" else row["transfer_syntaxes"]
+        for uid in classes:
+            out += [(uid, [syntax]) for syntax in syntaxes] if row.get("apart") else [(uid, syntaxes)]
+    return sorted(out)
+
+
 def proposed(request: A_ASSOCIATE) -> list[tuple[str, list[str]]]:
     return [
         (str(context.abstract_syntax), [str(uid) for uid in context.transfer_syntax])
@@ -399,11 +410,9 @@ def test_associations_are_proposed_as_claimed(
         refs = [reference(dcmread(path)) for path in paths]
         assert set(destination.verify(refs).values()) == {True}
     echo, sending, query = requests
-    assert [uid for uid, _ in proposed(echo)] == [INITIATOR["verification"]["sop_class"]]
-    classes = sorted({item["sop_class"] for item in CLAIMS["object"]})
-    syntaxes = INITIATOR["storage"]["transfer_syntaxes"]
-    assert sorted(proposed(sending)) == sorted((uid, [syntax]) for uid in classes for syntax in syntaxes)
-    assert [uid for uid, _ in proposed(query)] == [INITIATOR["query"]["sop_class"]]
+    assert proposed(echo) == claimed_contexts("verification")
+    assert sorted(proposed(sending)) == claimed_contexts("storage")
+    assert proposed(query) == claimed_contexts("query")
     for request in requests:
         said = user_information(request)
         assert said.pop(MaximumLengthNotification).maximum_length_received == INITIATOR["max_pdu_bytes"]

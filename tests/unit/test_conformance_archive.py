@@ -14,7 +14,6 @@ from pydicom.uid import CTImageStorage, MRImageStorage
 from pynetdicom import AE, build_context, build_role, evt
 from pynetdicom.pdu_primitives import A_ASSOCIATE, SCP_SCU_RoleSelectionNegotiation
 
-from inference.decode import DECODABLE_TRANSFER_SYNTAXES
 from pacs_node.archive import ArchiveError, StudyFilter
 from pacs_node.archive_dimse import DimseArchive
 from pacs_node.archive_web import DicomWebArchive
@@ -35,6 +34,7 @@ from tests.unit.test_conformance import (
     INITIATOR,
     NO_COMMON_SYNTAX,
     associate,
+    claimed_contexts,
     negotiate,
     of_type,
     proposed,
@@ -135,7 +135,7 @@ def test_questions_to_the_archive_are_as_claimed(tmp_path: Path) -> None:
         ):
             with pytest.raises(ArchiveError):  # this peer answers at the IMAGE level only
                 question()
-    assert {uid for request in requests for uid, _ in proposed(request)} == {INITIATOR["query"]["sop_class"]}
+    assert [proposed(request) for request in requests] == [claimed_contexts("query")] * len(queries)
     claimed = [(row["level"], {"QueryRetrieveLevel", *row["keys"]}) for row in INITIATOR["question"]]
     asked = [(query.QueryRetrieveLevel, {element.keyword for element in query}) for query in queries]
     assert asked == [row for row in claimed if row[0] != "IMAGE"]
@@ -160,14 +160,15 @@ def test_earlier_examinations_are_asked_for_as_claimed(tmp_path: Path) -> None:
     claimed = [(row["level"], {"QueryRetrieveLevel", *row["keys"]}) for row in INITIATOR["prior"]]
     asked = [(query.QueryRetrieveLevel, {element.keyword for element in query}) for query in queries]
     assert asked == claimed
-    (get,) = (one for one in requests if INITIATOR["retrieve"]["get"] in {uid for uid, _ in proposed(one)})
-    contexts = [pair for pair in proposed(get) if pair[0] != INITIATOR["retrieve"]["get"]]
-    expected = [
-        (uid, [syntax])
-        for uid in INITIATOR["retrieve"]["sop_classes"]
-        for syntax in DECODABLE_TRANSFER_SYNTAXES
-    ]
-    assert sorted(contexts) == sorted(expected)
+    asking = [request for request in requests if proposed(request) != claimed_contexts("query")]
+    assert [sorted(proposed(request)) for request in asking] == [claimed_contexts("get", "get_storage")]
+    roles = {
+        item.sop_class_uid: {"scu": item.scu_role, "scp": item.scp_role}
+        for item in asking[0].user_information
+        if isinstance(item, SCP_SCU_RoleSelectionNegotiation)
+    }
+    claimed_roles = INITIATOR["context"]["get_storage"]
+    assert roles == dict.fromkeys(claimed_roles["sop_classes"], claimed_roles["role"])
 
 
 def test_earlier_examinations_are_asked_for_on_the_web_as_claimed(tmp_path: Path) -> None:
@@ -195,8 +196,8 @@ def test_earlier_examinations_are_asked_for_on_the_web_as_claimed(tmp_path: Path
 def test_commitment_is_asked_as_claimed(port: int) -> None:
     requests: list[A_ASSOCIATE] = []
     entity = AE(ae_title="PEER")
-    claimed = INITIATOR["commitment"]
-    entity.add_supported_context(claimed["sop_class"])
+    uid = ACCEPTOR["commitment"]["sop_class"]
+    entity.add_supported_context(uid)
     handlers: Any = [(evt.EVT_REQUESTED, lambda event: requests.append(event.assoc.requestor.primitive))]
     there: Any = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
     peer = Peer("127.0.0.1", int(there.server_address[1]), "PEER", "CTNODE")
@@ -205,11 +206,13 @@ def test_commitment_is_asked_as_claimed(port: int) -> None:
     send_report(peer, Report("1.2.3", (reference,)))
     there.shutdown()
     asking, reporting = requests
-    expected = [(claimed["sop_class"], claimed["transfer_syntaxes"])]
-    assert proposed(asking) == proposed(reporting) == expected
+    assert proposed(asking) == claimed_contexts("commitment_request")
+    assert proposed(reporting) == claimed_contexts("commitment_report")
     assert SCP_SCU_RoleSelectionNegotiation not in user_information(asking)
     role = user_information(reporting)[SCP_SCU_RoleSelectionNegotiation]
-    assert (role.sop_class_uid, role.scu_role, role.scp_role) == (claimed["sop_class"], False, True)
+    assert role.sop_class_uid == uid
+    roles = {"scu": role.scu_role, "scp": role.scp_role}
+    assert roles == INITIATOR["context"]["commitment_report"]["role"]
 
 
 def test_web_questions_are_as_claimed() -> None:
