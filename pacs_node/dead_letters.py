@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, and_, func, select
 from sqlalchemy.orm import Session
 
 from pacs_node import breaker, jobs
@@ -42,6 +42,26 @@ class DeadLetter:
     attempts: int
 
 
+def destinations_with_results(session: Session) -> list[str]:
+    """Names of destinations that results were made for, from one to the next in the index."""
+    found: list[str] = []
+    while True:
+        following = select(func.min(Delivery.destination))
+        if found:
+            following = following.where(Delivery.destination > found[-1])
+        name: str | None = session.execute(following).scalar_one()
+        if name is None:
+            return found
+        found.append(name)
+
+
+def failed_everywhere(session: Session) -> ColumnElement[bool]:
+    """Condition for the deliveries that failed: one range of the index for each destination."""
+    return and_(
+        Delivery.destination.in_(destinations_with_results(session)), Delivery.state == DeliveryState.FAILED
+    )
+
+
 def dead_letters(
     session: Session, place: str | None = None, study_uid: str | None = None
 ) -> list[DeadLetter]:
@@ -63,7 +83,7 @@ def dead_letters(
         .join(Job, Artifact.job_id == Job.id)
         .join(Series, Job.series_id == Series.id)
         .join(Study, Series.study_id == Study.id)
-        .where(Delivery.state == DeliveryState.FAILED)
+        .where(failed_everywhere(session))
     )
     found += [
         DeadLetter(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sqlalchemy import Select, exists, select
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from dicom_sr.context import MANUFACTURER
 from inference.errors import ReasonCode
@@ -173,9 +173,13 @@ class Intake:
     def judge_studies(self) -> None:
         """Queue the best series of each study whose series are all closed; name why not for the others."""
         with self._database.read() as session:
-            receiving = exists().where(Series.study_id == Study.id, Series.state == SeriesState.RECEIVING)
-            complete = exists().where(Series.study_id == Study.id, Series.state == SeriesState.COMPLETE)
-            due = session.execute(select(Study.id).where(complete, ~receiving)).scalars().all()
+            # by the state of the series, which few have: asked of each study it would be all of the table
+            other = aliased(Series)
+            receiving = exists().where(
+                other.study_id == Series.study_id, other.state == SeriesState.RECEIVING
+            )
+            complete = select(Series.study_id).where(Series.state == SeriesState.COMPLETE, ~receiving)
+            due = session.execute(complete.distinct()).scalars().all()
         for study_id in due:
             self._each(self._judge_or_give_up, study_id)
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from threading import Event, Thread
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -25,6 +25,7 @@ from sqlalchemy.orm import Session
 from pacs_node.clock import Clock
 from pacs_node.db import Database, Delivery, Job
 from pacs_node.errors import StaleStateError
+from pacs_node.states import DeliveryState, JobState
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,8 @@ class LeaseWatch:
         """
         table, now = self._table, self._ticks()
         held = select(table.id, table.lease_token, table.lease_expires_at).where(
+            # first of all the state: by it the few are found among all that ever were
+            _is_held(table),
             table.lease_token.is_not(None),
             *conditions,  # type: ignore[arg-type]  # columns of either table
         )
@@ -92,8 +95,14 @@ def give_up_leases_of_serve(session: Session) -> None:
     """
     for table in (Job, Delivery):
         session.execute(
-            update(table).where(table.lease_token.startswith("serve:")).values(lease_expires_at=None)
+            update(table)
+            .where(_is_held(table), table.lease_token.startswith("serve:"))
+            .values(lease_expires_at=None)
         )
+
+
+def _is_held(table: Held) -> ColumnElement[bool]:
+    return Job.state == JobState.RUNNING if table is Job else Delivery.state == DeliveryState.SENDING
 
 
 def extend(session: Session, table: Held, ids: Sequence[int], token: str, at: datetime) -> None:

@@ -158,7 +158,7 @@ def _delivery(session: Session, now: datetime, destinations: tuple[str, ...]) ->
     oldest = dict(
         session.execute(
             select(Delivery.destination, func.min(Delivery.created_at))
-            .where(Delivery.state.in_(_UNSENT))
+            .where(Delivery.destination.in_(destinations), Delivery.state.in_(_UNSENT))
             .group_by(Delivery.destination)
         )
         .tuples()

@@ -17,6 +17,7 @@ from pacs_node.audit import Event
 from pacs_node.breaker import Away, away
 from pacs_node.config import Caller
 from pacs_node.db import Artifact, AuditEvent, Breaker, Delivery, Job, Series, Study
+from pacs_node.dead_letters import destinations_with_results, failed_everywhere
 from pacs_node.states import DeliveryState, JobState
 from pacs_node.study_state import StudyWord
 
@@ -212,7 +213,7 @@ def _destinations(session: Session, names: Sequence[str]) -> tuple[DestinationLi
     # all of it is answered from the index over destination, state and next attempt; those that arrived, which
     # are nearly all, are not counted
     lines = []
-    for name in [*names, *(other for other in _known(session) if other not in names)]:
+    for name in [*names, *(other for other in destinations_with_results(session) if other not in names)]:
         by_state = {
             state: session.execute(
                 select(func.count()).where(Delivery.destination == name, Delivery.state == state)
@@ -237,19 +238,6 @@ def _destinations(session: Session, names: Sequence[str]) -> tuple[DestinationLi
             )
         )
     return tuple(lines)
-
-
-def _known(session: Session) -> list[str]:
-    """Names that results were made for, from one to the next in the index."""
-    found: list[str] = []
-    while True:
-        following = select(func.min(Delivery.destination))
-        if found:
-            following = following.where(Delivery.destination > found[-1])
-        name: str | None = session.execute(following).scalar_one()
-        if name is None:
-            return found
-        found.append(name)
 
 
 def _oldest_pending(session: Session, destination: str) -> datetime | None:
@@ -304,7 +292,7 @@ def _failures(session: Session) -> tuple[FailedStudy, ...]:
         .join(Job, Artifact.job_id == Job.id)
         .join(Series, Job.series_id == Series.id)
         .join(Study, Series.study_id == Study.id)
-        .where(Delivery.state == DeliveryState.FAILED)
+        .where(failed_everywhere(session))
         .order_by(Delivery.id.desc())
         .limit(_MOST)
     )
