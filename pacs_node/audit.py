@@ -52,6 +52,7 @@ class Event(Enum):
     DISK_ENOUGH = ("disk enough", "110100")
     NOTIFIED = ("notification", "110100")
     IMAGES_REMOVED = ("images removed", "110105")
+    IMAGE_UNCHECKED = ("image not checked", "110103")
     RESULTS_REMOVED = ("results removed", "110105")
     LOGGED_IN = ("login", "110114")
     LOGGED_OUT = ("logout", "110114")

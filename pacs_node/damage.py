@@ -7,19 +7,18 @@ shortly before against its SHA-256.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from sqlalchemy import func, select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
 
 from pacs_node import audit, db
 from pacs_node.clock import Clock
-from pacs_node.errors import NodeError
 from pacs_node.spool import Spool
 
 logger = logging.getLogger(__name__)
@@ -28,18 +27,8 @@ WINDOW = timedelta(minutes=15)
 """Before the last image that came; the system writes to the disk within a minute."""
 
 _ACTOR = "listener"
-
-
-class DiskFailedError(NodeError):
-    """The disk said that it has not kept what was written."""
-
-
-def is_disk_failure(error: BaseException) -> bool:
-    """Whether an error means that what was written may be lost; a disk that is full loses nothing."""
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    if isinstance(cause, sqlite3.Error):
-        return str(getattr(cause, "sqlite_errorname", "")).startswith("SQLITE_IOERR")
-    return isinstance(cause, OSError) and cause.errno == errno.EIO
+_WAITS_S = (1.0, 5.0)
+"""Before what couldn't be read is tried again: descriptors and memory come back, a disk may not."""
 
 
 def ended_badly(database: db.Database) -> datetime | None:
@@ -61,59 +50,130 @@ def ended_badly(database: db.Database) -> datetime | None:
     return rows[1][1]
 
 
-def remove_damaged(database: db.Database, spool: Spool, since: datetime, clock: Clock) -> int:
+def give_up_damaged(
+    database: db.Database,
+    spool: Spool,
+    since: datetime,
+    clock: Clock,
+    pause: Callable[[float], object] = time.sleep,
+) -> int:
     """Read the latest images again and give up those that have other bytes than were acknowledged.
 
     The row of such an image stays, without a file: its sender can bring it again, and what is not there is
-    never analysed as if it were whole.
+    never analysed as if it were whole. Its file is set aside. What can't be read is left as it is: that
+    says nothing of what the disk has, and is recorded.
+
+    Parameters
+    ----------
+    pause
+        Waits some seconds before what couldn't be read is tried again.
 
     Returns
     -------
     int
         How many were damaged.
     """
-    damaged = [row_id for row_id, path in _latest(database, since) if not _is_whole(spool, path)]
-    for row_id in damaged:
-        with database.write() as session:
-            instance = session.get_one(db.Instance, row_id)
-            if instance.path is None:
-                continue
-            spool.remove(instance.path)
-            instance.path = None
-            audit.record(
-                session,
-                audit.Event.IMAGES_REMOVED,
-                at=clock(),
-                actor=_ACTOR,
-                study_uid=instance.series.study.study_uid,
-                outcome=audit.Outcome.SERIOUS_FAILURE,
-                sop_instance_uid=instance.sop_instance_uid,
-                reason="the disk has other bytes than were received",
-            )
+    damaged = 0
+    latest = _latest(database, since)
+    for wait in (*_WAITS_S, None):
+        unread: list[_Image] = []
+        for image in latest:
+            try:
+                damaged += not _is_whole(spool, image.path) and _give_up(database, spool, image, clock)
+            except OSError as error:
+                logger.warning("an image can't be checked", extra={"path": image.path, "why": error.strerror})
+                unread.append(image)
+        if not unread:
+            break
+        latest = unread
+        if wait is not None:
+            pause(wait)
+    else:
+        _record_unread(database, latest, clock)
     if damaged:
-        logger.critical("images were damaged on the disk", extra={"count": len(damaged)})
-    return len(damaged)
+        logger.critical("images were damaged on the disk", extra={"count": damaged})
+    return damaged
 
 
-def _latest(database: db.Database, since: datetime) -> Iterator[tuple[int, str]]:
+def _give_up(database: db.Database, spool: Spool, image: _Image, clock: Clock) -> bool:
+    """Take the file from the row, then set it aside: killed in between, the next start does the latter.
+
+    Each time under the write lock and with a second look: the same bytes may be coming again just now.
+    """
+    with database.write() as session:
+        row = session.get_one(db.Instance, image.row_id)
+        if row.path is None or _is_whole(spool, image.path):
+            return False
+        row.path = None
+        what = "the disk has other bytes than were received; they are set aside"
+        _record(session, audit.Event.IMAGES_REMOVED, image, clock, what, files=1)
+    with database.write() as session:
+        row = session.get_one(db.Instance, image.row_id)
+        if row.path is None and spool.absolute(image.path).exists() and not _is_whole(spool, image.path):
+            kept = spool.set_aside(image.path)
+            logger.error("a damaged image is set aside", extra={"path": image.path, "as": kept})
+    return True
+
+
+def _record_unread(database: db.Database, images: Sequence[_Image], clock: Clock) -> None:
+    logger.critical("images could not be checked; they stay", extra={"count": len(images)})
+    with database.write() as session:
+        for image in images:
+            what = "it could not be checked whether the disk has it; it stays"
+            _record(session, audit.Event.IMAGE_UNCHECKED, image, clock, what)
+
+
+def _record(
+    session: Session, event: audit.Event, image: _Image, clock: Clock, reason: str, **objects: int
+) -> None:
+    audit.record(
+        session,
+        event,
+        at=clock(),
+        actor=_ACTOR,
+        study_uid=image.study_uid,
+        outcome=audit.Outcome.SERIOUS_FAILURE,
+        sop_instance_uid=image.sop_instance_uid,
+        reason=reason,
+        **objects,
+    )
+
+
+class _Image(NamedTuple):
+    row_id: int
+    path: str
+    sop_instance_uid: str
+    study_uid: str
+
+
+def _latest(database: db.Database, since: datetime) -> list[_Image]:
     with database.read() as session:
         last = session.execute(select(func.max(db.Instance.received_at))).scalar()
         if last is None:
-            return
+            return []
+        instance = db.Instance
         rows = session.execute(
-            select(db.Instance.id, db.Instance.path).where(
-                db.Instance.received_at >= max(since, last - WINDOW), db.Instance.path.is_not(None)
-            )
+            select(instance.id, instance.path, instance.sop_instance_uid, db.Study.study_uid)
+            .join(db.Series, instance.series_id == db.Series.id)
+            .join(db.Study, db.Series.study_id == db.Study.id)
+            .where(instance.received_at >= max(since, last - WINDOW), instance.path.is_not(None))
+            .order_by(instance.id)
         ).tuples()
-        found = [(row_id, path) for row_id, path in rows if path is not None]
-    yield from found
+        return [_Image(row_id, path, uid, study) for row_id, path, uid, study in rows if path is not None]
 
 
 def _is_whole(spool: Spool, path: str) -> bool:
+    """Whether a file has the bytes that its name says; one that isn't there has not.
+
+    Raises
+    ------
+    OSError
+        It can't be read to its end.
+    """
     try:
         _forget_cached(spool, path)
         return spool.find(path, 0) is not None
-    except OSError:
+    except FileNotFoundError:
         return False
 
 

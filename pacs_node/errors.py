@@ -7,6 +7,7 @@
     ├── StaleStateError        somebody else changed the row first (lost lease, cancelled job)
     ├── OutOfSpaceError        the storage reserve is reached; nothing was written
     │   └── ObjectTooLargeError  an object is larger than is taken; nothing was kept
+    ├── DiskFailedError        the disk has lost what was written; nothing more is taken
     ├── AnalysisFailedError    an attempt died, hung or raised; the job tries again or fails
     ├── SourceSilentError      a source of clinical records gave no answer that can be used
     ├── BackupError            a backup or a restore can't be made here; nothing was changed
@@ -34,6 +35,10 @@ class OutOfSpaceError(NodeError):
 
 class ObjectTooLargeError(OutOfSpaceError):
     """One object is larger than the settings allow, whatever is free."""
+
+
+class DiskFailedError(NodeError):
+    """The disk said that it has not kept what was written."""
 
 
 class UnreadableInstanceError(NodeError):

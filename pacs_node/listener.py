@@ -24,8 +24,8 @@ from pacs_node.backlog import Backlog
 from pacs_node.clock import Clock, utc_now
 from pacs_node.commitment import PUSH_MODEL, TRANSFER_SYNTAXES
 from pacs_node.config import Caller, DicomDestination, ListenerSettings, Settings
-from pacs_node.damage import DiskFailedError, ended_badly, is_disk_failure, remove_damaged
-from pacs_node.errors import NodeError
+from pacs_node.damage import ended_badly, give_up_damaged
+from pacs_node.errors import DiskFailedError, NodeError
 from pacs_node.gate import Admitted, Gate, Limits, Refusal, Visitor
 from pacs_node.gate_association import Acceptor, Ending, Terms
 from pacs_node.gate_pdu import Rejection
@@ -33,6 +33,8 @@ from pacs_node.gate_record import RefusalRecord
 from pacs_node.notices import Notices
 from pacs_node.receiving import Receiving
 from pacs_node.recorder import Recorder
+from pacs_node.recovery import recover
+from pacs_node.row_errors import is_disk_failure
 from pacs_node.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, Incoming, Spool
 from pacs_node.storage import open_database, open_spool
 
@@ -89,6 +91,7 @@ class Listener:
         self._lock = threading.Lock()
         self._gate: Gate | None = None
         self._sweeper: threading.Thread | None = None
+        self._stopping = threading.Event()
 
     def start(self) -> int:
         """Begin to listen; return the port.
@@ -131,6 +134,7 @@ class Listener:
 
     def stop(self) -> None:
         """Stop listening and abort what is open, each after the message that it is at."""
+        self._stopping.set()
         if self._gate is None:
             return
         self._gate.stop()
@@ -160,10 +164,11 @@ class Listener:
     def _recover(self, files: list[str]) -> None:
         """Write the rows of what a killed listener had acknowledged but not recorded."""
         try:
-            count = self._recorder.recover(files)
+            count = recover(self._recorder, files)
             since = ended_badly(self._database)
             if since is not None:
-                remove_damaged(self._database, self._spool, since, self._clock)
+                pause = self._stopping.wait
+                give_up_damaged(self._database, self._spool, since, self._clock, pause)
         except (OSError, SQLAlchemyError, NodeError):
             logger.exception("files without a row could not be recorded; the next start tries again")
             return

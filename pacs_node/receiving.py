@@ -16,7 +16,7 @@ from pacs_node.gate_association import Answer, Ending, Notice, StoreRequest
 from pacs_node.gate_record import RefusalRecord
 from pacs_node.notices import Notices
 from pacs_node.reception import Arrival, Identity, Reception
-from pacs_node.recorder import HEAD_BYTES, Origin, Recorder
+from pacs_node.recorder import Origin, Recorder
 from pacs_node.spool import Incoming
 
 logger = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ def _identity(sink: Incoming, transfer_syntax_uid: str) -> Identity:
     except UnreadableInstanceError:
         if sink.size <= _SHORT_HEAD_BYTES:
             raise
-    return reception.read_identity(sink.head(HEAD_BYTES), transfer_syntax_uid)
+    return reception.read_identity(sink.head(reception.HEAD_BYTES), transfer_syntax_uid)
 
 
 def _uid_or_none(text: str) -> str:

@@ -26,10 +26,17 @@ from pacs_node.spool import StoredFile
 from pacs_node.states import JobState, SeriesState
 from pacs_node.study_state import StudyWord
 
+HEAD_BYTES = 4 << 20
+"""Of a data set, in which its identity must stand."""
+
 _ACTOR = "listener"
 _UID = re.compile(r"[0-9.]{1,64}")
 _LAST_TAG = 0x0020000E
 _INFLATED_HEAD = 1 << 20
+_TEXT_BYTES = 1024
+"""Of a text in a row, in UTF-8. Whatever PS3.5 6.2 allows fits: a PN has 3 x 64 characters of up to 4 bytes.
+PostgreSQL keeps no NUL and takes no more than 2704 bytes into an index."""
+
 _TEXTS = {
     "patient_id": "PatientID",
     "patient_name": "PatientName",
@@ -131,9 +138,14 @@ def _read_head(dataset: bytes, transfer_syntax_uid: str) -> list[RawDataElement]
 
 @lru_cache(maxsize=32)
 def _texts(elements: tuple[RawDataElement, ...]) -> dict[str, str]:
-    """Decode the texts, which are the same in all slices of a series; PostgreSQL keeps no NUL."""
+    """Decode the texts, which are the same in all slices of a series."""
     head = Dataset({element.tag: element for element in elements})
-    return {name: str(head.get(keyword) or "")[:1024].replace("\0", "") for name, keyword in _TEXTS.items()}
+    return {name: _kept(str(head.get(keyword) or "")) for name, keyword in _TEXTS.items()}
+
+
+def _kept(text: str) -> str:
+    """Cut a text to what any database takes, also into an index."""
+    return text.replace("\0", "").encode("utf-8", "replace")[:_TEXT_BYTES].decode("utf-8", "ignore")
 
 
 def record_instance(

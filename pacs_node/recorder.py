@@ -1,9 +1,7 @@
 """Rows of received instances: whoever waits for its own writes those of all that wait.
 
 The listener answers when file and row are durable. Associations that wait at the same time share a
-transaction, and one that comes alone has its own at once, in its own thread. The file says by its name which
-bytes it must have and by its file meta information who sent it: what a killed listener left without a row,
-unanswered, gets its row at the next start.
+transaction, and one that comes alone has its own at once, in its own thread.
 """
 
 from __future__ import annotations
@@ -11,31 +9,26 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, insert, update
-from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError, SQLAlchemyError
+from sqlalchemy import Connection, delete, insert, update
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from pacs_node import db, reception
 from pacs_node.clock import Clock, utc_now
 from pacs_node.connections import WRITE
-from pacs_node.damage import DiskFailedError, is_disk_failure
-from pacs_node.errors import NodeError, UnreadableInstanceError
+from pacs_node.errors import DiskFailedError, NodeError
 from pacs_node.reception import Arrival, Reception
-from pacs_node.spool import FoundFile, Spool
+from pacs_node.row_errors import Blame, blame, is_disk_failure
+from pacs_node.spool import Spool
 
 logger = logging.getLogger(__name__)
 
-HEAD_BYTES = 4 << 20
-"""Of a data set, in which its identity must stand."""
-
 _RETRY_S = 1.0
 _WAIT_S = 20.0
-_RECOVER_AT_ONCE = 200
-_LOST = "lost"
 
 
 class RowsMissingError(NodeError):
@@ -59,6 +52,9 @@ class Origin:
             calling_ae=self.calling_ae, address=self.address, opened_at=self.opened_at
         )
         return int(connection.execute(new.returning(db.Association.id)).scalar_one())
+
+
+_End = tuple[Origin, str, datetime]
 
 
 @dataclass(eq=False, slots=True)
@@ -102,7 +98,7 @@ class Recorder:
         #: somebody has its turn
         self._writing = False
         self._waiting: list[_Waiting] = []
-        self._ends: list[tuple[Origin, str, datetime]] = []
+        self._ends: list[_End] = []
         self._trouble: Exception | None = None
         self._released = threading.Condition()
         #: SOP Instance UID -> digest of the bytes that somebody is making durable
@@ -146,6 +142,17 @@ class Recorder:
                 del self._claimed[sop_instance_uid]
                 self._released.notify_all()
 
+    @contextmanager
+    def nothing_arrives(self) -> Iterator[Collection[str]]:
+        """Have nobody claim another instance; the digests of what is arriving just now."""
+        with self._released:
+            yield self._claimed.values()
+
+    def add(self, origin: Origin, arrival: Arrival) -> int:
+        """Have the row of a durable instance written with the others; how many wait now."""
+        self._waiting.append(_Waiting(origin, arrival))
+        return len(self._waiting)
+
     def record(self, origin: Origin, arrival: Arrival) -> Reception:
         """Write the row of a durable, claimed instance; it is committed on return.
 
@@ -162,6 +169,11 @@ class Recorder:
         if item.outcome is None:
             raise item.trouble or RowsMissingError("the database is too slow")
         return item.outcome
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs that writes what nobody waits for."""
+        return self._thread.is_alive()
 
     def end(self, origin: Origin, ending: str) -> None:
         """Have the end of an association written soon, behind its instances."""
@@ -225,30 +237,68 @@ class Recorder:
 
     def _write_all(self) -> None:
         items, ends = self._waiting[:], self._ends[:]
-        try:
-            try:
-                self._commit(items, ends)
-            except DBAPIError as error:
-                self._hang_up()
-                if not error.connection_invalidated:
-                    raise
-                # a server that was restarted: on a new connection all may be well
-                self._commit(items, ends)
-        except (SQLAlchemyError, OSError, NodeError) as error:
-            self._hang_up()
-            if not _is_of_a_row(error):
-                self._try_again_later(error, items)
-                return
-            if not self._write_one_by_one(items):
-                return
-            # in the next turn
-            ends = []
-            self._left.set()
+        error = self._attempt(items, ends)
+        if isinstance(error, DBAPIError) and error.connection_invalidated:
+            # a server that was restarted: on a new connection all may be well
+            error = self._attempt(items, ends)
+        if error is not None and self._is_of_all(error):
+            self._try_again_later(error, items)
+            return
+        if error is not None and not self._write_one_by_one(items, ends):
+            return
         self._trouble = None
         del self._waiting[: len(items)], self._ends[: len(ends)]
         for item in items:
             if item.outcome in {Reception.OWN_RESULT, Reception.ELSEWHERE}:
                 self.spool.remove(item.arrival.stored.path)
+
+    def _write_one_by_one(self, items: Sequence[_Waiting], ends: Sequence[_End]) -> bool:
+        """Write those that can be written; one that never can be is refused, and holds up nobody else."""
+        for item in items:
+            error = self._attempt([item], [])
+            if error is not None and self._is_of_all(error):
+                self._try_again_later(error, [other for other in items if other.outcome is None])
+                return False
+            if error is not None:
+                logger.error("the row of an instance can't be written; its file stays", exc_info=error)
+                item.trouble = error
+        for end in ends:
+            error = self._attempt([], [end])
+            if error is not None and self._is_of_all(error):
+                self._try_again_later(error, [])
+                return False
+            if error is not None:
+                logger.error("the end of an association can't be written", exc_info=error)
+        return True
+
+    def _attempt(self, items: Sequence[_Waiting], ends: Sequence[_End]) -> Exception | None:
+        """Write all in one transaction; return what kept it from that."""
+        try:
+            self._commit(items, ends)
+        except (SQLAlchemyError, OSError, NodeError) as error:
+            self._hang_up()
+            return error
+        except Exception as error:  # noqa: BLE001 - whatever one of them raises must not hold up all others
+            self._hang_up()
+            unforeseen = RowsMissingError(f"a fault of this software ({type(error).__name__})")
+            unforeseen.__cause__ = error
+            return unforeseen
+        return None
+
+    def _is_of_all(self, error: Exception) -> bool:
+        """Whether nothing can be written now, so that it is no fault of what was to be."""
+        found = blame(error)
+        return found is Blame.ALL or (found is Blame.UNKNOWN and not self._can_write())
+
+    def _can_write(self) -> bool:
+        """Try it with a row that goes again."""
+        try:
+            with self._writer.connect() as connection, connection.begin():
+                row = Origin("", "", self.clock()).row_in(connection)
+                connection.execute(delete(db.Association).where(db.Association.id == row))
+        except (SQLAlchemyError, OSError):
+            return False
+        return True
 
     def _try_again_later(self, error: Exception, items: Sequence[_Waiting]) -> None:
         logger.error("rows of received instances could not be written; they are tried again", exc_info=error)
@@ -258,21 +308,7 @@ class Recorder:
         self._left.set()
         self.report(error)
 
-    def _write_one_by_one(self, items: Sequence[_Waiting]) -> bool:
-        """Write those that can be written; one that never can be is refused, and holds up nobody else."""
-        for item in items:
-            try:
-                self._commit([item], [])
-            except (SQLAlchemyError, OSError, NodeError) as error:
-                self._hang_up()
-                if not _is_of_a_row(error):
-                    self._try_again_later(error, [other for other in items if other.outcome is None])
-                    return False
-                logger.exception("the row of a received instance can't be written; its file stays")
-                item.trouble = error
-        return True
-
-    def _commit(self, items: Sequence[_Waiting], ends: Sequence[tuple[Origin, str, datetime]]) -> None:
+    def _commit(self, items: Sequence[_Waiting], ends: Sequence[_End]) -> None:
         if not items and all(origin.row is None for origin, _, _ in ends):
             return
         rows: dict[Origin, int] = {}
@@ -308,92 +344,6 @@ class Recorder:
         item.trouble = FileNotFoundError(path)
         return False
 
-    def recover(self, files: Iterable[str]) -> int:
-        """Write the rows of those stored files that have none, or remove what isn't what its name says.
-
-        Parameters
-        ----------
-        files
-            Their relative paths.
-
-        Returns
-        -------
-        int
-            How many there were.
-
-        Raises
-        ------
-        SQLAlchemyError, OSError, RowsMissingError
-            They can't be read or written now.
-        """
-        with self.database.read() as session:
-            named = reception.recorded_paths(session)
-        origins: dict[str, Origin] = {}
-        count = 0
-        for path in files:
-            if path not in named:
-                self._recover(path, origins)
-                count += 1
-                if len(self._waiting) >= _RECOVER_AT_ONCE:
-                    self.flush()
-        self._ends += [(origin, _LOST, self.clock()) for origin in origins.values()]
-        self.flush()
-        return count
-
-    def _recover(self, path: str, origins: dict[str, Origin]) -> None:
-        try:
-            found = self.spool.find(path, HEAD_BYTES)
-            if found is None:
-                self._remove(path)
-                return
-            identity = reception.read_identity(found.head, found.transfer_syntax_uid)
-        except UnreadableInstanceError:
-            self._remove(path)
-            return
-        except FileNotFoundError:
-            return
-        now = self.clock()
-        origin = origins.setdefault(found.source_ae, Origin(found.source_ae, "", now))
-        with self.claim(identity.sop_instance_uid, found.stored.sha256):
-            if not self._is_recorded(path):
-                self._waiting.append(_Waiting(origin, _arrival(identity, found, now)))
-                logger.info("a file without a row is recorded", extra={"path": path})
-
-    def _is_recorded(self, path: str) -> bool:
-        with self.database.read() as session:
-            return reception.is_recorded(session, path)
-
-    def _remove(self, path: str) -> None:
-        """Remove what nobody was told success for, unless its bytes are arriving just now."""
-        with self._released, self.database.write() as session:
-            arriving = self._claimed.values()
-            if not reception.is_recorded(session, path) and not any(digest in path for digest in arriving):
-                self.spool.remove(path)
-                logger.info("removed a damaged file without a row", extra={"path": path})
-
-
-def _is_of_a_row(error: Exception) -> bool:
-    """Whether an error speaks of what was to be written, not of the disk or the database."""
-    of_all = (OSError, OperationalError, InterfaceError, InternalError)
-    return not isinstance(error, of_all) and not is_disk_failure(error)
-
 
 def _is_settled(item: _Waiting | None) -> bool:
     return item is not None and (item.outcome is not None or item.trouble is not None)
-
-
-def _arrival(identity: reception.Identity, found: FoundFile, at: datetime) -> Arrival:
-    return Arrival(identity, found.stored, found.transfer_syntax_uid, found.source_ae, at)
-
-
-def recover_store(database: db.Database, spool: Spool, clock: Clock = utc_now) -> int:
-    """Do what a listener does at its start, and wait until it is done; how many files had no row."""
-    recorder = Recorder(database, spool, clock)
-    recorder.start()
-    try:
-        spool.sweep()
-        count = recorder.recover(list(spool.stored()))
-        recorder.flush()
-    finally:
-        recorder.stop()
-    return count

@@ -7,28 +7,21 @@ import hashlib
 import os
 import secrets
 import shutil
-import struct
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
-from pydicom.uid import UID
-
-from pacs_node import __version__
+from dicom_sr.part10 import IMPLEMENTATION_CLASS_UID as IMPLEMENTATION_CLASS_UID  # noqa: PLC0414 - asked for here too
 from pacs_node.errors import NodeError, ObjectTooLargeError, OutOfSpaceError
+from pacs_node.file_meta import IMPLEMENTATION_VERSION_NAME as IMPLEMENTATION_VERSION_NAME  # noqa: PLC0414
+from pacs_node.file_meta import LARGEST, file_head, read_file_meta
 
-IMPLEMENTATION_CLASS_UID = UID("2.25.184562349201867712354298617237645120934")
-IMPLEMENTATION_VERSION_NAME = f"PACSNODE_{__version__}"[:16]
+DAMAGED = "damaged"
+"""Folder for files that have other bytes than their name says."""
 
-_PREAMBLE = bytes(128) + b"DICM"
 _CHECK_EVERY = 16 << 20
-_SHORT_ELEMENT = struct.Struct("<HH2sH")
-_META_LENGTH = struct.Struct("<HH2sHL")
-_META_BYTES = 4096
 _READ_AT_ONCE = 1 << 20
 _SYNC_THREADS = 8
 #: another thread costs more than a sync that is faster
@@ -56,7 +49,7 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True)
 class FoundFile:
-    """A stored file whose bytes are those that its name says, and what its file meta information says."""
+    """A DICOM file that was read to its end, and what its file meta information says."""
 
     stored: StoredFile
     transfer_syntax_uid: str
@@ -287,7 +280,12 @@ class Spool:
         """Make a file and the names in its directory durable, at the same time where that takes long."""
         start = time.monotonic()
         if self._syncs_slowly:
-            names = self._syncers.submit(sync_directory, directory)
+            try:
+                names = self._syncers.submit(sync_directory, directory)
+            except RuntimeError:  # no thread to be had
+                os.fsync(descriptor)
+                sync_directory(directory)
+                return
             try:
                 os.fsync(descriptor)
             finally:
@@ -305,8 +303,19 @@ class Spool:
         OSError
             It can't be read.
         """
+        found = self.read(relative, head_bytes)
+        return found if found is not None and Path(relative).stem == found.stored.sha256 else None
+
+    def read(self, relative: str, head_bytes: int) -> FoundFile | None:
+        """Read a DICOM file to its end, whatever its name says; None where it is something else.
+
+        Raises
+        ------
+        OSError
+            It can't be read.
+        """
         with self.absolute(relative).open("rb") as file:
-            meta = _read_file_meta(file.read(_META_BYTES))
+            meta = read_file_meta(file.read(LARGEST))
             if meta is None:
                 return None
             syntax = meta.texts.get(0x0010, "")
@@ -318,14 +327,29 @@ class Spool:
                 size += len(part)
             file.seek(meta.length)
             head = file.read(head_bytes)
-        if Path(relative).stem != digest.hexdigest():
-            return None
         stored = StoredFile(relative, digest.hexdigest(), size)
         return FoundFile(stored, syntax, meta.texts.get(0x0016, ""), head)
 
     def absolute(self, relative: str) -> Path:
         """Path of a stored file."""
         return self.directory / relative
+
+    def set_aside(self, relative: str) -> str:
+        """Move a damaged file out of the way, into a folder where retention leaves it its time.
+
+        Returns
+        -------
+        str
+            Where it is now, relative.
+        """
+        folder = self.directory / DAMAGED
+        folder.mkdir(exist_ok=True, mode=0o700)
+        source = self.directory / relative
+        name = f"{DAMAGED}/{source.stem}.{secrets.token_hex(4)}{source.suffix}"
+        source.rename(self.directory / name)
+        for changed in (folder, source.parent, self.directory):
+            sync_directory(changed)
+        return name
 
     def remove(self, relative: str) -> None:
         """Delete a stored file; one that is gone already is fine."""
@@ -339,59 +363,3 @@ def sync_directory(directory: Path | str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def file_head(
-    sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str, source_ae: str = ""
-) -> bytes:
-    """Return what stands before a data set in its file (PS3.10 7.1).
-
-    Who sent it stands there too, for an object whose row was not written in time.
-    """
-    before, behind = _around_instance(sop_class_uid, transfer_syntax_uid, source_ae)
-    elements = before + _element(0x0003, b"UI", sop_instance_uid) + behind
-    return _PREAMBLE + _META_LENGTH.pack(2, 0, b"UL", 4, len(elements)) + elements
-
-
-@lru_cache(maxsize=64)
-def _around_instance(sop_class_uid: str, transfer_syntax_uid: str, source_ae: str) -> tuple[bytes, bytes]:
-    """Encode what stands before and behind the SOP Instance UID: the same in all slices of a series."""
-    before = b"\x02\x00\x01\x00OB\x00\x00\x02\x00\x00\x00\x00\x01"
-    behind = (
-        _element(0x0010, b"UI", transfer_syntax_uid),
-        _element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID),
-        _element(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME),
-        _element(0x0016, b"AE", source_ae) if source_ae else b"",
-    )
-    return before + _element(0x0002, b"UI", sop_class_uid), b"".join(behind)
-
-
-def _element(element: int, vr: bytes, text: str) -> bytes:
-    """Group 0002 in Explicit VR Little Endian (PS3.5 7.1.2)."""
-    value = text.encode("ascii", "replace")
-    value += (b"\0" if vr == b"UI" else b" ") * (len(value) % 2)
-    return _SHORT_ELEMENT.pack(2, element, vr, len(value)) + value
-
-
-class _Meta(NamedTuple):
-    #: of everything before the data set
-    length: int
-    texts: dict[int, str]
-
-
-def _read_file_meta(data: bytes) -> _Meta | None:
-    """Read what `file_head` wrote, None where it is something else."""
-    at = len(_PREAMBLE)
-    if data[:at] != _PREAMBLE or len(data) < at + 12:
-        return None
-    end = at + 12 + int.from_bytes(data[at + 8 : at + 12], "little")
-    at += 12
-    texts: dict[int, str] = {}
-    while at + 8 <= end <= len(data):
-        _, element, vr, length = _SHORT_ELEMENT.unpack_from(data, at)
-        if vr == b"OB":
-            at += 4
-            length = int.from_bytes(data[at + 4 : at + 8], "little")
-        texts[element] = data[at + 8 : at + 8 + length].decode("ascii", "replace").rstrip("\0 ")
-        at += 8 + length
-    return _Meta(end, texts) if at == end else None

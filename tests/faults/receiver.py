@@ -23,10 +23,10 @@ from pacs_node.db import Database, Instance, sqlite_url
 from pacs_node.gate_association import Acceptor
 from pacs_node.listener import Listener
 from pacs_node.logs import silence_libraries
-from pacs_node.recorder import recover_store
 from pacs_node.spool import Spool
 from tests.conftest import find_free_port
 from tests.raw_peer import RawPeer
+from tests.recovered import recover_store
 
 LONG = os.environ.get("PACS_NODE_FAULTS") == "long"
 """Whether the long forms are wanted: ``make faults``."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -30,6 +32,8 @@ from pacs_node.dimse import DimseDestination
 from pacs_node.doctor_database import check_database
 from pacs_node.doctor_findings import Level
 from pacs_node.errors import ConfigurationError
+from pacs_node.reception import Reception
+from pacs_node.recorder import Recorder
 from pacs_node.request import CaseOutcome, CaseRequest
 from pacs_node.spool import Spool
 from pacs_node.states import DeliveryState, JobState
@@ -42,6 +46,7 @@ from tests.node_story import Story, analysed
 from tests.peers import Storescp, storescp, storescu
 from tests.postgresql import Server, postgresql
 from tests.small_node import SmallNode, TestClock
+from tests.unit.test_recorder import add, arrival, origin
 from tests.unit.test_worker import make_worker
 from tests.unit.test_worker import run as run_small_case
 from tests.web_browser import RESULT, Browser, make_settings
@@ -144,6 +149,43 @@ def test_a_server_that_is_killed_while_a_sender_sends(
 
 def settings_of(node: Node) -> Settings:
     return load_settings(node.config)
+
+
+def long_name() -> str:
+    """3,000 bytes that don't get smaller: more than an index of PostgreSQL takes."""
+    chance = random.Random(1)
+    return "".join(chr(chance.randrange(0x4E00, 0x9FA5)) for _ in range(1000))
+
+
+def test_a_row_that_postgresql_refuses_holds_up_nobody_else(server: Server, tmp_path: Path) -> None:
+    database = Database(server.database())
+    rows = Recorder(database, Spool(tmp_path, 1))
+    rows.start()
+    bad, good = arrival(1), arrival(2)
+    bad = replace(bad, identity=replace(bad.identity, patient_name=long_name()))
+    with pytest.raises(DBAPIError) as refused:
+        add(rows, origin(), bad)
+    assert getattr(refused.value.orig, "sqlstate", "")[:2] == "54"
+    rows.check()
+    assert add(rows, origin(), good) is Reception.NEW
+    rows.stop()
+    database.dispose()
+
+
+@pytest.mark.filterwarnings("ignore:The PN component length")
+def test_a_long_name_is_the_same_in_both_databases(server: Server, tmp_path: Path) -> None:
+    (ds,) = make_ct_series(1, matrix=8)
+    ds.SpecificCharacterSet, ds.PatientName = "ISO_IR 192", long_name()
+    kept = set()
+    for name, url in (("postgresql", server.database()), ("sqlite", f"sqlite:///{tmp_path}/node.db")):
+        database = Database(url)
+        database.upgrade()
+        node = SmallNode(database, Spool(tmp_path / name, 1), TestClock())
+        assert node.receive(ds) == [Reception.NEW]
+        with database.read() as session:
+            kept.add(session.execute(select(Study.patient_name)).scalar_one())
+        database.dispose()
+    assert kept == {long_name()[: 1024 // 3]}
 
 
 def test_doctor_looks_at_the_server(node: Node) -> None:

@@ -76,7 +76,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         (
             "errors clock gpu states logs destinations peer present tcia request models_cli validators"
             " validators.* gate_pdu gate_wire dataset_head commitment hl7_ack"
-            " confinement reader_tasks ballast doctor_findings http_limits record_codes"
+            " confinement reader_tasks ballast file_meta doctor_findings http_limits record_codes"
         ),
         "tls gate_message archive reader reader_process record_facts record_http priors_store",
         "config_listener",
@@ -86,13 +86,13 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "oidc record_fhir",
         "connections one_node record_sources case_narrative",
         "config db spool association dicomweb engines gate gate_association priors_archive case_priors",
-        "db_accounts db_feedback db_notices db_record db_tokens",
+        "db_accounts db_feedback db_notices db_record db_tokens row_errors",
         (
             "audit study_state leases storage case dimse config_template config_docs migrations migrations.*"
             " archive_dimse archive_web completeness"
         ),
         (
-            "lifecycle backlog breaker retention gate_record commitment_scp commitment_scu"
+            "lifecycle backlog breaker recipients retention gate_record commitment_scp commitment_scu"
             " audit_message audit_chain accounts"
         ),
         "audit_xml sessions tokens notify_messages watch priors_move priors_web",
@@ -104,7 +104,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "audit_syslog",
         "audit_list",
         "audit_review",
-        "quick_rows row_errors",
+        "quick_rows",
         "jobs outbox reception notices",
         "priors_own case_of_job damage",
         "priors_search",
@@ -159,22 +159,23 @@ ONLY: dict[str, str] = {
     "pacs_node.gate": "pacs_node pacs_node.gate_pdu pacs_node.tls",
     "pacs_node.gate_association": "inference.decode pacs_node pacs_node.gate_message pacs_node.gate_pdu "
     "pacs_node.gate_wire",
-    "pacs_node.recorder": "pacs_node.damage pacs_node pacs_node.clock pacs_node.connections pacs_node.db "
+    "pacs_node.recorder": "pacs_node pacs_node.clock pacs_node.connections pacs_node.db "
     "pacs_node.errors pacs_node.reception pacs_node.row_errors pacs_node.spool",
     "pacs_node.recovery": "pacs_node pacs_node.errors pacs_node.reception pacs_node.recorder pacs_node.spool",
-    "pacs_node.row_errors": "pacs_node.connections pacs_node.damage pacs_node.errors",
+    "pacs_node.row_errors": "pacs_node.connections pacs_node.errors",
     "pacs_node.receiving": "pacs_node pacs_node.audit pacs_node.db pacs_node.errors "
     "pacs_node.gate pacs_node.gate_association pacs_node.gate_record pacs_node.notices pacs_node.reception "
     "pacs_node.recorder pacs_node.spool",
     "pacs_node.listener": "inference.decode pacs_node pacs_node.backlog pacs_node.clock pacs_node.commitment "
     "pacs_node.damage pacs_node.config pacs_node.notices pacs_node.receiving pacs_node.recorder "
-    "pacs_node.recovery "
+    "pacs_node.recovery pacs_node.row_errors "
     "pacs_node.db pacs_node.errors pacs_node.gate pacs_node.gate_* pacs_node.spool "
     "pacs_node.storage pacs_node.tls",
     "pacs_node.case": "inference.* dicom_sr.* pacs_node pacs_node.case_narrative pacs_node.case_priors "
     "pacs_node.reader "
     "pacs_node.request pacs_node.spool pacs_node.states",
     "pacs_node.confinement": "",
+    "pacs_node.file_meta": "dicom_sr.part10 pacs_node",
     "pacs_node.returned_files": "dicom_sr.codes dicom_sr.header inference.decode inference.errors "
     "inference.headers inference.uids",
     "pacs_node.reader_process": "inference.errors inference.load pacs_node pacs_node.confinement "

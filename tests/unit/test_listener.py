@@ -42,6 +42,7 @@ from tests.conftest import find_free_port
 from tests.ct_factory import make_ct_series
 from tests.rejections import Requestor
 from tests.small_node import START, TestClock, encoded
+from tests.unit.test_recorder import locked
 
 CALLERS = (Caller(ae_title="PACS", address="127.0.0.0/8"),)
 
@@ -249,7 +250,7 @@ def test_while_the_database_fails_nothing_is_acknowledged(
 
     def sometimes(*args: Any) -> Any:
         if failing.is_set():
-            raise OperationalError("INSERT", {}, Exception("disk I/O error"))
+            raise locked()
         return real(*args)
 
     monkeypatch.setattr(reception, "record_arrivals", sometimes)
@@ -496,6 +497,9 @@ def test_files_without_a_row_get_it_at_start_and_damaged_ones_go(
     port = again.start()
     eventually(lambda: not damaged.exists())
     eventually(lambda: len(instances(database)) == 2)
+    (aside,) = [path for path in files(spool) if path.parent.name == "damaged"]
+    assert aside.name.startswith(damaged.stem)
+    aside.unlink()
     assert len(files(spool)) == 3
     assert store(port, whole, first) == [0, 0]
     again.stop()

@@ -102,6 +102,12 @@ def test_long_texts_are_cut() -> None:
     assert len(explicit(minimal(StudyDescription="x" * 5000)).study_description) == 1024
 
 
+def test_a_long_name_is_cut_to_what_an_index_takes() -> None:
+    """PostgreSQL keeps 2704 bytes in an index; a letter is never cut in two."""
+    identity = explicit(minimal(SpecificCharacterSet="ISO_IR 192", PatientName="\u65e5" * 1000))
+    assert identity.patient_name == "\u65e5" * (1024 // 3)
+
+
 def test_no_nul_gets_into_a_text() -> None:
     """PostgreSQL would refuse the row, and with it those of all that wait at the same time."""
     assert explicit(minimal(PatientName="A\0B^C")).patient_name == "AB^C"

@@ -14,12 +14,12 @@ from pacs_node import audit, audit_chain, jobs
 from pacs_node import retention as retention_module
 from pacs_node.config import RetentionSettings
 from pacs_node.db import Artifact, AuditEvent, Conflict, Delivery, Instance, Job, Series
-from pacs_node.recorder import recover_store
 from pacs_node.retention import Retention, attempt_folder
 from pacs_node.spool import Spool
 from pacs_node.states import DeliveryState, JobState, SeriesState
 from tests.ct_factory import make_ct_series
 from tests.faults.invariants import Seen, violations
+from tests.recovered import recover_store
 from tests.small_node import SmallNode
 
 BOTH = RetentionSettings(images_days=30, results_days=60)
