@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from pacs_node import tls
 from pacs_node.audit import Event
 from pacs_node.backlog import waiting
+from pacs_node.clock_guard import doubt
 from pacs_node.config import Settings
 from pacs_node.db import AuditEvent, Instance, MissedStudy
 from pacs_node.drift import latest_reading
@@ -68,6 +69,8 @@ class Further:
         When the last image came; None where none ever came.
     certificates
         Setting, and when what it names ends, of those that end soon.
+    jump
+        How the clock went, where it is doubted.
     drift
         In what recent results differ from earlier ones, a sentence each.
     """
@@ -78,6 +81,7 @@ class Further:
     last_image: datetime | None = None
     certificates: tuple[tuple[str, datetime], ...] = ()
     drift: tuple[str, ...] = ()
+    jump: str | None = None
 
 
 def further(session: Session, settings: Settings, now: datetime) -> Further:
@@ -99,6 +103,7 @@ def further(session: Session, settings: Settings, now: datetime) -> Further:
             select(Instance.received_at).order_by(Instance.id.desc()).limit(1)
         ).scalar_one_or_none(),
         certificates=tuple(_ending(settings, now)),
+        jump=doubt(session),
         drift=() if reading is None else tuple(one.sentence for one in reading.alarms),
     )
 
@@ -126,6 +131,7 @@ def alarms(seen: Overview, disk: DiskSpace, more: Further | None = None) -> tupl
     found = [
         *_of_disk(disk),
         *_of_record(known),
+        *_of_clock(known),
         *_of_failures(seen),
         *_of_queue(seen, known),
         *(alarm for row in seen.destinations for alarm in _of_destination(row, seen.now)),
@@ -154,6 +160,15 @@ def _of_record(known: Further) -> Iterator[Alarm]:
             "Stop the node, keep the database as it is, and compare it with a backup.",
             "/audit",
             "See the record",
+        )
+
+
+def _of_clock(known: Further) -> Iterator[Alarm]:
+    if known.jump is not None:
+        yield Alarm(
+            f"The clock went {known.jump}: it is doubted, and nothing is removed.",
+            "Let it follow a time server, set it right, or if the node was off so long: "
+            "pacs-node retention --clock-is-right REASON.",
         )
 
 

@@ -51,6 +51,8 @@ class Event(Enum):
     DISK_LOW = ("disk low", "110100")
     DISK_ENOUGH = ("disk enough", "110100")
     NOTIFIED = ("notification", "110100")
+    CLOCK_DOUBTED = ("clock doubted", "110100")
+    CLOCK_TRUSTED = ("clock trusted", "110100")
     IMAGES_REMOVED = ("images removed", "110105")
     IMAGE_UNCHECKED = ("image not checked", "110103")
     RESULTS_REMOVED = ("results removed", "110105")

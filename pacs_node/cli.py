@@ -31,6 +31,7 @@ from pacs_node.missed_cli import missed
 from pacs_node.models_cli import models
 from pacs_node.notify_cli import notify
 from pacs_node.report_template_cli import report_template
+from pacs_node.retention_cli import retention_command
 from pacs_node.storage import open_database
 from pacs_node.study_search import StudyQuery, list_studies
 from pacs_node.timeline import timeline, words
@@ -173,6 +174,7 @@ def demo(source: str, out: Path, seed: int, tcia_url: str | None) -> None:
 main.add_command(audit)
 main.add_command(models)
 main.add_command(backup_command)
+main.add_command(retention_command)
 main.add_command(doctor)
 main.add_command(failed_command)
 main.add_command(evaluate)

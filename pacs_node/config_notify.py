@@ -20,6 +20,7 @@ Topic = Literal[
     "intake resumed",
     "disk low",
     "disk enough",
+    "clock doubted",
     "studies missed",
     "audit broken",
     "login locked",
@@ -36,6 +37,7 @@ USUAL: tuple[Topic, ...] = (
     "intake resumed",
     "disk low",
     "disk enough",
+    "clock doubted",
     "studies missed",
     "audit broken",
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import shutil
@@ -18,6 +17,7 @@ from inference.errors import ModelUnavailableError
 from inference.registry import load_pipeline, profiles
 from pacs_node import tls
 from pacs_node.ballast import Ballast
+from pacs_node.clock import clock_is_synchronised
 from pacs_node.config import DicomDestination, Settings
 from pacs_node.config_listener import out_of_reach
 from pacs_node.doctor_database import check_database
@@ -38,7 +38,6 @@ _FILE_SYSTEMS = {
     "cifs": "is on the network, where SQLite's locks are not safe",
     "smb3": "is on the network, where SQLite's locks are not safe",
 }
-_STA_UNSYNC = 0x0040
 
 
 def examine(settings: Settings, now: datetime) -> Iterator[Finding]:
@@ -138,28 +137,6 @@ def sync_seconds(directory: Path) -> float:
     finally:
         path.unlink(missing_ok=True)
     return sorted(took)[len(took) // 2]
-
-
-class _Timex(ctypes.Structure):
-    """``struct timex`` of adjtimex(2), up to what is read; the rest is room for the kernel."""
-
-    _fields_ = (
-        ("modes", ctypes.c_uint),
-        ("offset", ctypes.c_long),
-        ("freq", ctypes.c_long),
-        ("maxerror", ctypes.c_long),
-        ("esterror", ctypes.c_long),
-        ("status", ctypes.c_int),
-        ("rest", ctypes.c_long * 40),
-    )
-
-
-def clock_is_synchronised() -> bool | None:
-    """Whether the kernel says that its clock follows a time server; None where it doesn't say."""
-    answer = _Timex()
-    if ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(answer)) < 0:
-        return None
-    return not answer.status & _STA_UNSYNC
 
 
 def check_clock() -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from sqlalchemy.exc import DatabaseError
 
 from pacs_node import breaker
 from pacs_node.backlog import waiting
+from pacs_node.clock_guard import doubt
 from pacs_node.config import Settings
 from pacs_node.db import Breaker, Database
 from pacs_node.dead_letters import dead_letters
@@ -37,6 +38,7 @@ def _look(database: Database, settings: Settings, now: datetime) -> Iterator[Fin
         waits = waiting(session)
         rows = session.execute(select(Breaker).order_by(Breaker.destination)).scalars()
         away = [(row.destination, known) for row in rows if (known := breaker.away(row)) is not None]
+        jump = doubt(session)
         failed = Counter((item.place, item.cause) for item in dead_letters(session))
     excess = waits.excess(settings.backlog, now)
     sentence = f"{waits.jobs} jobs wait or run, {waits.size >> 20} MiB of images without a result"
@@ -47,6 +49,9 @@ def _look(database: Database, settings: Settings, now: datetime) -> Iterator[Fin
             "see whether a worker runs (pacs-node status, the log); new associations are rejected until then"
         )
         yield Finding(Level.PROBLEM, "queue", excess, todo)
+    if jump is not None:
+        todo = "let it follow a time server, or set it; if right: pacs-node retention --clock-is-right REASON"
+        yield Finding(Level.PROBLEM, "retention", f"the clock went {jump}: nothing is removed", todo)
     for name, known in away:
         yield Finding(
             Level.PROBLEM,

@@ -69,6 +69,7 @@ _PLAIN: dict[str, Topic] = {
     Event.INTAKE_RESUMED.value[0]: "intake resumed",
     Event.DISK_LOW.value[0]: "disk low",
     Event.DISK_ENOUGH.value[0]: "disk enough",
+    Event.CLOCK_DOUBTED.value[0]: "clock doubted",
     Event.LOGIN_LOCKED.value[0]: "login locked",
     Event.ACCOUNT_CHANGED.value[0]: "account changed",
 }
@@ -87,6 +88,7 @@ _SENTENCES: dict[str, Callable[[dict[str, Any]], str]] = {
         f"{o.get('free_mb')} MB are free; below {o.get('reserve_mb')} MB nothing is received."
     ),
     "disk enough": lambda o: f"{o.get('free_mb')} MB are free again.",
+    "clock doubted": lambda o: f"The clock went {o.get('reason')}: nothing is removed until it is right.",
     "studies missed": lambda o: f"{o.get('new')} studies that {o.get('archive')} has never came here.",
     "audit broken": lambda o: f"The audit record is not whole: {_where(o)}.",
     "login locked": lambda _: "Too many failed logins: an account or an address is locked for a time.",

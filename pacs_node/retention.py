@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from pacs_node import audit
-from pacs_node.clock import Clock, utc_now
+from pacs_node.clock import Clock, clock_is_synchronised, utc_now
+from pacs_node.clock_guard import ClockGuard
 from pacs_node.config import RetentionSettings
 from pacs_node.db import Artifact, Conflict, Database, Delivery, Instance, Job, Series, Study
 from pacs_node.spool import Spool
@@ -43,6 +44,8 @@ class Retention:
         Source of time.
     unproved
         Names of the destinations that are never asked whether they have it (``verify = "none"``).
+    synchronised
+        See `pacs_node.clock_guard.ClockGuard`.
     """
 
     def __init__(
@@ -53,7 +56,9 @@ class Retention:
         clock: Clock = utc_now,
         *,
         unproved: Collection[str] = (),
+        synchronised: Callable[[], bool | None] = clock_is_synchronised,
     ) -> None:
+        self._guard = ClockGuard(database, clock, synchronised)
         self._unproved = tuple(unproved)
         self._database = database
         self._spool = spool
@@ -61,7 +66,12 @@ class Retention:
         self._clock = clock
 
     def purge(self) -> int:
-        """Remove what is due; return the number of files. While a backup is made nothing is removed."""
+        """Remove what is due; return the number of files.
+
+        Nothing is removed while a backup is made, and while the clock is doubted.
+        """
+        if not self._guard.trusts():
+            return 0
         with undisturbed(self._spool.directory, wait=False) as free:
             return self._remove_all() if free else 0
 

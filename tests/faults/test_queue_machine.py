@@ -275,7 +275,7 @@ class Node(RuleBasedStateMachine):
     def old_files_are_removed(self) -> None:
         self.clock.forward(days=1)
         keep = RetentionSettings(images_days=0.5, results_days=2)
-        Retention(self.database, self.node.spool, keep, self.clock).purge()
+        Retention(self.database, self.node.spool, keep, self.clock, synchronised=lambda: True).purge()
 
     # --- what the operator does
 

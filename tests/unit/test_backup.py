@@ -267,7 +267,7 @@ def test_retention_waits_for_the_backup(done: SmallNode) -> None:
     with done.database.write() as session:
         session.execute(update(Delivery).values(state=DeliveryState.COMMITTED))
     days = RetentionSettings(results_days=5, images_days=5)
-    retention = Retention(done.database, done.spool, days, done.clock)
+    retention = Retention(done.database, done.spool, days, done.clock, synchronised=lambda: True)
     with undisturbed(done.spool.directory, wait=False) as mine:
         assert mine
         assert retention.purge() == 0

@@ -91,6 +91,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
             "audit study_state leases storage case dimse config_template config_docs migrations migrations.*"
             " archive_dimse archive_web completeness"
         ),
+        "clock_guard",
         (
             "lifecycle backlog breaker recipients retention gate_record commitment_scp commitment_scu"
             " audit_message audit_chain accounts"
@@ -129,7 +130,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "web web.*",
         (
             "serve analyze accounts_cli tokens_cli audit_cli backup_cli dead_letters_cli"
-            " evaluate_cli validate_cli doctor_cli guidelines_cli report_template_cli init_cli"
+            " evaluate_cli validate_cli doctor_cli guidelines_cli report_template_cli init_cli retention_cli"
         ),
         "demo",
         "cli",

@@ -25,6 +25,11 @@ from tests.small_node import SmallNode
 BOTH = RetentionSettings(images_days=30, results_days=60)
 
 
+def yes() -> bool:
+    """The clock follows a time server."""
+    return True
+
+
 @pytest.fixture
 def done(node: SmallNode) -> SmallNode:
     """A node with one study that was analysed, delivered and verified."""
@@ -41,7 +46,7 @@ def finish(node: SmallNode, seed: str) -> None:
 
 
 def purge(node: SmallNode, settings: RetentionSettings = BOTH) -> int:
-    return Retention(node.database, node.spool, settings, node.clock).purge()
+    return Retention(node.database, node.spool, settings, node.clock, synchronised=yes).purge()
 
 
 def images(node: SmallNode) -> list[Path]:
@@ -164,13 +169,13 @@ def test_an_image_that_comes_again_while_it_is_removed_keeps_its_file(
     done: SmallNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done.clock.forward(days=31)
-    retention = Retention(done.database, done.spool, BOTH, done.clock)
+    retention = Retention(done.database, done.spool, BOTH, done.clock, synchronised=yes)
     real, again = done.database.write, make_ct_series(1, matrix=8)
     transactions: list[int] = []
 
     def write() -> Any:
         transactions.append(1)
-        if len(transactions) == 2:
+        if len(transactions) == 3:  # the clock, the rows, then the files
             done.receive(*again)
         return real()
 
@@ -203,7 +208,9 @@ def test_what_is_unverified_by_choice_goes_only_when_its_own_days_say_so(
         session.execute(update(Delivery).values(**sent))
     done.clock.forward(days=50)
     settings = RetentionSettings(images_days=30, results_days=60, unverified_days=days)
-    retention = Retention(done.database, done.spool, settings, done.clock, unproved=unproved)
+    retention = Retention(
+        done.database, done.spool, settings, done.clock, unproved=unproved, synchronised=yes
+    )
     assert retention.purge() == removed
 
 
