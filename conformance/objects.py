@@ -31,7 +31,16 @@ from dicom_sr.summary import result_json
 from inference.load import read_header
 from inference.phantom import make_phantom, write_phantom
 from inference.registry import DEFAULT_PROFILE
-from inference.types import Descriptor, Finding, Malignancy, Observation, SemanticFeature, Volume
+from inference.types import (
+    Attenuation,
+    AttenuationDoubt,
+    Descriptor,
+    Finding,
+    Malignancy,
+    Observation,
+    SemanticFeature,
+    Volume,
+)
 from pacs_node.analyze import ANALYSED, NOT_SUITABLE, analyze_directory
 from tests.ct_factory import chest_hu, make_ct_series, make_enhanced_ct, write_series
 from tests.finding_factory import (
@@ -225,8 +234,8 @@ def _write_result(
 
 
 def _everything(findings: tuple[Finding, ...]) -> tuple[tuple[Finding, ...], tuple[Observation, ...]]:
-    """All that the trained profiles say of a nodule and of a scan; the first nodule is a mass."""
-    features = tuple(SemanticFeature(name, 4, 0.7) for name in FEATURES)
+    """All that the trained profiles say of a nodule and of a scan; the first nodule is a mass in doubt."""
+    features = tuple(SemanticFeature(name, 4, 0.4 if name == "spiculation" else 0.7) for name in FEATURES)
     pleura = (
         Descriptor("pleural attachment", 0.8, "1", "pleura"),
         Descriptor("distance to the pleura", 0.4, "mm", "pleura"),
@@ -234,7 +243,12 @@ def _everything(findings: tuple[Finding, ...]) -> tuple[tuple[Finding, ...], tup
     first, *others = (
         replace(f, malignancy=Malignancy(0.3, 0.4), features=features, descriptors=pleura) for f in findings
     )
-    first = replace(first, measurements=replace(first.measurements, long_axis_mm=33.0))
+    first = replace(
+        first,
+        measurements=replace(first.measurements, long_axis_mm=33.0),
+        attenuation=None,
+        attenuation_doubt=AttenuationDoubt(Attenuation.SOLID, 0.4, Attenuation.PART_SOLID),
+    )
     observations = (Observation("emphysema", "present", 0.8), Observation("lung_rads", "4A"))
     return (first, *others), observations
 

@@ -144,7 +144,7 @@ DOUBLING_TIME = Code("NN-5", PRIVATE_SCHEME, "Volume doubling time")
 VOLUME_CHANGE = Code("NN-6", PRIVATE_SCHEME, "Volume change")
 DETECTION_THRESHOLD = Code("NN-8", PRIVATE_SCHEME, "Detection threshold")
 PLEURAL_DISTANCE = Code("NN-9", PRIVATE_SCHEME, "Distance to the pleura")
-FUSED_PROBABILITY = Code("NN-10", PRIVATE_SCHEME, "Probability of cancer with the clinical record")
+FUSED_PROBABILITY = Code("NN-10", PRIVATE_SCHEME, "Suspicious rather than benign, with the clinical record")
 
 MODEL_WEIGHTS = Code("NN-11", PRIVATE_SCHEME, "Model weights SHA-256")
 INPUT_DIGEST = Code("NN-12", PRIVATE_SCHEME, "Input digest")
@@ -152,6 +152,8 @@ SOFTWARE_VERSION = Code("NN-13", PRIVATE_SCHEME, "Software version")
 DIAMETER_CHANGE = Code("NN-14", PRIVATE_SCHEME, "Change of the average diameter")
 PRIOR_EXAMINATION = Code("NN-15", PRIVATE_SCHEME, "Prior examination")
 CHANGE = Code("NN-16", PRIVATE_SCHEME, "Change since the prior examination")
+READERS_SUSPICION = Code("NN-17", PRIVATE_SCHEME, "Readers' suspicion, not histology")
+"""Method of the probabilities: the standard's "Probability of cancer" alone would be taken for one."""
 
 CHANGES = {
     Change.NEW: NEW_FINDING,
@@ -296,8 +298,20 @@ def quality_finding(reason: ReasonCode) -> Code:
     return _QUALITY.get(reason, OTHER_FAILURE)
 
 
+def said_feature_codes(feature: SemanticFeature) -> tuple[Code, Code]:
+    """Concept and value as a report says them: "Undetermined" for a value that isn't certain.
+
+    Raises
+    ------
+    ValueError
+        As `feature_codes`.
+    """
+    concept, value = feature_codes(feature)
+    return concept, value if feature.is_certain else UNDETERMINED
+
+
 def feature_codes(feature: SemanticFeature) -> tuple[Code, Code]:
-    """Concept and value of a semantic feature.
+    """Concept and most probable value of a semantic feature.
 
     Raises
     ------
@@ -340,6 +354,14 @@ def site_words(site: Site) -> str:
     if site.lobe is Lobe.MIDDLE:
         return "right middle lobe"
     return f"{side}{site.lobe} lobe" if site.lobe else f"{side}lung"
+
+
+def attenuation_words(finding: Finding) -> str:
+    """The type for a reader, or what speaks for which; empty where it wasn't assessed."""
+    if finding.attenuation is not None:
+        return str(finding.attenuation)
+    doubt = finding.attenuation_doubt
+    return "" if doubt is None else f"type not certain ({doubt.words})"
 
 
 def algorithm_family(cards: tuple[ModelCard, ...]) -> Code:

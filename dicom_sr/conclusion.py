@@ -29,6 +29,7 @@ from dicom_sr.evaluations import (
     observation_words,
 )
 from dicom_sr.wording import ENGLISH, Wording
+from inference.certainty import NOT_CERTAIN, Percent
 from inference.types import Comparison, Finding, ModelCard, Pair, Result, SecondLook, Standing
 
 _AT_ITS_PLACE = frozenset({SecondLook.SEEN_IN_PRIOR, SecondLook.SEEN_IN_CURRENT})
@@ -176,7 +177,7 @@ def finding_sentence(finding: Finding, wording: Wording = ENGLISH) -> str:
             volume=m.volume_mm3,
             hu=m.mean_hu,
         ),
-        wording.say("certainty", percent=100 * finding.detection_probability),
+        wording.say("certainty", percent=Percent(finding.detection_probability)),
         *_assessed(finding, wording),
     ]
     return " ".join(parts)
@@ -185,14 +186,14 @@ def finding_sentence(finding: Finding, wording: Wording = ENGLISH) -> str:
 def _assessed(finding: Finding, wording: Wording) -> Iterator[str]:
     """What trained models say of a nodule."""
     if (malignancy := finding.malignancy) is not None:
-        percent = 100 * malignancy.image_only
+        percent = Percent(malignancy.image_only)
         if malignancy.fused is None:
             yield wording.say("image_probability", percent=percent)
         else:
-            yield wording.say("both_probabilities", percent=percent, fused=100 * malignancy.fused)
+            yield wording.say("both_probabilities", percent=percent, fused=Percent(malignancy.fused))
     if (attached := descriptor(finding, "pleural attachment")) is not None:
         key, chance = ("attached", attached) if attached >= 0.5 else ("not_attached", 1 - attached)
-        yield wording.say(key, percent=100 * chance)
+        yield wording.say(key, percent=Percent(chance))
     if finding.features:
         yield wording.say("features", features=", ".join(_features(finding, wording)))
 
@@ -200,11 +201,12 @@ def _assessed(finding: Finding, wording: Wording) -> Iterator[str]:
 def _features(finding: Finding, wording: Wording) -> Iterator[str]:
     for feature in finding.features:
         name, value = feature_codes(feature)
+        words = value.meaning if feature.is_certain else NOT_CERTAIN
         yield wording.say(
             "feature",
             name=wording.word(name.meaning),
-            value=wording.word(value.meaning),
-            percent=100 * feature.probability,
+            value=wording.word(words),
+            percent=Percent(feature.probability),
         )
 
 

@@ -100,12 +100,12 @@ def nodule_groups(
 def label(finding: Finding) -> str:
     """What a list of measurements shows of a nodule, e.g. ``N1: left lung, 21.3 x 19.3 mm, solid``."""
     size = finding.measurements
-    words = [
+    parts = [
         codes.site_words(finding.site),
         f"{size.long_axis_mm:.1f} x {size.short_axis_mm:.1f} mm",
-        *([str(finding.attenuation)] if finding.attenuation else []),
+        *([words] if (words := codes.attenuation_words(finding)) else []),
     ]
-    return f"{finding.tracking_id}: {', '.join(words)}"
+    return f"{finding.tracking_id}: {', '.join(parts)}"
 
 
 def algorithm_parameters(context: ResultContext) -> Iterator[str]:
@@ -127,7 +127,7 @@ def measurement_rows(finding: Finding) -> list[tuple[Code, float, Code, Code | N
 
     Lengths to 0.1 mm, volume to 0.1 mm3, attenuation to 0.1 HU, probabilities to 0.1 %. The standard concept
     for the probability of cancer always holds the value of the image alone: the one that also reads the
-    clinical record has a name of its own behind it.
+    clinical record has a name of its own behind it. The method of both says what they are: no histology.
     """
     m = finding.measurements
     rows: list[tuple[Code, float, Code, Code | None]] = [
@@ -143,9 +143,10 @@ def measurement_rows(finding: Finding) -> list[tuple[Code, float, Code, Code | N
         (codes.CERTAINTY_OF_FINDING, 100 * finding.detection_probability, codes.PERCENT, None),
     ]
     if (malignancy := finding.malignancy) is not None:
-        rows.append((codes.PROBABILITY_OF_CANCER, 100 * malignancy.image_only, codes.PERCENT, None))
+        method = codes.READERS_SUSPICION
+        rows.append((codes.PROBABILITY_OF_CANCER, 100 * malignancy.image_only, codes.PERCENT, method))
         if malignancy.fused is not None:
-            rows.append((codes.FUSED_PROBABILITY, 100 * malignancy.fused, codes.PERCENT, None))
+            rows.append((codes.FUSED_PROBABILITY, 100 * malignancy.fused, codes.PERCENT, method))
     if (distance := descriptor(finding, "distance to the pleura")) is not None:
         rows.append((codes.PLEURAL_DISTANCE, distance, codes.MM, None))
     return [(concept, round(float(value), 1), unit, method) for concept, value, unit, method in rows]
@@ -154,11 +155,14 @@ def measurement_rows(finding: Finding) -> list[tuple[Code, float, Code, Code | N
 def evaluation_rows(finding: Finding) -> list[tuple[Code, Code, float | None]]:
     """Concept, value and its probability in % of each coded evaluation of a nodule.
 
-    None where the pipeline gives no probability; no row where it has no model for it.
+    None where the pipeline gives no probability, and where the value isn't certain and so "Undetermined"; no
+    row where it has no model for it.
     """
     rows: list[tuple[Code, Code, float | None]] = []
     if finding.attenuation is not None:
         rows.append((codes.ATTENUATION_TYPE, codes.ATTENUATION[finding.attenuation], None))
+    elif finding.attenuation_doubt is not None:
+        rows.append((codes.ATTENUATION_TYPE, codes.UNDETERMINED, None))
     attachment = descriptor(finding, "pleural attachment")
     if attachment is not None:
         attached = attachment >= 0.5
@@ -166,7 +170,10 @@ def evaluation_rows(finding: Finding) -> list[tuple[Code, Code, float | None]]:
         rows.append((codes.PLEURAL_ATTACHMENT, value, _percent(attachment if attached else 1 - attachment)))
         if attached:
             rows.append((codes.LOCATION_IN_CHEST, codes.SUBPLEURAL, None))
-    rows += [(*codes.feature_codes(one), _percent(one.probability)) for one in finding.features]
+    rows += [
+        (*codes.said_feature_codes(one), _percent(one.probability) if one.is_certain else None)
+        for one in finding.features
+    ]
     return rows
 
 

@@ -13,6 +13,7 @@ from dicom_sr.header import nodule_segments
 from dicom_sr.verify_seg import read_masks
 from inference.types import (
     Attenuation,
+    AttenuationDoubt,
     Descriptor,
     Finding,
     Index,
@@ -83,6 +84,7 @@ def _cropped(volume: Volume, seg: Dataset) -> dict[str, tuple[_Mask, Index]]:
 
 def _finding(volume: Volume, row: Mapping[str, Any], mask: _Mask, origin: Index) -> Finding:
     side, lobe, kind = row["site"]["laterality"], row["site"]["lobe"], row["attenuation"]
+    doubt = row.get("attenuation_doubt")
 
     def place(lps: Any) -> tuple[float, float]:
         _, y, x = volume.lps_to_index(np.asarray(lps, dtype=float))
@@ -110,4 +112,9 @@ def _finding(volume: Volume, row: Mapping[str, Any], mask: _Mask, origin: Index)
             SemanticFeature(one["name"], one["value"], one["probability"]) for one in row["features"]
         ),
         descriptors=tuple(Descriptor(**one) for one in row["descriptors"]),
+        attenuation_doubt=None
+        if doubt is None
+        else AttenuationDoubt(
+            Attenuation(doubt["read"]), float(doubt["probability"]), Attenuation(doubt["measured"])
+        ),
     )

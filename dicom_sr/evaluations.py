@@ -17,6 +17,7 @@ from dicom_sr import codes
 from dicom_sr.content import operating_point, text
 from dicom_sr.context import ResultContext
 from dicom_sr.wording import ENGLISH, Wording
+from inference.certainty import percent
 from inference.errors import ReasonCode
 from inference.types import ModelCard, Observation, Result, Volume
 
@@ -110,9 +111,7 @@ def observation_title(name: str) -> str:
 
 def observation_words(observation: Observation) -> str:
     """E.g. ``emphysema: present (probability 83 %)``."""
-    chance = (
-        "" if observation.probability is None else f" (probability {100 * observation.probability:.0f} %)"
-    )
+    chance = "" if observation.probability is None else f" (probability {percent(observation.probability)})"
     return f"{observation_title(observation.name)}: {observation.value}{chance}"
 
 

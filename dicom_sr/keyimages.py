@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from dicom_sr.codes import site_words
+from dicom_sr.codes import attenuation_words, site_words
 from dicom_sr.context import RESEARCH_USE
+from inference.certainty import percent
 from inference.types import Finding, Volume
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -171,11 +172,11 @@ def render_overview(volume: Volume, findings: Sequence[Finding], path: Path, *, 
 def caption_lines(volume: Volume, finding: Finding, note: str = "") -> list[str]:
     """Three lines: what, where and how it may be used."""
     m = finding.measurements
-    kind = f", {finding.attenuation}" if finding.attenuation else ""
+    kind = f", {words}" if (words := attenuation_words(finding)) else ""
     _, _, z = volume.index_to_lps((finding.key_slice, *finding.key_point))
     size = f"{m.long_axis_mm:.1f} x {m.short_axis_mm:.1f} mm, {m.volume_mm3:.0f} mm3"
     place = f"Slice {finding.key_slice + 1} of {volume.array.shape[0]}, z = {z:.1f} mm"
-    certainty = f"detection certainty {100 * finding.detection_probability:.0f} %"
+    certainty = f"detection certainty {percent(finding.detection_probability)}"
     return [
         f"{finding.tracking_id}: {size}{kind}, {site_words(finding.site)}",
         f"{place}, {certainty}. {note}".strip(),

@@ -17,14 +17,17 @@ from pydicom.sr.coding import Code
 
 from dicom_sr.template import BUILT_IN, Template
 from dicom_sr.wording import NOT_REVIEWED, RESEARCH_USE
+from inference.certainty import CERTAIN, Percent
 
 DRAFT = f"Draft made by software. {NOT_REVIEWED} {RESEARCH_USE}"
 """Said with every narrative, in these words: no template changes it."""
 _MASS_MM = 30.0
-_LIKELY = 0.5
 _ITEM = re.compile(r"(?:^|(?<=, ))\w+(?= \()")
 """Name of an item of the record in ``record_items_used``."""
+_DENIED = 0.7
+"""From this probability on spicules or lobes are denied in words (docs/evaluation.md)."""
 _GRADES = ("not {}", "not {}", "slightly {}", "{}", "{}")
+_DENIALS = frozenset({"not spiculated", "not lobulated"})
 _MARGIN = ("ill defined", "ill defined", "partly defined", "well defined", "well defined")
 _CALCIFICATION = (
     *("popcorn calcification", "laminated calcification", "solid calcification"),
@@ -202,29 +205,37 @@ def _nodule(finding: Mapping[str, Any], slices: int, summary: Mapping[str, Any],
             **_lesion(finding, template),
             slice=finding["key_slice"]["index"] + 1,
             slices=slices,
-            certainty=_percent(finding["detection_probability"]),
+            certainty=Percent(finding["detection_probability"]),
         )
     ]
-    if not finding["attenuation"]:
+    doubt = finding.get("attenuation_doubt")
+    if doubt:
+        parts.append(template.say("kind_open", words=doubt["words"]))
+    elif not finding["attenuation"]:
         parts.append(template.say("kind_unknown"))
     numbers = {row["name"]: row["value"] for row in finding["descriptors"]}
-    if (solid := numbers.get("solid part, mean diameter")) is not None:
+    solid = numbers.get("solid part, mean diameter")
+    if solid is not None and "part-solid" in (finding["attenuation"], *_options(doubt)):
         parts.append(template.say("solid_part", solid=round(solid, 1)))
     if features := [*_features(finding, template)]:
         parts.append(_capital(template.say("features", features=", ".join(features))))
     if (attached := numbers.get("pleural attachment")) is not None:
-        parts.append(template.say("touches_pleura" if attached >= _LIKELY else "apart_from_pleura"))
+        parts.append(template.say("touches_pleura" if attached >= CERTAIN else "apart_from_pleura"))
     if (malignancy := finding["malignancy"]) is not None:
-        percent, fused = _percent(malignancy["image_only"]), malignancy["fused"]
+        percent, fused = Percent(malignancy["image_only"]), malignancy["fused"]
         parts.append(
             template.say("probability", percent=percent)
             if fused is None
-            else template.say("probability_fused", percent=percent, fused=_percent(fused))
+            else template.say("probability_fused", percent=percent, fused=Percent(fused))
         )
     if (words := _said(summary, f"brock_2b_of_{finding['tracking_id']}")) is not None:
         parts.append(template.say("brock", words=words.removesuffix(".")))
     parts.append((finding.get("comparison") or {}).get("sentence") or "")
     return _joined(parts)
+
+
+def _options(doubt: Mapping[str, Any] | None) -> tuple[str, ...]:
+    return () if doubt is None else (doubt["read"], doubt["measured"])
 
 
 def _lesion(finding: Mapping[str, Any], template: Template) -> dict[str, Any]:
@@ -247,10 +258,13 @@ def _lesion(finding: Mapping[str, Any], template: Template) -> dict[str, Any]:
 
 def _features(finding: Mapping[str, Any], template: Template) -> Iterator[str]:
     """Margin, spicules, lobes and calcification, where the model is more sure than not."""
-    rated = {row["name"]: row["value"] for row in finding["features"] if row["probability"] >= _LIKELY}
+    rated = {row["name"]: row["value"] for row in finding["features"] if row["probability"] >= CERTAIN}
+    sure = {row["name"] for row in finding["features"] if row["probability"] >= _DENIED}
     for name, words in _WORDS_OF_FEATURES.items():
         if name in rated and 1 <= rated[name] <= len(words):
-            yield template.word(words[rated[name] - 1])
+            said = words[rated[name] - 1]
+            if name in sure or said not in _DENIALS:
+                yield template.word(said)
 
 
 def _impression(summary: Mapping[str, Any], template: Template) -> Iterator[str]:
@@ -308,10 +322,6 @@ def _said(summary: Mapping[str, Any], name: str) -> str | None:
 
 def _all(summary: Mapping[str, Any], name: str) -> list[str]:
     return [str(row["value"]) for row in summary["observations"] if row["name"] == name]
-
-
-def _percent(probability: float) -> float:
-    return round(100 * float(probability), 1)
 
 
 def _joined(parts: Sequence[str]) -> str:

@@ -14,6 +14,8 @@ from dicom_sr.context import NOT_REVIEWED, RESEARCH_USE
 from dicom_sr.keyimages import KeyImage
 from dicom_sr.pages import BODY, HEADING, NOTE, STRONG, TITLE, Pages, Style, drawable
 from dicom_sr.pairimages import PairImages
+from dicom_sr.wording import said_meaning
+from inference.certainty import NOT_CERTAIN, SUSPICION, SUSPICIOUS, percent
 from inference.types import ModelCard
 
 _WIDE = 470.0
@@ -27,7 +29,7 @@ _COLUMNS = (
     ("Mean", 44.0),
     ("Slice", 28.0),
     ("Detection certainty", 52.0),
-    ("Rated as suspicious", 69.0),
+    (SUSPICIOUS, 69.0),
 )
 
 
@@ -118,7 +120,7 @@ def _first_part(pages: Pages, summary: Mapping[str, Any]) -> None:
     if summary["observations"]:
         pages.heading("Other observations")
         for row in summary["observations"]:
-            share = "" if row["probability"] is None else f" ({100 * row['probability']:.0f} %)"
+            share = "" if row["probability"] is None else f" ({percent(row['probability'])})"
             pages.text(f"{row['title']}: {row['value']}{share}")
 
 
@@ -169,10 +171,14 @@ def _verdict(summary: Mapping[str, Any]) -> Iterator[tuple[str, Style]]:
 def _findings(pages: Pages, findings: Sequence[Mapping[str, Any]]) -> None:
     pages.heading("Findings")
     pages.table([name for name, _ in _COLUMNS], map(_cells, findings), [width for _, width in _COLUMNS])
+    if any(finding["malignancy"] for finding in findings):
+        pages.text(f"{SUSPICIOUS}: {SUSPICION}.", NOTE)
     for finding in findings:
+        if doubt := finding.get("attenuation_doubt"):
+            pages.text(f"{finding['tracking_id']}: type {NOT_CERTAIN} ({doubt['words']})", NOTE)
         if finding["features"]:
             words = ", ".join(
-                f"{f['name'].replace('_', ' ')} {f['meaning']} ({100 * f['probability']:.0f} %)"
+                f"{f['name'].replace('_', ' ')} {said_meaning(f)} ({percent(f['probability'])})"
                 for f in finding["features"]
             )
             pages.text(f"{finding['tracking_id']}: {words}", NOTE)
@@ -218,12 +224,12 @@ def _cells(finding: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         finding["tracking_id"],
         finding["site"]["words"],
-        finding["attenuation"] or "not assessed",
+        finding["attenuation"] or (NOT_CERTAIN if finding.get("attenuation_doubt") else "not assessed"),
         f"{m['long_axis_mm']:.1f} x {m['short_axis_mm']:.1f} mm",
         f"{m['volume_mm3']:.0f} mm³",
         f"{m['mean_hu']:.0f} HU",
         str(finding["key_slice"]["index"] + 1),
-        f"{100 * finding['detection_probability']:.0f} %",
+        percent(finding["detection_probability"]),
         _malignancy(finding["malignancy"]),
     )
 
@@ -231,10 +237,10 @@ def _cells(finding: Mapping[str, Any]) -> tuple[str, ...]:
 def _malignancy(malignancy: Mapping[str, Any] | None) -> str:
     if malignancy is None:
         return "not assessed"
-    alone = f"{100 * malignancy['image_only']:.1f} % image alone"
+    alone = f"{percent(malignancy['image_only'])} image alone"
     if malignancy["fused"] is None:
         return alone
-    return f"{alone}, {100 * malignancy['fused']:.1f} % with record"
+    return f"{alone}, {percent(malignancy['fused'])} with record"
 
 
 def _narrative(pages: Pages, narrative: Mapping[str, Any]) -> None:

@@ -5,14 +5,16 @@ renamed or given another meaning without a new major number.
 
 ::
 
-    schema_version   "1.4"
+    schema_version   "1.5"
     notice           research-use sentence
     status           "analysed" | "not_analysed"
     reason           null | {code, sentence}
     patient          {id, name, birth_date, sex}                   "" where unknown
     study            {study_uid, date, description, accession_number}
     series           {analysed: null | {...}, refused: [{series_uid, modality, description, code, sentence}]}
-    findings         [{number, tracking_uid, tracking_id, site, attenuation, key_slice, point_lps_mm,
+    findings         [{number, tracking_uid, tracking_id, site, attenuation,
+                       attenuation_doubt: null | {read, probability, measured, words},
+                       key_slice, point_lps_mm,
                        long_axis_lps_mm, short_axis_lps_mm, measurements, detection_probability,
                        malignancy, features, descriptors: [{name, value, unit, source}], key_image,
                        stack: null | {file, rows, columns, pixel_mm, windows, key, slices},
@@ -53,10 +55,12 @@ from dicom_sr.narrative import compose
 from dicom_sr.pairimages import PairImages
 from dicom_sr.source import readable
 from dicom_sr.stacks import SliceStack
+from dicom_sr.wording import said_meaning
+from inference.certainty import NOT_CERTAIN, SUSPICION, SUSPICIOUS, percent
 from inference.errors import ReasonCode
-from inference.types import Finding, ModelCard, Result, Volume
+from inference.types import AttenuationDoubt, Finding, ModelCard, Result, Volume
 
-SCHEMA_VERSION = "1.4"
+SCHEMA_VERSION = "1.5"
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,8 +224,12 @@ def report_html(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"percent": percent, "said": said_meaning}
     return environment.get_template("report.html").render(
         s=summary,
+        suspicious=SUSPICIOUS,
+        suspicion=SUSPICION,
+        not_certain=NOT_CERTAIN,
         not_reviewed=NOT_REVIEWED,
         none_found=no_nodule_sentence([ModelCard(**_card(model)) for model in summary["models"]]),
         pictures=[(image, _data_uri(image.path)) for image in key_images],
@@ -326,6 +334,7 @@ def _finding(volume: Volume, finding: Finding, number: int, picture: str | None)
             "lobe": finding.site.lobe and str(finding.site.lobe),
         },
         "attenuation": finding.attenuation and str(finding.attenuation),
+        "attenuation_doubt": _doubt(finding.attenuation_doubt),
         "key_slice": {
             "index": finding.key_slice,
             "sop_instance_uid": frame.sop_instance_uid,
@@ -342,6 +351,17 @@ def _finding(volume: Volume, finding: Finding, number: int, picture: str | None)
             {**asdict(descriptor), "value": round(descriptor.value, 5)} for descriptor in finding.descriptors
         ],
         "key_image": picture,
+    }
+
+
+def _doubt(doubt: AttenuationDoubt | None) -> dict[str, Any] | None:
+    if doubt is None:
+        return None
+    return {
+        "read": str(doubt.read),
+        "probability": round(doubt.probability, 4),
+        "measured": str(doubt.measured),
+        "words": doubt.words,
     }
 
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from pydicom.sr.coding import Code
 
 from dicom_sr.wording import ENGLISH_CODE
+from inference.certainty import SUSPICION, SUSPICIOUS
 
 SECTIONS = ("clinical", "technique", "comparison", "findings", "impression")
 """In the order of the built-in template."""
@@ -91,16 +92,16 @@ SENTENCES: Mapping[str, Sentence] = MappingProxyType(
         ),
         "solid_part": Sentence("Solid part: mean diameter {solid:.1f} mm."),
         "kind_unknown": Sentence("Attenuation not assessed."),
+        "kind_open": Sentence(
+            "Not certain whether solid, part-solid or ground-glass ({words}).", needed=("words",), fixed=True
+        ),
         "features": Sentence("{features}."),
         "touches_pleura": Sentence("It touches the pleura."),
         "apart_from_pleura": Sentence("It does not touch the pleura."),
-        "probability": Sentence(
-            "Probability that radiologists would rate it as suspicious for cancer, from the image alone: "
-            "{percent:.0f} %."
-        ),
+        "probability": Sentence(f"{SUSPICIOUS} ({SUSPICION}), from the image alone: {{percent:.0f}} %."),
         "probability_fused": Sentence(
-            "Probability that radiologists would rate it as suspicious for cancer, from the image alone: "
-            "{percent:.0f} %, with the clinical record: {fused:.0f} %.",
+            f"{SUSPICIOUS} ({SUSPICION}), from the image alone: {{percent:.0f}} %, "
+            "with the clinical record: {fused:.0f} %.",
             needed=("percent",),
         ),
         "brock": Sentence("Brock model 2b, probability of cancer: {words}."),

@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from string import Formatter
 from types import MappingProxyType
+from typing import Any
 
 from pydicom.sr.coding import Code
 
+from inference.certainty import CERTAIN, NOT_CERTAIN, SUSPICION, SUSPICIOUS
 from inference.change import GrowthClass
 
 RESEARCH_USE = "Research use only, not for primary diagnosis."
@@ -37,11 +39,10 @@ SENTENCES: Mapping[str, str] = MappingProxyType(
         "finding": "{name} is a {kind} in the {site}.",
         "size": "It measures {long:.1f} x {short:.1f} mm (mean diameter {mean:.1f} mm, greatest diameter in "
         "space {greatest:.1f} mm, volume {volume:.1f} mm3) and has a mean attenuation of {hu:.0f} HU.",
-        "certainty": "The certainty of its detection is {percent:.1f} %.",
-        "image_probability": "Probability that radiologists would rate it as suspicious for cancer, from the "
-        "image alone: {percent:.1f} %.",
-        "both_probabilities": "Probability that radiologists would rate it as suspicious for cancer, from "
-        "the image alone: {percent:.1f} %, with the clinical record: {fused:.1f} %.",
+        "certainty": "The certainty of its detection is {percent:.0f} %.",
+        "image_probability": f"{SUSPICIOUS} ({SUSPICION}), from the image alone: {{percent:.0f}} %.",
+        "both_probabilities": f"{SUSPICIOUS} ({SUSPICION}), from the image alone: "
+        "{percent:.0f} %, with the clinical record: {fused:.0f} %.",
         "attached": "It touches the pleura (probability {percent:.0f} %).",
         "not_attached": "It does not touch the pleura (probability {percent:.0f} %).",
         "features": "Its features: {features}.",
@@ -82,6 +83,7 @@ SENTENCES: Mapping[str, str] = MappingProxyType(
 
 WORDS = (
     *("nodule", "mass", "solid", "part-solid", "ground-glass", "and", "malignancy", "semantic features"),
+    *(NOT_CERTAIN,),
     *("growing", "slowly growing", "stable", "smaller", "change not known"),
     *(growth.value for growth in GrowthClass if growth is not GrowthClass.NO_GROWTH),
     *("right upper lobe", "right middle lobe", "right lower lobe", "left upper lobe", "left lower lobe"),
@@ -90,6 +92,11 @@ WORDS = (
 """What is put into the sentences, beside the meanings of codes."""
 
 ENGLISH_CODE = Code("en-US", "RFC5646", "English (United States)")
+
+
+def said_meaning(feature: Mapping[str, Any]) -> str:
+    """The value of a feature of ``result.json`` as it is said: a value that isn't certain is none."""
+    return str(feature["meaning"]) if feature["probability"] >= CERTAIN else NOT_CERTAIN
 
 
 class WordingError(ValueError):

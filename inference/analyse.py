@@ -22,6 +22,7 @@ from inference.record import RecordReading
 from inference.registry import DETECTION, SEGMENTATION, Pipeline
 from inference.types import (
     Attenuation,
+    AttenuationDoubt,
     Descriptor,
     Finding,
     Index,
@@ -261,7 +262,7 @@ def _finding(
 ) -> Finding:
     mask, origin, reading = found.mask, found.origin, found.reading
     measured = measure(volume, mask, origin)
-    kind = attenuation(volume, mask, origin) if reading is None else _rated_attenuation(reading)
+    kind, doubt = _kind(attenuation(volume, mask, origin), reading)
     return Finding(
         tracking_uid=derived_uid(*identity, "finding", str(number)),
         tracking_id=f"N{number}",
@@ -278,18 +279,35 @@ def _finding(
         malignancy=None if reading is None else Malignancy(reading.malignancy),
         features=() if reading is None else tuple(one for one in reading.features if one.name != UNTOLD),
         descriptors=(
-            *(_solid_part(volume, found) if kind is Attenuation.PART_SOLID else ()),
+            *_solid_part(volume, found),
             *(() if reading is None else _descriptors(volume, lungs, found, reading)),
         ),
+        attenuation_doubt=doubt,
     )
 
 
-def _rated_attenuation(reading: CadxReading) -> Attenuation:
-    """By the texture rank, as LIDC-IDRI is read by Zhuang et al.: below 2.5 ground glass, 5 solid."""
+def _kind(
+    measured: Attenuation, reading: CadxReading | None
+) -> tuple[Attenuation | None, AttenuationDoubt | None]:
+    """The type by HU and by the network where one has read it; certain where both say the same.
+
+    Neither is better: the network knows no part-solid nodules, HU call small solid ones ground-glass
+    (docs/evaluation.md, Attenuation type).
+    """
+    if reading is None:
+        return measured, None
     (texture,) = (feature for feature in reading.features if feature.name == "texture")
-    if texture.value <= 2:
+    read = _rated_attenuation(texture.value)
+    if read is measured and texture.is_certain:
+        return read, None
+    return None, AttenuationDoubt(read, texture.probability, measured)
+
+
+def _rated_attenuation(rank: int) -> Attenuation:
+    """By the texture rank, as LIDC-IDRI is read by Zhuang et al.: below 2.5 ground glass, 5 solid."""
+    if rank <= 2:
         return Attenuation.GROUND_GLASS
-    return Attenuation.SOLID if texture.value == 5 else Attenuation.PART_SOLID
+    return Attenuation.SOLID if rank == 5 else Attenuation.PART_SOLID
 
 
 def _solid_part(volume: Volume, found: _Found) -> tuple[Descriptor, ...]:
@@ -332,6 +350,8 @@ def _warnings(
         sentences.append(
             "More candidates than the limit of findings were found; the most probable are shown."
         )
+    if open_ := [f"{f.tracking_id} ({f.attenuation_doubt.words})" for f in findings if f.attenuation_doubt]:
+        sentences.append(f"Not certain whether solid, part-solid or ground-glass: {', '.join(open_)}.")
     if findings and pipeline.has(SEGMENTATION):
         sentences.append(RATING_STATEMENT)
     return tuple(sentences)

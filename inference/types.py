@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from inference.certainty import CERTAIN, percent
 from inference.change import Change, Doubling
 
 Index = tuple[int, int, int]
@@ -104,6 +105,37 @@ class Attenuation(StrEnum):
     GROUND_GLASS = "ground-glass"
 
 
+@dataclass(frozen=True, slots=True)
+class AttenuationDoubt:
+    """Two readings of the attenuation type that differ, or of which the network's isn't certain.
+
+    Parameters
+    ----------
+    read
+        What the network's texture rank says.
+    probability
+        Of that rank, 0..1.
+    measured
+        What the HU of the mask say.
+    """
+
+    read: Attenuation
+    probability: float
+    measured: Attenuation
+
+    @property
+    def options(self) -> tuple[Attenuation, ...]:
+        """What it may be, in the order of `Attenuation`: one of two that differ, else any."""
+        if self.read is self.measured:
+            return tuple(Attenuation)
+        return tuple(one for one in Attenuation if one in (self.read, self.measured))
+
+    @property
+    def words(self) -> str:
+        """Both for a reader, e.g. ``network: solid, 56 %; HU: part-solid``."""
+        return f"network: {self.read}, {percent(self.probability)}; HU: {self.measured}"
+
+
 class Laterality(StrEnum):
     """Side of the patient, never of the picture."""
 
@@ -175,6 +207,11 @@ class SemanticFeature:
     value: int
     probability: float
 
+    @property
+    def is_certain(self) -> bool:
+        """Whether the value may be said: it is more probable than all others together."""
+        return self.probability >= CERTAIN
+
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
@@ -230,6 +267,8 @@ class Finding:
         Each two (y, x) end points on the key slice, in volume index units.
     detection_probability
         0..1, as the card defines it.
+    attenuation
+        None where it wasn't assessed, and where it isn't certain: then `attenuation_doubt` says between what.
     malignancy, features, descriptors
         None / empty where the pipeline has no model for them: a value is never made up.
     """
@@ -249,6 +288,7 @@ class Finding:
     malignancy: Malignancy | None = None
     features: tuple[SemanticFeature, ...] = ()
     descriptors: tuple[Descriptor, ...] = ()
+    attenuation_doubt: AttenuationDoubt | None = None
 
     def slices(self) -> tuple[slice, slice, slice]:
         """Where the mask lies in the volume."""

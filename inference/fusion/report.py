@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
+from inference.certainty import Percent
 from inference.fusion.fused import Fusion, ImageEvidence
 from inference.fusion.table import brock_range, nodule_facts
 from inference.record import RecordReading
@@ -62,6 +63,6 @@ def apply_record(
 
 
 def _brock_words(low: RiskEstimate, high: RiskEstimate) -> str:
-    first, last = f"{100 * low.probability:.1f} %", f"{100 * high.probability:.1f} %"
+    first, last = (f"{Percent(one.probability):.1f} %" for one in (low, high))
     chance = first if first == last else f"{first} to {last}, by what is not known"
     return " ".join((f"{chance}.", *low.outside)).removesuffix(".")

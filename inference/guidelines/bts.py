@@ -6,6 +6,7 @@ table 4. Diameters are the longest ones, mm; a volume counts before a diameter. 
 
 from __future__ import annotations
 
+from inference.certainty import Percent
 from inference.change import Doubling
 from inference.guidelines.facts import Assessment, Reasoning
 from inference.types import Attenuation
@@ -113,7 +114,7 @@ def follow_up(found: Doubling, months: float) -> Assessment:
 def _large(size: str, probability: float | None) -> Assessment:
     if probability is None:
         return Assessment(GUIDELINE, None, missing=("the probability of cancer by the Brock model",))
-    because = f"{size}, Brock {100 * probability:.1f} %"
+    because = f"{size}, Brock {Percent(probability):.1f} %"
     if probability < _HIGH_RISK:
         return _said("solid, 8 mm or 300 mm3 or more, risk below 10 %", _BY_RISK, because)
     return _said("solid, 8 mm or 300 mm3 or more, risk of 10 % or more", _WORK_UP, because)

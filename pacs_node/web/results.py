@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from inference.certainty import CERTAIN, NOT_CERTAIN
 from pacs_node.web.comparison import ComparisonView, read_comparison
 from pacs_node.web.fields import mapping, mappings, number, sequence, text, texts, whole
 from pacs_node.web.slices import Stack, read_stack
@@ -33,7 +34,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """A semantic feature in words, with the probability of that value (0..1), and what it was read from."""
+    """A semantic feature in words, with the probability of its likeliest value (0..1), and its origin."""
 
     name: str
     meaning: str
@@ -175,7 +176,7 @@ def _finding(item: dict[str, Any], sentences: Sequence[dict[str, Any]]) -> Findi
         number=text(item, "number"),
         tracking_id=text(item, "tracking_id"),
         site=text(mapping(item, "site"), "words"),
-        attenuation=text(item, "attenuation"),
+        attenuation=_kind(item),
         long_axis_mm=number(measured, "long_axis_mm"),
         short_axis_mm=number(measured, "short_axis_mm"),
         mean_diameter_mm=number(measured, "mean_diameter_mm"),
@@ -187,7 +188,7 @@ def _finding(item: dict[str, Any], sentences: Sequence[dict[str, Any]]) -> Findi
         features=tuple(
             Feature(
                 text(feature, "name").replace("_", " "),
-                text(feature, "meaning") or text(feature, "value"),
+                _meaning(feature),
                 number(feature, "probability"),
                 pairs.get(text(feature, "name")),
             )
@@ -197,6 +198,18 @@ def _finding(item: dict[str, Any], sentences: Sequence[dict[str, Any]]) -> Findi
         key_image=text(item, "key_image"),
         stack=read_stack(mapping(item, "stack")),
     )
+
+
+def _meaning(feature: dict[str, Any]) -> str:
+    chance = number(feature, "probability")
+    if chance is not None and chance < CERTAIN:
+        return NOT_CERTAIN
+    return text(feature, "meaning") or text(feature, "value")
+
+
+def _kind(item: dict[str, Any]) -> str:
+    doubt = text(mapping(item, "attenuation_doubt"), "words")
+    return text(item, "attenuation") or (f"{NOT_CERTAIN} ({doubt})" if doubt else "")
 
 
 def _descriptors(item: dict[str, Any], source: str) -> dict[str, float]:

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
 from jinja2.runtime import Context
 from markupsafe import Markup
 
+from inference.certainty import percent as probability_words
 from pacs_node.timeline import words
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -85,6 +86,11 @@ def number(value: float | None, places: int = 1) -> str:
 
 def percent(value: float | None) -> str:
     """A probability of 0..1 in percent, a dash where there is none."""
+    return "\u2013" if value is None else probability_words(value)
+
+
+def share(value: float | None) -> str:
+    """A counted share of 0..1 in percent, which may be none or all; a dash where there is none."""
     return "\u2013" if value is None else f"{100 * value:.0f} %"
 
 
@@ -124,6 +130,7 @@ def make_environment() -> Environment:
         "duration": duration,
         "number": number,
         "percent": percent,
+        "share": share,
         "size": size,
         "sign": sign,
     }

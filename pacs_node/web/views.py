@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from dicom_sr.context import NOT_REVIEWED
+from inference.certainty import SUSPICION, SUSPICIOUS
 from pacs_node.alarms import alarms, further
 from pacs_node.audit import Event
 from pacs_node.config import Settings
@@ -167,6 +168,8 @@ class Pages:
             pictures={} if job is None else {file.name: file for file in job.kept("png")},
             stacks={} if job is None else {file.name: file for file in job.kept("stack")},
             not_reviewed=NOT_REVIEWED,
+            suspicious=SUSPICIOUS,
+            suspicion=SUSPICION,
             **verdicts,
             refresh=None if detail.line.state.finished else _REFRESH_SECONDS,
         )

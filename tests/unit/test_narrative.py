@@ -34,6 +34,7 @@ from dicom_sr.template import (
     read_template,
 )
 from dicom_sr.verify import VerificationError, reread, reread_not_analysed
+from inference.certainty import percent
 from inference.types import Malignancy, Observation, SemanticFeature
 from pacs_node.case_narrative import template_or_built_in
 from pacs_node.report_template_cli import report_template
@@ -102,8 +103,8 @@ def test_one_nodule_reads_like_a_radiologists_finding() -> None:
     assert nodule == (
         "N1: part-solid nodule in the right upper lobe, 10.1 x 8.3 mm (mean diameter 9.2 mm), 408 mm3, on "
         "slice 41 of 301. Solid part: mean diameter 6.3 mm. Margin ill defined, spiculated, not lobulated, "
-        "not calcified. It does not touch the pleura. Probability that radiologists would rate it as "
-        "suspicious for cancer, from the image alone: 42 %, with the clinical record: 51 %. Brock model 2b, "
+        "not calcified. It does not touch the pleura. Suspicious rather than benign (readers' suspicion, "
+        "not histology), from the image alone: 42 %, with the clinical record: 51 %. Brock model 2b, "
         "probability of cancer: 6.1 % to 22.3 %, by what is not known."
     )
     assert paragraphs(narrative, "impression") == [
@@ -120,6 +121,27 @@ def test_an_unsure_feature_is_not_said() -> None:
     for feature in summary["findings"][0]["features"]:
         feature["probability"] = 0.49
     assert "spiculated" not in compose(summary).text
+
+
+def test_spicules_are_denied_only_where_the_denial_was_measured_to_hold() -> None:
+    summary = sample("one nodule, with a record")
+    for feature in summary["findings"][0]["features"]:
+        feature |= {"value": 1, "probability": 0.69}
+    assert "not spiculated" not in compose(summary).text
+    assert "margin ill defined" in compose(summary).text.lower()
+    summary["findings"][0]["features"][1]["probability"] = 0.7
+    assert "not spiculated" in compose(summary).text
+
+
+def test_a_type_in_doubt_is_said_with_both_readings_and_the_solid_part() -> None:
+    summary = sample("one nodule, with a record")
+    words = "network: solid, 56 %; HU: part-solid"
+    doubt = {"read": "solid", "probability": 0.56, "measured": "part-solid", "words": words}
+    summary["findings"][0] |= {"attenuation": None, "attenuation_doubt": doubt}
+    text = compose(summary).text
+    assert f"Not certain whether solid, part-solid or ground-glass ({words}). Solid part: mean" in text
+    summary["findings"][0]["attenuation_doubt"] = {**doubt, "measured": "solid"}
+    assert "Solid part" not in compose(summary).text
 
 
 def test_many_nodules_and_a_comparison() -> None:
@@ -176,7 +198,7 @@ def test_no_value_of_a_result_breaks_a_line_or_gets_lost(
     nodule = paragraphs(narrative, "findings")[1]
     assert f"mean diameter {round(mm, 1):.1f} mm" in nodule
     assert f"on slice {slice_ + 1} of 301" in nodule
-    assert f"alone: {round(100 * probability, 1):.0f} %" in nodule
+    assert f"alone: {percent(probability)}" in nodule
 
 
 # the site's template

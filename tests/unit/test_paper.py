@@ -69,7 +69,7 @@ def test_the_report_says_who_what_how_well_and_for_what_use() -> None:
         "right upper lobe",
         "8.0 x 6.2 mm",
         "88 %",
-        "30.0 % image alone, 42.0 % with",
+        "30 % image alone, 42 % with",
         "spiculation 4 out of 5 (70 %)",
         "Lung-RADS: 4A",
         "Sensitivity 1 of 1 on one synthetic series.",

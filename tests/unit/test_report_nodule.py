@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 from pydicom import Dataset
 
+from dicom_sr import codes
 from dicom_sr.seg import build_seg
-from inference.types import Descriptor, Malignancy, SemanticFeature
+from inference.types import Attenuation, AttenuationDoubt, Descriptor, Malignancy, SemanticFeature
 from tests.finding_factory import make_finding, make_findings
 from tests.report_reading import CONTEXT, HEADERS, VOLUME, coded, conclusion, named, numbers, report_on
 
@@ -59,7 +60,9 @@ def test_malignancy_from_the_image_alone() -> None:
     (container,) = named(report, "126010")
     values = numbers(container.ContentSequence[0])
     assert values["Probability of cancer"] == ("31.2", "%")
-    assert "Probability of cancer with the clinical record" not in values
+    assert codes.FUSED_PROBABILITY.meaning not in values
+    (number,) = named(report, "111047")
+    assert coded(number, "370129005") == ["NN-17"]
     assert "Not assessed: semantic features." in conclusion(report)
 
 
@@ -68,12 +71,12 @@ def test_fused_malignancy_keeps_the_image_only_value() -> None:
     (container,) = named(report, "126010")
     values = numbers(container.ContentSequence[0])
     assert values["Probability of cancer"] == ("31.2", "%")
-    assert values["Probability of cancer with the clinical record"] == ("45.6", "%")
+    assert values[codes.FUSED_PROBABILITY.meaning] == ("45.6", "%")
     names = list(values)
-    assert names.index("Probability of cancer") < names.index(
-        "Probability of cancer with the clinical record"
-    )
-    assert "from the image alone: 31.2 %, with the clinical record: 45.6 %" in conclusion(report)
+    assert names.index("Probability of cancer") < names.index(codes.FUSED_PROBABILITY.meaning)
+    assert all(coded(named(report, code)[0], "370129005") == ["NN-17"] for code in ("111047", "NN-10"))
+    words = "(readers' suspicion, not histology), from the image alone: 31 %, with the clinical record: 46 %"
+    assert f"Suspicious rather than benign {words}" in conclusion(report)
 
 
 def test_semantic_features() -> None:
@@ -90,6 +93,21 @@ def test_semantic_features() -> None:
     assert "Spiculation: 4 out of 5 (probability 71 %)" in conclusion(report)
     schemes = [i.CodingSchemeDesignator for i in report.CodingSchemeIdentificationSequence]
     assert schemes == ["99CTNODULE", "99LIDCQIICR"]
+
+
+def test_what_is_not_certain_has_no_value() -> None:
+    unsure = (SemanticFeature("spiculation", 1, 0.499), SemanticFeature("margin", 5, 0.5))
+    doubt = AttenuationDoubt(Attenuation.SOLID, 0.56, Attenuation.PART_SOLID)
+    finding = make_finding(VOLUME, features=unsure, attenuation=None, attenuation_doubt=doubt)
+    report = report_on((finding,))
+    (group, point) = named(report, "126010")[0].ContentSequence
+    assert coded(group, "C28749") == coded(group, "NN-2") == [codes.UNDETERMINED.value]
+    assert "ContentSequence" not in named(group, "C28749")[0]
+    assert coded(group, "C25563") == ["RID5707"]
+    assert "Spiculation: not certain (probability 50 %)" in conclusion(report)
+    words = "type not certain (network: solid, 56 %; HU: part-solid)"
+    assert named(point, "121106")[0].TextValue.endswith(words)
+    assert named(report, "701") == []
 
 
 def test_pleural_attachment_is_coded_with_its_certainty() -> None:

@@ -123,7 +123,7 @@ def test_conclusion_says_what_a_reader_must_know() -> None:
         "Automatic result. Not reviewed by a physician. Research use only, not for primary diagnosis.",
         "One nodule was marked.",
         "Nodule 1 is a solid nodule in the right upper lobe. It measures 8.0 x 6.2 mm (mean diameter 7.1 mm,",
-        "The certainty of its detection is 87.6 %.",
+        "The certainty of its detection is 88 %.",
         "blob-detector version 1 (detection), no trained weights.",
         f"classifier version 1 (classification), weights sha256 {'ab' * 32}.",
         f"Input digest: {'d1' * 32}.",
