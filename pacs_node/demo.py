@@ -9,10 +9,12 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import dist
 from pathlib import Path
+from typing import Any
 
 import highdicom as hd
 from pydicom.uid import SegmentationStorage
@@ -31,7 +33,7 @@ from sqlalchemy.orm import Session
 
 from inference.errors import UnsuitableSeriesError
 from inference.load import read_header
-from inference.phantom import make_phantom, write_phantom
+from inference.phantom import PhantomNodule, make_phantom, write_phantom
 from pacs_node import logs, serve, tcia
 from pacs_node.config import Caller, DicomDestination, load_settings
 from pacs_node.config_template import render_settings
@@ -73,10 +75,10 @@ def run_demo(source: str, out: Path, *, seed: int, tcia_url: str | None, console
     try:
         _clear(out)
         with ReceivingPeer(out / "received", ae_title="DEMOPEER") as peer, _node(out, peer.port) as port:
-            files = _input(source, out, seed, tcia_url, console)
+            files, drawn = _input(source, out, seed, tcia_url, console)
             studies = _send(port, files, console)
             _wait(out, len(studies), console)
-            _show(out, peer.objects, console)
+            _show(out, peer.objects, drawn, console)
     except (DemoError, tcia.TciaError) as error:
         console.print(f"[bold]demo stopped:[/] {escape(str(error))}")
         return UNREADABLE if isinstance(error, _NoFilesError) else FAILED
@@ -143,20 +145,23 @@ def _serve(configuration: Path, log: Path) -> None:
     serve.serve(load_settings(configuration))
 
 
-def _input(source: str, out: Path, seed: int, tcia_url: str | None, console: Console) -> list[Path]:
-    """Make, find or download the CT."""
+def _input(
+    source: str, out: Path, seed: int, tcia_url: str | None, console: Console
+) -> tuple[list[Path], tuple[PhantomNodule, ...]]:
+    """Make, find or download the CT; also what was drawn, nothing of a CT that wasn't."""
     if source == "phantom":
         with console.status("drawing a synthetic chest phantom"):
-            files = write_phantom(make_phantom(seed), out / "input")
+            phantom = make_phantom(seed)
+            files = write_phantom(phantom, out / "input")
         console.print(f"Input: a [bold]synthetic[/] chest phantom, {len(files)} slices; no patient is in it.")
-        return files
+        return files, phantom.nodules
     if source.startswith("tcia:"):
         with console.status("downloading from TCIA"):
             files = tcia.download_series(
                 source.removeprefix("tcia:"), out / "input", base_url=tcia_url or tcia.BASE_URL
             )
         console.print(f"Input: {len(files)} files of TCIA series {escape(source.removeprefix('tcia:'))}")
-        return files
+        return files, ()
     directory = Path(source)
     if not directory.is_dir():
         raise _NoFilesError(f"--ct {source}: not a folder, not 'phantom' and not 'tcia:SERIES_UID'")
@@ -164,7 +169,7 @@ def _input(source: str, out: Path, seed: int, tcia_url: str | None, console: Con
     if not files:
         raise _NoFilesError(f"no DICOM file in {source}")
     console.print(f"Input: {len(files)} files of {escape(source)}")
-    return files
+    return files, ()
 
 
 def _is_dicom(path: Path) -> bool:
@@ -249,7 +254,9 @@ class _StudyResult:
     directory: Path
 
 
-def _show(out: Path, received: Sequence[ReceivedObject], console: Console) -> None:
+def _show(
+    out: Path, received: Sequence[ReceivedObject], drawn: Sequence[PhantomNodule], console: Console
+) -> None:
     """Read back what the peer got, put the results together and print them."""
     for result in _results(out):
         objects = [item for item in received if item.study_uid == result.study_uid]
@@ -263,8 +270,39 @@ def _show(out: Path, received: Sequence[ReceivedObject], console: Console) -> No
         for item in objects:
             name = "seg.dcm" if item.sop_class_uid == SegmentationStorage else "sr.dcm"
             shutil.copy(item.path, place / name)
-        show_result(json.loads((place / "result.json").read_text(encoding="utf-8")), console)
+        summary = json.loads((place / "result.json").read_text(encoding="utf-8"))
+        show_result(summary, console)
+        show_drawn(drawn, summary["findings"], console)
         _show_files(place, console)
+
+
+def show_drawn(
+    drawn: Sequence[PhantomNodule], findings: Sequence[Mapping[str, Any]], console: Console
+) -> None:
+    """Hold what was found against what was drawn.
+
+    Parameters
+    ----------
+    drawn
+        Of a phantom; nothing is said without any.
+    findings
+        Of ``result.json``. One finds a nodule if its marked point lies nearer to the nodule's centre than the
+        nodule's radius.
+    """
+    if not drawn:
+        return
+    names: list[list[str]] = [[] for _ in drawn]
+    others: list[str] = []
+    for finding in findings:
+        gaps = [dist(finding["point_lps_mm"], nodule.centre_lps) - nodule.diameter_mm / 2 for nodule in drawn]
+        nearest = min(range(len(drawn)), key=gaps.__getitem__)
+        (names[nearest] if gaps[nearest] < 0 else others).append(finding["tracking_id"])
+    console.print(f"[bold]{sum(map(bool, names))} of {len(drawn)} drawn nodules found[/]")
+    for nodule, found in zip(drawn, names, strict=True):
+        what = f"{nodule.diameter_mm:g} mm, {nodule.attenuation}, {nodule.margin}, {nodule.attachment}"
+        console.print(f"  drawn {what}: {' and '.join(found) or 'missed'}")
+    if others:
+        console.print(f"  marked where none was drawn: {', '.join(others)}")
 
 
 def _results(out: Path) -> Iterator[_StudyResult]:

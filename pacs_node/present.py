@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from inference.certainty import NOT_CERTAIN, SUSPICION, SUSPICIOUS, percent
+
 _SHOWN: Final = 240  # characters of a measured figure
 
 
@@ -54,34 +56,44 @@ def _show_findings(summary: Mapping[str, Any], console: Console) -> None:
     if not summary["findings"]:
         console.print("[bold]No nodule found.[/] That doesn't prove that there is none.")
         return
-    table = Table(title="Findings", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for heading in ("nodule", "site", "type"):
-        table.add_column(heading, no_wrap=True)
+    # at most 80 columns: only the site breaks, and a probability with the record replaces the slice
+    table = Table(title="Findings", title_justify="left", box=None, padding=(0, 1, 0, 0))
+    table.add_column("")
+    table.add_column("site", min_width=10)
+    table.add_column("type", no_wrap=True)
     is_rated = any(finding["malignancy"] for finding in summary["findings"])
-    for heading in ("axes, mm", "mm3", "HU", "slice", "certainty", *(("suspicious",) if is_rated else ())):
+    with_record = any(
+        (finding["malignancy"] or {}).get("fused") is not None for finding in summary["findings"]
+    )
+    rated = (*(("suspect",) if is_rated else ()), *(("+record",) if with_record else ()))
+    place = () if with_record else ("slice",)
+    for heading in ("axes, mm", "mm3", "HU", *place, "found", *rated):
         table.add_column(heading, justify="right", no_wrap=True)
     for finding in summary["findings"]:
         size = finding["measurements"]
+        chances = finding["malignancy"] or {}
         table.add_row(
             escape(finding["tracking_id"]),
             escape(finding["site"]["words"]),
-            finding["attenuation"] or "",
+            finding["attenuation"] or (NOT_CERTAIN if finding["attenuation_doubt"] else ""),
             f"{size['long_axis_mm']:.1f} x {size['short_axis_mm']:.1f}",
             f"{size['volume_mm3']:.0f}",
             f"{size['mean_hu']:.0f}",
-            str(finding["key_slice"]["index"] + 1),
-            f"{100 * finding['detection_probability']:.0f} %",
-            *((_suspicion(finding["malignancy"]),) if is_rated else ()),
+            *((str(finding["key_slice"]["index"] + 1),) if place else ()),
+            percent(finding["detection_probability"]),
+            *((_chance(chances.get("image_only")),) if is_rated else ()),
+            *((_chance(chances.get("fused")),) if with_record else ()),
         )
     console.print(table)
+    legend = "found: certainty of the detection"
+    if is_rated:
+        legend += f"; suspect: {SUSPICIOUS.lower()}, from the image alone ({SUSPICION})"
+    if with_record:
+        legend += "; +record: the same with the clinical record"
+    console.print(f"  {legend}")
     for observation in summary["observations"]:
         console.print(f"  {escape(observation['title'])}: {escape(observation['value'])}")
 
 
-def _suspicion(malignancy: Mapping[str, float | None] | None) -> str:
-    """The image's value first, always."""
-    if malignancy is None:
-        return ""
-    fused = malignancy["fused"]
-    alone = f"{100 * (malignancy['image_only'] or 0.0):.0f} %"
-    return alone if fused is None else f"{alone}, with record {100 * fused:.0f} %"
+def _chance(probability: float | None) -> str:
+    return "" if probability is None else percent(probability)
