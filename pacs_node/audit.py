@@ -42,6 +42,7 @@ class Event(Enum):
     PRIOR_REFUSED = ("prior refused", "110104")
     JOB_CREATED = ("job created", "110103")
     JOB_CHANGED = ("job", "110103")
+    REPORT_KEPT = ("report kept here", "110103")
     DELIVERY_CREATED = ("delivery created", "110102")
     DELIVERY_CHANGED = ("delivery", "110104")
     DESTINATION_AWAY = ("destination away", "110100")

@@ -212,7 +212,7 @@ def _write_results(
             headers,
             context,
             outputs=_outputs(outputs),
-            recipients=_recipients(request, outputs),
+            recipients=_recipients(request, outputs, analysed=True),
             key_images=shown.key_images,
             stacks=shown.stacks,
             pairs=shown.pairs,
@@ -252,7 +252,7 @@ def _refuse(request: CaseRequest, refusal: Refusal, pipeline: Pipeline, watch: _
             refusal.sentence,
             context,
             outputs=_outputs(outputs),
-            recipients=_recipients(request, outputs),
+            recipients=_recipients(request, outputs, analysed=False),
             timings_s=watch.seconds if outputs else None,
             warnings=template_or_built_in(request.report_template)[1],
         )
@@ -422,12 +422,12 @@ def _outputs(files: Sequence[CaseFile]) -> list[Output]:
     ]
 
 
-def _recipients(request: CaseRequest, files: Sequence[CaseFile]) -> list[Recipient]:
+def _recipients(request: CaseRequest, files: Sequence[CaseFile], *, analysed: bool) -> list[Recipient]:
     """Who is to get which of the files."""
     forms = {file.path.name: form_name(file.kind, file.encoding) for file in files}
     rows = []
     for receiver in request.receivers:
-        wanted = chosen(receiver.forms, tuple(forms.values()))
+        wanted = chosen(receiver.forms if analysed or receiver.told_why else (), tuple(forms.values()))
         names = tuple(name for name, form in forms.items() if form in wanted)
         rows.append(Recipient(receiver.name, receiver.profile, names))
     return rows

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from sqlalchemy import exists, select
+from sqlalchemy import exists, or_, select
 from sqlalchemy.orm import Session
 
 from dicom_sr.context import OtherSeries, Predecessor
@@ -15,7 +15,8 @@ from inference.errors import ReasonCode
 from pacs_node import jobs
 from pacs_node.completeness import lacks_images, sentence_of_lack
 from pacs_node.config import Settings
-from pacs_node.db import Artifact, Job, Series
+from pacs_node.db import Artifact, Delivery, Job, Series
+from pacs_node.recipients import recipients
 from pacs_node.request import CaseRequest, Receiver, Refusal
 from pacs_node.states import SeriesState
 
@@ -47,8 +48,11 @@ def case_request(session: Session, job: Job, settings: Settings, *, confined: bo
         Series.rank > (series.rank or 0),
     )
     first = series.instances[0]
+    told = recipients(session, study.id, settings.destinations, analysed=False)
     receivers = tuple(
-        Receiver(item.name, item.profile, item.forms) for item in settings.destinations if item.forms
+        Receiver(item.name, item.profile, item.forms, told_why=item in told)
+        for item in settings.destinations
+        if item.forms
     )
     return CaseRequest(
         files=tuple(directory / row.path for row in series.instances if row.path is not None),
@@ -99,7 +103,11 @@ def _fresh_directory(session: Session, job: Job, directory: Path) -> Path:
 
 
 def _predecessors(session: Session, job: Job) -> tuple[Predecessor, ...]:
-    """SEG and SR of the study's latest earlier result: the new one says what it replaces."""
+    """SEG and SR of the study's latest earlier result: the new one says what it replaces.
+
+    A report "not analysed" that went nowhere is replaced by nothing: no receiver could find it.
+    """
+    sent = exists().where(Delivery.artifact_id == Artifact.id)
     earlier = (
         select(Artifact)
         .join(Job, Artifact.job_id == Job.id)
@@ -107,6 +115,7 @@ def _predecessors(session: Session, job: Job) -> tuple[Predecessor, ...]:
         .where(
             Series.study_id == job.series.study_id, Job.id != job.id, Artifact.sop_instance_uid.is_not(None)
         )
+        .where(or_(Job.outcome.is_distinct_from(jobs.NOT_ANALYSED), sent))
         .order_by(Job.finished_at.desc(), Artifact.job_id.desc(), Artifact.id)
     )
     rows = session.execute(earlier).scalars().all()

@@ -134,6 +134,11 @@ class _DestinationBase(Section):
     report: Literal["comprehensive-3d", "enhanced"] | None = Field(
         None, description="SOP class of the SR; absent means the profile's."
     )
+    not_analysed: Literal["ct", "all", "none"] = Field(
+        "ct",
+        description="Which studies' reports that they were not analysed go there: those with CT images, all, "
+        "or none. The others are kept here, and stand on the page.",
+    )
 
     @property
     def forms(self) -> tuple[str, ...]:

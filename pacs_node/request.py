@@ -24,11 +24,15 @@ class Refusal:
 
 
 class Receiver(NamedTuple):
-    """A destination, its profile and the forms of a result that it gets; see `dicom_sr.profiles`."""
+    """A destination, its profile and the forms of a result that it gets; see `dicom_sr.profiles`.
+
+    `told_why` is false where it gets no report if the study isn't analysed.
+    """
 
     name: str
     profile: str
     forms: tuple[str, ...]
+    told_why: bool = True
 
 
 @dataclass(frozen=True, slots=True)

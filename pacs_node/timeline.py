@@ -222,6 +222,10 @@ class _Teller:
         else:
             self._add(event, "to be sent again", _joined(what, status))
 
+    def kept_here(self, event: AuditEvent, objects: dict[str, Any]) -> None:
+        """The report that says why goes not to this destination."""
+        self._add(event, "report kept here", f"not sent to {objects.get('destination')}: {_reason(objects)}")
+
     def conflict(self, event: AuditEvent, objects: dict[str, Any]) -> None:
         """Other bytes under a known UID."""
         detail = f"{self._series_name(objects)}: {objects.get('reason', '')}"
@@ -265,6 +269,7 @@ _TELLERS: dict[str, Callable[[_Teller, AuditEvent, dict[str, Any]], None]] = {
     Event.JOB_CREATED.value[0]: _Teller.job_created,
     Event.JOB_CHANGED.value[0]: _Teller.job_changed,
     Event.DELIVERY_CHANGED.value[0]: _Teller.delivery_changed,
+    Event.REPORT_KEPT.value[0]: _Teller.kept_here,
     Event.INSTANCE_CONFLICT.value[0]: _Teller.conflict,
     Event.SERIES_WAITS.value[0]: _Teller.waits,
     Event.STUDY_MISSED.value[0]: _Teller.missed,

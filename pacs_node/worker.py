@@ -26,6 +26,7 @@ from pacs_node.engines import Engine, InProcessEngine, ProcessEngine
 from pacs_node.errors import AnalysisFailedError, StaleStateError
 from pacs_node.priors import StudyPriors, attempt_name, without_priors
 from pacs_node.reader import OpenReader, confined_reader
+from pacs_node.recipients import note_kept_back, recipients
 from pacs_node.record_of_study import StudyRecords
 from pacs_node.request import CaseOutcome, CaseRequest, Refusal, run_case
 from pacs_node.states import JobState, SeriesState
@@ -213,9 +214,11 @@ class Worker:
 
     def _finish(self, job_id: int, token: str, outcome: CaseOutcome, state: JobState) -> None:
         now = self._clock()
-        destinations = [(item.name, item.forms) for item in self._settings.destinations]
+        analysed = outcome.status == jobs.ANALYSED
+        destinations = self._settings.destinations
         with self._database.write() as session:
             job = session.get_one(Job, job_id)
+            told = recipients(session, job.series.study_id, destinations, analysed=analysed)
             jobs.finish(
                 session,
                 job,
@@ -236,10 +239,13 @@ class Worker:
                     )
                     for item in outcome.files
                 ],
-                destinations=destinations,
+                destinations=[(item.name, item.forms) for item in told],
                 reason_code=outcome.reason_code,
                 reason=outcome.reason,
             )
+            if outcome.files and job.state is not JobState.CANCELLED:
+                others = [item for item in destinations if item.forms and item not in told]
+                note_kept_back(session, job, others, at=now, actor=_ACTOR)
             unsuitable = job.kind == jobs.ANALYSIS and outcome.status == jobs.NOT_ANALYSED
             queued = job.series.state is SeriesState.QUEUED
             if unsuitable and queued and job.state is JobState.SUCCEEDED:

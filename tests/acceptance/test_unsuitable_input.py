@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydicom import Dataset, dcmread
@@ -88,9 +90,22 @@ def peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReceivingPeer]:
 
 
 @pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory, peer: ReceivingPeer) -> Iterator[Node]:
-    destination = DicomDestination(name="pacs", host="127.0.0.1", port=peer.port, ae_title="PEER")
-    yield from running(Node(tmp_path_factory.mktemp("node"), [destination], profile="classical"))
+def curious(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReceivingPeer]:
+    """A peer that wants to know of every study why it was not analysed."""
+    with ReceivingPeer(tmp_path_factory.mktemp("curious")) as receiving:
+        yield receiving
+
+
+@pytest.fixture(scope="module")
+def node(
+    tmp_path_factory: pytest.TempPathFactory, peer: ReceivingPeer, curious: ReceivingPeer
+) -> Iterator[Node]:
+    where: dict[str, Any] = {"host": "127.0.0.1", "ae_title": "PEER"}
+    destinations = [
+        DicomDestination(name="pacs", port=peer.port, **where),
+        DicomDestination(name="curious", port=curious.port, not_analysed="all", **where),
+    ]
+    yield from running(Node(tmp_path_factory.mktemp("node"), destinations, profile="classical"))
 
 
 @pytest.fixture(scope="module")
@@ -127,17 +142,30 @@ def received(peer: ReceivingPeer, study_uid: str) -> list[ReceivedObject]:
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_with_a_reason_and_a_report(
-    case: str, studies: dict[str, str], node: Node, peer: ReceivingPeer
+    case: str, studies: dict[str, str], node: Node, peer: ReceivingPeer, curious: ReceivingPeer
 ) -> None:
     code, _ = REFUSED[case]
     (job,) = jobs(node, studies[case])
     assert (job.state, job.outcome, job.reason_code) == (JobState.SUCCEEDED, "not_analysed", code)
     assert job.reason
-    (report,) = received(peer, studies[case])
+    (report,) = received(curious, studies[case])
+    # a PACS that routes everything gets no word on lung nodules into a study without CT
+    assert len(received(peer, studies[case])) == (case != "MR")
     text = "\n".join(str(e.value) for e in dcmread(report.path).iterall() if e.keyword == "TextValue")
     assert report.sop_class_uid == Comprehensive3DSRStorage
     assert f"was not analysed ({code})" in text
     assert job.reason in text
+
+
+def test_what_was_kept_here_is_sent_by_an_operators_word(
+    studies: dict[str, str], node: Node, peer: ReceivingPeer, curious: ReceivingPeer
+) -> None:
+    study = studies["MR"]
+    assert received(peer, study) == []
+    subprocess.run(node.command("send", study, "--to", "pacs"), check=True, cwd=node.directory)
+    node.until(lambda: received(peer, study), "the report arrives", 30)
+    (here,), (there,) = received(peer, study), received(curious, study)
+    assert here.path.read_bytes() == there.path.read_bytes()
 
 
 @pytest.mark.parametrize("case", ANALYSED)
@@ -161,7 +189,7 @@ def test_analysed_whatever_the_encoding(
 @pytest.mark.shared_data
 @pytest.mark.filterwarnings("ignore:Invalid value for VR:UserWarning:pydicom")
 def test_every_odd_file_ends_in_a_named_state(
-    node: Node, peer: ReceivingPeer, studies: dict[str, str], shared_data: Path
+    node: Node, curious: ReceivingPeer, studies: dict[str, str], shared_data: Path
 ) -> None:
     sent = set()
     for path in sorted((shared_data / "dicom").rglob("*.dcm")):
@@ -178,7 +206,7 @@ def test_every_odd_file_ends_in_a_named_state(
             assert job.state is JobState.SUCCEEDED
             assert job.outcome == "not_analysed"
             assert job.reason_code
-        assert received(peer, study_uid)
+        assert received(curious, study_uid)
 
 
 def test_enhanced_ct_is_what_the_factory_makes() -> None:

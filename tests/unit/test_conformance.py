@@ -37,7 +37,7 @@ from dicom_sr.summary import result_json
 from inference.types import Malignancy, Observation, SemanticFeature
 from pacs_node import __version__, spool, tls
 from pacs_node.association import Peer, Timeouts, Tls
-from pacs_node.config import Caller, ListenerSettings
+from pacs_node.config import Caller, DicomDestination, ListenerSettings
 from pacs_node.db import Database, sqlite_url
 from pacs_node.destinations import ObjectRef
 from pacs_node.dicomweb import DicomWebDestination
@@ -433,6 +433,7 @@ def test_initiator_defaults_are_as_claimed() -> None:
         "connect_seconds": limits.connect,
         "association_seconds": limits.association,
         "no_progress_seconds": limits.progress,
+        "not_analysed": DicomDestination.model_fields["not_analysed"].default,
     }.items() <= INITIATOR.items()
 
 
