@@ -102,6 +102,11 @@ class Backlog:
         if self._thread.is_alive():
             self._thread.join()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
+
     def _run(self) -> None:
         while not self._stop.wait(MEASURE_SECONDS):
             self.measure()

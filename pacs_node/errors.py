@@ -8,6 +8,7 @@
     ├── OutOfSpaceError        the storage reserve is reached; nothing was written
     │   └── ObjectTooLargeError  an object is larger than is taken; nothing was kept
     ├── DiskFailedError        the disk has lost what was written; nothing more is taken
+    ├── ThreadEndedError       a part has lost a thread without which it does nothing; it is started anew
     ├── AnalysisFailedError    an attempt died, hung or raised; the job tries again or fails
     ├── SourceSilentError      a source of clinical records gave no answer that can be used
     ├── BackupError            a backup or a restore can't be made here; nothing was changed
@@ -39,6 +40,10 @@ class ObjectTooLargeError(OutOfSpaceError):
 
 class DiskFailedError(NodeError):
     """The disk said that it has not kept what was written."""
+
+
+class ThreadEndedError(NodeError):
+    """A thread has ended that a part can't do without."""
 
 
 class UnreadableInstanceError(NodeError):

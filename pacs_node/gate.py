@@ -7,7 +7,6 @@ waiting: each connection has a deadline, an address has a limit, and reading nev
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import selectors
 import socket
@@ -21,6 +20,7 @@ from enum import Enum, auto
 
 from pacs_node import gate_pdu
 from pacs_node.gate_pdu import PduError, Rejection
+from pacs_node.gate_visitor import Admitted, Limits, Refusal, Visitor, host_of, objection
 from pacs_node.tls import fingerprint
 
 logger = logging.getLogger(__name__)
@@ -32,75 +32,6 @@ _FAREWELL_S = 2.0
 _ANSWER_S = 0.05
 _ACCEPT_AT_ONCE = 64
 _READS_AT_ONCE = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a connection may take before it is an association.
-
-    Parameters
-    ----------
-    request_seconds
-        From the connection to the last byte of its association request.
-    tls_seconds
-        From the connection to the end of the TLS handshake.
-    per_address, pending
-        Connections without a finished request, of one address and of all. One more drops the oldest: who
-        sends its request at once is not displaced by those who send none.
-    """
-
-    request_seconds: float = 10.0
-    tls_seconds: float = 5.0
-    per_address: int = 16
-    pending: int = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Visitor:
-    """Who asks for an association.
-
-    Parameters
-    ----------
-    calling_ae, called_ae
-        As the request says; empty where it didn't come so far.
-    address
-        Of the peer, without a zone; an IPv4 address also where it came mapped into IPv6.
-    certificate
-        SHA-256 of its TLS certificate, lower-case hexadecimal; empty without TLS.
-    """
-
-    calling_ae: str
-    called_ae: str
-    address: str
-    certificate: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a visitor is not admitted: the answer to give, None for an abort, and a sentence for the record."""
-
-    answer: Rejection | None
-    sentence: str
-
-
-@dataclass(frozen=True, slots=True)
-class Admitted:
-    """A connection whose sender is known.
-
-    Parameters
-    ----------
-    connection
-        Blocking; no byte behind the association request has been read.
-    address
-        As ``accept`` gave it.
-    request
-        The bytes of the A-ASSOCIATE-RQ.
-    """
-
-    connection: socket.socket
-    address: tuple[str, int]
-    visitor: Visitor
-    request: bytes
 
 
 class _Stage(Enum):
@@ -137,7 +68,8 @@ class Gate:
         Called in the gate's thread for each association request, must not block: why the visitor is refused,
         or None.
     admit
-        Called in the gate's thread with each connection that may go on, must not block.
+        Called in the gate's thread with each connection that may go on, must not block. Where it raises
+        RuntimeError or MemoryError nobody has taken it, and the peer may try again.
     refused
         Called in the gate's thread for whoever is not admitted, must not block.
     context
@@ -152,14 +84,14 @@ class Gate:
         admit: Callable[[Admitted], None],
         refused: Callable[[Visitor, str], None],
         context: ssl.SSLContext | None = None,
-        limits: Limits = Limits(),
+        limits: Limits | None = None,
     ) -> None:
         self._listening = listening
         self._judge = judge
         self._admit = admit
         self._refused = refused
         self._context = context
-        self._limits = limits
+        self._limits = limits or Limits()
         self._selector = selectors.DefaultSelector()
         self._pending: dict[_Pending, None] = {}
         self._per_host: Counter[str] = Counter()
@@ -190,7 +122,18 @@ class Gate:
         """Connections that are not admitted yet."""
         return len(self._pending)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether anybody is let in."""
+        return self._thread.is_alive()
+
     def _run(self) -> None:
+        try:
+            self._serve()
+        finally:
+            self._close_all()
+
+    def _serve(self) -> None:
         next_sweep = time.monotonic() + _SWEEP_S
         while not self._stopping:
             again, self._again = self._again, []
@@ -207,7 +150,6 @@ class Gate:
                 next_sweep = now + _SWEEP_S
                 for item in [item for item in self._pending if now > item.deadline]:
                     self._expire(item)
-        self._close_all()
 
     def _close_all(self) -> None:
         for item in list(self._pending):
@@ -229,10 +171,15 @@ class Gate:
                 else:
                     time.sleep(_SWEEP_S)
                 return
-            self._receive_visitor(connection, address)
+            try:
+                self._receive_visitor(connection, address)
+            except Exception:
+                # of one connection, as below
+                logger.exception("a connection could not be received")
+                connection.close()
 
     def _receive_visitor(self, connection: socket.socket, address: tuple[str, int]) -> None:
-        host, now, limits = _host(address[0]), time.monotonic(), self._limits
+        host, now, limits = host_of(address[0]), time.monotonic(), self._limits
         if self._per_host[host] >= limits.per_address:
             self._displace(next(item for item in self._pending if item.host == host))
         elif len(self._pending) >= limits.pending:
@@ -250,9 +197,7 @@ class Gate:
             connection.close()
             return
         item = _Pending(connection, address, host, stage, now, now + seconds)
-        self._pending[item] = None
-        self._per_host[host] += 1
-        self._selector.register(connection, selectors.EVENT_READ, item)
+        self._remember(item)
         self._go_on(item)
 
     def _go_on(self, item: _Pending) -> None:
@@ -270,10 +215,16 @@ class Gate:
             self._selector.modify(item.connection, selectors.EVENT_WRITE, item)
         except PduError as error:
             self._turn_away(item, Refusal(None, str(error)))
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+            self._drop(item)
         except ssl.SSLError as error:
             reason = (error.reason or type(error).__name__).replace("_", " ").lower()
             self._turn_away(item, Refusal(None, f"TLS: {reason}"))
         except OSError:
+            self._drop(item)
+        except Exception:
+            # whatever one connection raises ends that one and no other
+            logger.exception("a connection ended by a fault of this software")
             self._drop(item)
 
     def _shake_hands(self, item: _Pending) -> None:
@@ -303,29 +254,43 @@ class Gate:
             self._ask(item)
         if item.received < item.length:
             return True
-        if item.refusal is not None:
-            item.stage, item.deadline = _Stage.ANSWER, time.monotonic() + _ANSWER_S
-            return True
-        self._let_in(item)
-        return False
+        if item.refusal is None and (refusal := objection(item.data)) is not None:
+            self._refuse(item, refusal)
+        if item.refusal is None and self._let_in(item):
+            return False
+        item.stage, item.deadline = _Stage.ANSWER, time.monotonic() + _ANSWER_S
+        return True
 
     def _ask(self, item: _Pending) -> None:
         head = gate_pdu.read_request_head(item.data)
         certificate = fingerprint(item.connection) if isinstance(item.connection, ssl.SSLSocket) else ""
         item.visitor = Visitor(head.calling_ae, head.called_ae, item.host, certificate)
-        item.refusal = self._judge(item.visitor)
-        if item.refusal is not None:
+        refusal = self._judge(item.visitor)
+        if refusal is not None:
             # the rest is read, so that the answer arrives, but not kept
             item.stage = _Stage.REFUSED
-            item.data.clear()
-            self._refused(item.visitor, item.refusal.sentence)
+            self._refuse(item, refusal)
 
-    def _let_in(self, item: _Pending) -> None:
+    def _refuse(self, item: _Pending, refusal: Refusal) -> None:
+        item.refusal = refusal
+        item.data.clear()
+        self._refused(item.visitor or Visitor("", "", item.host), refusal.sentence)
+
+    def _let_in(self, item: _Pending) -> bool:
+        """Hand the connection over; false where nobody can take it now."""
         if item.visitor is None:
             raise PduError("an association request without AE titles")
         self._forget(item)
         item.connection.setblocking(True)
-        self._admit(Admitted(item.connection, item.address, item.visitor, bytes(item.data)))
+        try:
+            self._admit(Admitted(item.connection, item.address, item.visitor, bytes(item.data)))
+        except (RuntimeError, MemoryError) as error:
+            logger.error("an association can't be served", extra={"why": str(error)})  # noqa: TRY400 - as full
+            item.connection.setblocking(False)
+            self._remember(item)
+            self._refuse(item, Refusal(Rejection.LIMIT_EXCEEDED, "no thread or memory to be had"))
+            return False
+        return True
 
     def _turn_away(self, item: _Pending, refusal: Refusal) -> None:
         self._refused(item.visitor or Visitor("", "", item.host), refusal.sentence)
@@ -364,8 +329,14 @@ class Gate:
         self._drop(item)
 
     def _drop(self, item: _Pending) -> None:
-        self._forget(item)
+        if item in self._pending:
+            self._forget(item)
         item.connection.close()
+
+    def _remember(self, item: _Pending) -> None:
+        self._pending[item] = None
+        self._per_host[item.host] += 1
+        self._selector.register(item.connection, selectors.EVENT_READ, item)
 
     def _forget(self, item: _Pending) -> None:
         self._selector.unregister(item.connection)
@@ -373,10 +344,3 @@ class Gate:
         self._per_host[item.host] -= 1
         if not self._per_host[item.host]:
             del self._per_host[item.host]
-
-
-def _host(text: str) -> str:
-    """Write an address as the configuration does: no zone, IPv4 not mapped."""
-    address = ipaddress.ip_address(text.partition("%")[0])
-    mapped = getattr(address, "ipv4_mapped", None)
-    return str(mapped or address)

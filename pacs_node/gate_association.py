@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -141,7 +142,7 @@ class Service(Protocol[SinkT]):
         """Answer an N-ACTION or N-EVENT-REPORT."""
 
     def event_taken(self, status: int) -> None:
-        """Hear how the peer answered the event that followed the last notice."""
+        """Hear how the peer answered the oldest event that it hadn't answered yet."""
 
 
 @dataclass(slots=True)
@@ -181,7 +182,8 @@ class Acceptor(Generic[SinkT]):
         self._stopping = False
         self._began = time.monotonic()
         self._events = 0
-        self._awaits_event: int | None = None
+        #: one at a time (PS3.7 D.3.3.3): the first is on its way, the others wait until it is answered
+        self._reports: deque[tuple[int, Event]] = deque()
         self.breach: str | None = None
         """What the peer did that no peer does, in a sentence; None after an ordinary association."""
 
@@ -379,7 +381,9 @@ class Acceptor(Generic[SinkT]):
         encoded = gate_message.response(command, answer.status, answer.comment)
         self._send(gate_pdu.p_data(message.context_id, encoded, self._peer_max_length))
         if answer.event is not None:
-            self._report(message.context_id, answer.event)
+            self._reports.append((message.context_id, answer.event))
+            if len(self._reports) == 1:
+                self._report()
 
     def _note(self, message: _Message, command: Command) -> Answer:
         if len(message.notice) > MAX_NOTICE_BYTES:
@@ -393,20 +397,24 @@ class Acceptor(Generic[SinkT]):
         )
         return self._service.notice(notice)
 
-    def _report(self, context_id: int, event: Event) -> None:
-        """Send an N-EVENT-REPORT behind the answer; the peer's own answer comes among its next messages."""
-        self._events += 1
-        self._awaits_event = self._events
+    def _report(self) -> None:
+        """Send the next N-EVENT-REPORT, if any; the peer's own answer comes among its next messages."""
+        if not self._reports:
+            return
+        context_id, event = self._reports[0]
+        self._events = self._events % 0xFFFF + 1
         abstract, _ = self._contexts[context_id]
         command = gate_message.event_report(self._events, abstract, event.sop_instance_uid, event.event_type)
         self._send(gate_pdu.p_data(context_id, command, self._peer_max_length))
         self._send(gate_pdu.p_data(context_id, event.data, self._peer_max_length, is_command=False))
 
     def _hear(self, response: Command) -> None:
-        if response.field != gate_message.EVENT_REPORT_TAKEN or response.message_id != self._awaits_event:
+        is_answer = response.field == gate_message.EVENT_REPORT_TAKEN and response.message_id == self._events
+        if not self._reports or not is_answer:
             raise PduError("a response to nothing")
-        self._awaits_event = None
+        self._reports.popleft()
         self._service.event_taken(0 if response.status is None else response.status)
+        self._report()
 
     def _read_pdu(self, deadline: float) -> memoryview | None:
         """Read one PDU; the values of a P-DATA-TF, or None for a request to release.

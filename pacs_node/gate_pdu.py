@@ -1,4 +1,4 @@
-"""What the gate knows of the DICOM upper layer (PS3.8 9.3): lengths, and who asks."""
+"""What the gate knows of the DICOM upper layer (PS3.8 9.3): lengths, who asks, and for what."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ MAX_COMMAND_BYTES = 1 << 16
 _HEADER = struct.Struct(">BxL")
 _REJECTION = struct.Struct(">BxLxBBB")
 _ABORTION = struct.Struct(">BxLxxBB")
+_ITEM = struct.Struct(">BxH")
+_APPLICATION_CONTEXT = 0x10
 _TLS_HANDSHAKE = 0x16
 _COMMAND, _LAST = 0x01, 0x02
 
@@ -47,6 +49,8 @@ class Rejection(Enum):
     CALLING_AE_UNKNOWN = (1, 1, 3)
     CALLED_AE_UNKNOWN = (1, 1, 7)
     LIMIT_EXCEEDED = (2, 3, 2)
+    CONTEXT_UNKNOWN = (1, 1, 2)
+    PROTOCOL_UNKNOWN = (1, 2, 2)
 
 
 class PduError(ValueError):
@@ -91,6 +95,24 @@ def read_request_head(data: Bytes) -> RequestHead:
         bytes(data[start : start + 16]).decode("ascii", "backslashreplace").strip(" \0") for start in (10, 26)
     )
     return RequestHead(called, calling)
+
+
+def read_offer(request: Bytes) -> tuple[int, str]:
+    """Protocol versions, one bit each, and Application Context Name of an A-ASSOCIATE-RQ (PS3.8 9.3.2).
+
+    Returns
+    -------
+    tuple
+        Of which the name is empty where there is none, or where the items don't end where the request does.
+    """
+    at, versions = REQUEST_HEAD_BYTES, int.from_bytes(request[6:8], "big")
+    while at + _ITEM.size <= len(request):
+        kind, length = _ITEM.unpack_from(request, at)
+        at += _ITEM.size
+        if kind == _APPLICATION_CONTEXT:
+            return versions, bytes(request[at : at + length]).decode("ascii", "replace").strip(" \0")
+        at += length
+    return versions, ""
 
 
 def checked_header(header: Bytes, max_p_data: int) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from pacs_node import audit, db
 from pacs_node.clock import Clock
-from pacs_node.gate import Visitor
+from pacs_node.gate_visitor import Visitor
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,11 @@ class RefusalRecord:
             self._stopping = True
             self._changed.notify()
         self._thread.join()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
 
     def add(self, visitor: Visitor, reason: str, status: str = "") -> None:
         """Count a refused association, or with a status an object; never waits for the database."""

@@ -25,11 +25,12 @@ from pacs_node.clock import Clock, utc_now
 from pacs_node.commitment import PUSH_MODEL, TRANSFER_SYNTAXES
 from pacs_node.config import Caller, DicomDestination, ListenerSettings, Settings
 from pacs_node.damage import ended_badly, give_up_damaged
-from pacs_node.errors import DiskFailedError, NodeError
-from pacs_node.gate import Admitted, Gate, Limits, Refusal, Visitor
+from pacs_node.errors import DiskFailedError, NodeError, ThreadEndedError
+from pacs_node.gate import Gate
 from pacs_node.gate_association import Acceptor, Ending, Terms
 from pacs_node.gate_pdu import Rejection
 from pacs_node.gate_record import RefusalRecord
+from pacs_node.gate_visitor import Admitted, Limits, Refusal, Visitor
 from pacs_node.notices import Notices
 from pacs_node.receiving import Receiving
 from pacs_node.recorder import Recorder
@@ -132,6 +133,16 @@ class Listener:
         )
         return port
 
+    def dead(self) -> str | None:
+        """Name a thread that has ended and without which nothing is received or recorded; None: all live."""
+        watched: dict[str, Gate | Recorder | RefusalRecord | Backlog | None] = {
+            "gate": self._gate,
+            "recorder": self._recorder,
+            "refusals": self._refusals,
+            "backlog": self._backlog,
+        }
+        return next((name for name, part in watched.items() if part is not None and not part.is_alive), None)
+
     def stop(self) -> None:
         """Stop listening and abort what is open, each after the message that it is at."""
         self._stopping.set()
@@ -192,8 +203,9 @@ class Listener:
             target=self._serve, args=(acceptor, intake), name="association", daemon=True
         )
         with self._lock:
+            # in this order: what could not be started is nobody's, and the gate says so
+            thread.start()
             self._associations[acceptor] = thread
-        thread.start()
 
     def _notices(self, visitor: Visitor) -> Notices:
         calls_back = visitor.calling_ae in self._called_back or any(
@@ -208,6 +220,9 @@ class Listener:
         ending = Ending.ABORTED
         try:
             ending = acceptor.run()
+        except Exception:
+            # whatever one association raises ends that one and no other
+            logger.exception("an association ended by a fault of this software")
         finally:
             intake.close(ending)
             with self._lock:
@@ -300,16 +315,24 @@ def run(settings: Settings, stop: threading.Event) -> None:
         backlog=Backlog(database, settings.backlog),
     )
     listener.start()
-    while not stop.wait(_LOOK_S) and not listener.failed.is_set():
-        pass
-    failed = listener.failed.is_set()
+    trouble: NodeError | None = None
+    while trouble is None and not stop.wait(_LOOK_S):
+        trouble = _trouble(listener)
     # whatever hangs on a failed disk must not keep this process
     last_resort = threading.Timer(_STOP_S, os._exit, [1])
     last_resort.daemon = True
-    if failed:
+    if trouble is not None:
         last_resort.start()
     listener.stop()
     database.dispose()
     last_resort.cancel()
-    if failed:
-        raise DiskFailedError("the disk has failed")
+    if trouble is not None:
+        raise trouble
+
+
+def _trouble(listener: Listener) -> NodeError | None:
+    """Why this process must end, so that the supervisor starts it anew."""
+    if listener.failed.is_set():
+        return DiskFailedError("the disk has failed")
+    dead = listener.dead()
+    return None if dead is None else ThreadEndedError(f"the thread {dead} has ended")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,8 +24,8 @@ from pacs_node.commitment import (
 )
 from pacs_node.commitment_scp import judge, note_taken, record_request
 from pacs_node.commitment_scu import take_report
-from pacs_node.gate import Visitor
 from pacs_node.gate_association import Answer, Event, Notice
+from pacs_node.gate_visitor import Visitor
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,9 @@ INVALID_ARGUMENT = 0x0115
 NO_SUCH_ACTION = 0x0123
 RESOURCE_LIMITATION = 0x0213
 """Statuses of PS3.7 annex C."""
+
+MAX_REPORTS = 8
+"""That one association may owe its sender: each waits for the answer to the one before."""
 
 _SAME_ASSOCIATION = timedelta(seconds=60)
 
@@ -61,7 +65,8 @@ class Notices:
         self._directory = directory
         self._clock = clock
         self._calls_back = calls_back
-        self._sent: tuple[int, Report] | None = None
+        #: reports for this association that the sender hasn't taken yet, the oldest first
+        self._owed: deque[tuple[int, Report]] = deque()
 
     def answer(self, notice: Notice) -> Answer:
         """Answer one notice; success only for what is written down."""
@@ -80,6 +85,8 @@ class Notices:
             return self._refuse(NO_SUCH_INSTANCE, "not the well-known instance")
         if notice.type_id != REQUEST_COMMITMENT:
             return self._refuse(NO_SUCH_ACTION, "no such action")
+        if len(self._owed) >= MAX_REPORTS:
+            return self._refuse(RESOURCE_LIMITATION, "take the reports that wait first")
         request = read_request(notice.data, notice.transfer_syntax)
         now = self._clock()
         with self._database.write() as session:
@@ -98,15 +105,15 @@ class Notices:
             return Answer(SUCCESS)
         with self._database.read() as session:
             report = judge(session, self._directory, request)
-        self._sent = row_id, report
+        self._owed.append((row_id, report))
         data = encoded(report.dataset(), notice.transfer_syntax)
         return Answer(SUCCESS, event=Event(report.event_type, WELL_KNOWN, data))
 
     def event_taken(self, status: int) -> None:
-        """Hear how the sender answered the report that went over this association."""
-        if self._sent is None or status != SUCCESS:
+        """Hear how the sender answered the oldest report that went over this association."""
+        row_id, report = self._owed.popleft()
+        if status != SUCCESS:
             return
-        row_id, report = self._sent
         try:
             with self._database.write() as session:
                 row = session.get_one(db.CommitmentRequest, row_id)

@@ -24,12 +24,14 @@ from pacs_node.association import Peer
 from pacs_node.config_listener import Caller, ListenerSettings
 from pacs_node.destinations import OutcomeKind
 from pacs_node.errors import NodeError
-from pacs_node.gate import Admitted, Gate, Refusal, Visitor
+from pacs_node.file_meta import file_head
+from pacs_node.gate import Gate
 from pacs_node.gate_association import Acceptor, Answer, Notice, StoreRequest, Terms
 from pacs_node.gate_pdu import Rejection
+from pacs_node.gate_visitor import Admitted, Refusal, Visitor
 from pacs_node.priors_archive import Patience
 from pacs_node.priors_store import PriorFolder
-from pacs_node.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, file_head
+from pacs_node.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 _SUCCESS, _OUT_OF_RESOURCES, _NOT_EXPECTED, _NOT_KNOWN = 0x0000, 0xA700, 0xC000, 0x0211
 _AGAIN_S = 0.5
@@ -166,8 +168,8 @@ class MoveReceiver:
         acceptor = Acceptor(admitted.connection, admitted.request, _terms(self._settings.listener), self)
         thread = threading.Thread(target=self._serve, args=(acceptor,), name="moved", daemon=True)
         with self._lock:
+            thread.start()
             self._acceptors[acceptor] = thread
-        thread.start()
 
     def _serve(self, acceptor: Acceptor[_Object]) -> None:
         acceptor.run()

@@ -5,6 +5,7 @@ Anybody may ask, so nothing is told but the part, yes or no, and a sentence of o
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -14,13 +15,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from pacs_node.backlog import waiting
-from pacs_node.config import Settings
+from pacs_node.config import ListenerSettings, Settings
 from pacs_node.db import Database, Job, Study
 from pacs_node.overview import disk_space
 from pacs_node.states import JobState
 from pacs_node.versions import pipeline_in_use
 
 _STUCK = timedelta(minutes=10)
+_ANSWER_S = 2.0
+_OWN = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what it may listen on
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,25 @@ class Check:
 
 def readiness(database: Database, settings: Settings, now: datetime) -> tuple[Check, ...]:
     """Look at each part; never raises for what is wrong with one."""
-    return (*_of_database(database, settings, now), _disk(settings), _models(settings))
+    parts = (*_of_database(database, settings, now), _disk(settings), _models(settings))
+    return (*parts, _listener(settings.listener))
+
+
+def _listener(listener: ListenerSettings) -> Check:
+    """Have somebody at the gate hang up: the system accepts connections also for a process that is deaf.
+
+    Nothing is said, so nobody is refused.
+    """
+    host = _OWN.get(listener.host, listener.host)
+    try:
+        with socket.create_connection((host, listener.port), _ANSWER_S) as connection:
+            connection.settimeout(_ANSWER_S)
+            connection.shutdown(socket.SHUT_WR)
+            connection.recv(1)
+    except OSError as error:
+        why = "it accepts and doesn't answer" if isinstance(error, TimeoutError) else "nobody listens"
+        return Check("listener", f"{why} on port {listener.port}")
+    return Check("listener")
 
 
 def _of_database(database: Database, settings: Settings, now: datetime) -> tuple[Check, ...]:

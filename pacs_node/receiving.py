@@ -11,9 +11,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from pacs_node import audit, db, reception
 from pacs_node.errors import NodeError, ObjectTooLargeError, OutOfSpaceError, UnreadableInstanceError
-from pacs_node.gate import Visitor
 from pacs_node.gate_association import Answer, Ending, Notice, StoreRequest
 from pacs_node.gate_record import RefusalRecord
+from pacs_node.gate_visitor import Visitor
 from pacs_node.notices import Notices
 from pacs_node.reception import Arrival, Identity, Reception
 from pacs_node.recorder import Origin, Recorder

@@ -11,7 +11,7 @@ from pacs_node import audit
 from pacs_node.config import Caller, Settings
 from pacs_node.config_template import render_caller
 from pacs_node.db import AuditEvent, Database
-from pacs_node.gate import Visitor
+from pacs_node.gate_visitor import Visitor
 from pacs_node.listener import judge
 
 REFUSALS_OF = timedelta(days=30)

@@ -85,6 +85,13 @@ class RawPeer:
     def __init__(self, port: int, *, source: str = "127.0.0.1", timeout: float = 10) -> None:
         self.connection = socket.create_connection(("127.0.0.1", port), timeout, (source, 0))
 
+    @classmethod
+    def over(cls, connection: socket.socket) -> Self:
+        """Speak over a connection that is there."""
+        peer = cls.__new__(cls)
+        peer.connection = connection
+        return peer
+
     def __enter__(self) -> Self:
         return self
 

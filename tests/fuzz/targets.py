@@ -19,9 +19,9 @@ from inference.load import read_header
 from pacs_node import gate_pdu
 from pacs_node.config import Caller, Settings, parse_settings
 from pacs_node.errors import UnreadableInstanceError
-from pacs_node.gate import Visitor
 from pacs_node.gate_association import Acceptor, Answer, Notice, StoreRequest, Terms
 from pacs_node.gate_pdu import PduError
+from pacs_node.gate_visitor import Visitor
 from pacs_node.listener import judge
 from pacs_node.reception import read_identity
 from pacs_node.refusals import Refused, advice

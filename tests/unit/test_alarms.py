@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from pacs_node import audit, breaker
+from pacs_node import readiness as readiness_module
 from pacs_node.alarms import Alarm, Further, alarms, further
 from pacs_node.breaker import FAILURES, Waits
 from pacs_node.config import parse_settings
@@ -17,6 +19,7 @@ from pacs_node.overview import DiskSpace, Overview, overview
 from pacs_node.readiness import readiness
 from pacs_node.states import DeliveryState
 from tests.certificates import make_certificate
+from tests.gates import gate
 from tests.node_story import START, Story, analysed
 from tests.web_browser import make_settings
 
@@ -152,7 +155,9 @@ def test_what_is_not_ready_says_why(story: Story, tmp_path: Path) -> None:
         settings = make_settings(tmp_path, **sections)
         return {one.name: one.why for one in readiness(story.database, settings, story.now)}
 
-    assert why() == dict.fromkeys(("database", "intake", "worker", "disk", "models"), "")
+    with gate() as port:
+        found = why(listener={"port": port})
+    assert found == dict.fromkeys(("database", "intake", "worker", "disk", "models", "listener"), "")
     story.receive().close().queue().wait(601)
     found = why(backlog={"max_jobs": 1}, pipeline={"profile": "none"})
     assert found["worker"] == "a job has waited for ten minutes and none is running"
@@ -161,4 +166,17 @@ def test_what_is_not_ready_says_why(story: Story, tmp_path: Path) -> None:
     assert found["database"] == found["disk"] == ""
     story.start()
     assert why()["worker"] == ""
+    assert why(listener={"port": port})["listener"] == f"nobody listens on port {port}"
     assert parse_settings({}, base=tmp_path).pipeline.profile == "reference"
+
+
+def test_a_listener_that_is_deaf_is_not_ready(
+    story: Story, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system accepts for a process that doesn't."""
+    monkeypatch.setattr(readiness_module, "_ANSWER_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        port = deaf.getsockname()[1]
+        settings = make_settings(tmp_path, listener={"port": port})
+        found = {one.name: one.why for one in readiness(story.database, settings, story.now)}
+    assert found["listener"] == f"it accepts and doesn't answer on port {port}"

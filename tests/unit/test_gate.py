@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -20,9 +21,10 @@ from sqlalchemy.exc import OperationalError
 from pacs_node import audit, gate_association, gate_message, gate_pdu
 from pacs_node.config import Caller, ListenerSettings
 from pacs_node.db import AuditEvent, Database, Instance
-from pacs_node.gate import Admitted, Gate, Limits, Refusal, Visitor
+from pacs_node.gate import Gate
 from pacs_node.gate_pdu import PduError, Rejection
 from pacs_node.gate_record import RefusalRecord
+from pacs_node.gate_visitor import Admitted, Limits, Refusal, Visitor
 from pacs_node.listener import Listener, judge
 from pacs_node.spool import Spool
 from tests.conftest import find_free_port
@@ -204,9 +206,107 @@ def test_an_answer_gives_a_library_time_to_be_ready_for_it(port: int) -> None:
 def test_a_request_that_is_none_ends_without_harm(port: int, request_: bytes) -> None:
     with RawPeer(port) as peer:
         peer.send(request_)
-        assert peer.read()[0] in {ABORT, ACCEPT}
+        assert peer.read()[0] in {ABORT, REJECT}
     with RawPeer(port).associate() as known:
         assert known.echo() == 0
+
+
+@pytest.mark.parametrize(
+    ("request_", "answer"),
+    [
+        (
+            association_request().replace(b"1.2.840.10008.3.1.1.1", b"1.2.840.99999.9.9.9.9"),
+            b"\0\x01\x01\x02",
+        ),
+        (association_request()[:6] + b"\0\2" + association_request()[8:], b"\0\x01\x02\x02"),
+    ],
+    ids=["application context", "protocol version"],
+)
+def test_who_asks_for_another_protocol_is_told_so(
+    port: int, database: Database, request_: bytes, answer: bytes
+) -> None:
+    """PS3.8 7.1.1.2, 9.3.2 and table 9-21."""
+    with RawPeer(port) as peer:
+        peer.send(request_)
+        assert peer.read() == (REJECT, answer)
+    eventually(lambda: len(reasons(database)) == 1)
+    assert reasons(database)[0].startswith("another ")
+
+
+@pytest.mark.parametrize("versions", [b"\0\1", b"\0\3", b"\xff\xff"])
+@pytest.mark.parametrize("padding", [b"", b"\0"])
+def test_only_what_matters_of_the_protocol_is_looked_at(port: int, versions: bytes, padding: bytes) -> None:
+    """Other versions beside the first, and a UID that was made even, as old senders do it."""
+    request, name = association_request(), b"1.2.840.10008.3.1.1.1"
+    item = struct.pack(">BxH", 0x10, len(name + padding)) + name + padding
+    with RawPeer(port) as peer:
+        peer.send(pdu(1, versions + request[8:74] + item + request[74 + 4 + len(name) :]))
+        assert peer.read()[0] == ACCEPT
+
+
+def test_without_a_thread_to_be_had_one_is_refused_and_the_gate_lives(
+    port: int, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name == "association":
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with RawPeer(port) as peer:
+            peer.send(association_request())
+            assert peer.read() == (REJECT, b"\0\x02\x03\x02")
+    with RawPeer(port).associate() as peer:
+        assert peer.echo() == 0
+    eventually(lambda: reasons(database) == ["no thread or memory to be had"])
+
+
+def test_what_nobody_foresaw_ends_one_connection_only(
+    port: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(gate_pdu, "read_request_head", Mock(side_effect=MemoryError))
+        with RawPeer(port) as peer:
+            peer.send(association_request())
+            assert peer.read() == (0, b"")
+        patch.undo()
+        patch.setattr(gate_association, "A_ASSOCIATE_RQ", Mock(side_effect=LookupError("nobody")))
+        patch.setattr(gate_association, "MALFORMED_FILE", (ZeroDivisionError,))
+        with RawPeer(port) as peer:
+            peer.send(association_request())
+            assert peer.read() == (0, b"")
+    with RawPeer(port).associate() as peer:
+        assert peer.echo() == 0
+    assert [record.msg for record in caplog.records if "fault of this software" in record.msg] == [
+        "a connection ended by a fault of this software",
+        "an association ended by a fault of this software",
+    ]
+
+
+def test_a_thread_that_ends_ends_the_listener(
+    database: Database, spool: Spool, clock: TestClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = Listener(ListenerSettings(port=find_free_port()), CALLERS, database, spool, clock)
+    monkeypatch.setattr(Gate, "_serve", lambda _gate: None)
+    port = running.start()
+    eventually(lambda: running.dead() == "gate")
+    with pytest.raises(OSError):  # noqa: PT011 - refused or reset
+        RawPeer(port).associate()
+    running.stop()
+
+
+def test_whoever_hangs_up_without_a_word_is_not_refused(port: int, database: Database) -> None:
+    """As a port scanner does, and the node itself when it is asked whether it is ready."""
+    with RawPeer(port) as peer:
+        peer.connection.shutdown(socket.SHUT_WR)
+        assert peer.read() == (0, b"")
+    with RawPeer(port) as peer:
+        peer.send(association_request("STRANGER"))
+        assert peer.read()[0] == REJECT
+    eventually(lambda: len(reasons(database)) == 1)
 
 
 # in the association
@@ -551,4 +651,61 @@ def test_stopping_from_outside_ends_an_association_that_waits() -> None:
     acceptor.stop()
     thread.join(5)
     assert not thread.is_alive()
+    theirs.close()
+
+
+class Owing:
+    """A service that owes an event for each notice."""
+
+    def __init__(self) -> None:
+        self.taken: list[int] = []
+        self._asked = 0
+
+    def notice(self, _notice: gate_association.Notice) -> gate_association.Answer:
+        self._asked += 1
+        event = gate_association.Event(1, "1.2.3", b"report %d" % self._asked)
+        return gate_association.Answer(0, event=event)
+
+    def event_taken(self, status: int) -> None:
+        self.taken.append(status)
+
+
+def test_events_go_one_after_the_other() -> None:
+    """One operation is outstanding unless it was negotiated otherwise (PS3.7 D.3.3.3)."""
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(5)
+    terms = gate_association.Terms(
+        {Verification: ["1.2.840.10008.1.2"]}, "1.2.3", "X", 4096, 5, 5, notices=frozenset([Verification])
+    )
+    service: Any = Owing()
+    acceptor: gate_association.Acceptor[Any] = gate_association.Acceptor(
+        ours, association_request(), terms, service
+    )
+    thread = threading.Thread(target=acceptor.run)
+    thread.start()
+    peer = RawPeer.over(theirs)
+    assert peer.read()[0] == ACCEPT
+    action = command(0x0130, data_set=True, sop_class=Verification)
+    notice = pdu(P_DATA, value(action, ECHO_CONTEXT, command=True)) + pdu(P_DATA, value(b"ab", ECHO_CONTEXT))
+    peer.send(notice, notice, notice)
+
+    def hear() -> bytes | int:
+        """The next command's field, or the next data set."""
+        _, body = peer.read()
+        return gate_message.read_command(body[6:]).field if body[5] & 1 else body[6:]
+
+    def take(number: int, status: int = 0) -> bytes:
+        taken = gate_message.Command(0x0100, number, False, "", "")
+        return pdu(P_DATA, value(gate_message.response(taken, status), ECHO_CONTEXT, command=True))
+
+    assert [hear() for _ in range(5)] == [0x8130, 0x0100, b"report 1", 0x8130, 0x8130]
+    peer.send(take(1))
+    assert [hear(), hear()] == [0x0100, b"report 2"]
+    peer.send(take(2, 0x0110))
+    assert [hear(), hear()] == [0x0100, b"report 3"]
+    peer.send(take(3), take(3))
+    assert peer.read()[0] == ABORT
+    thread.join(5)
+    assert service.taken == [0, 0x0110, 0]
+    assert acceptor.breach == "a response to nothing"
     theirs.close()

@@ -78,7 +78,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
             " validators.* gate_pdu gate_wire dataset_head commitment hl7_ack"
             " confinement reader_tasks ballast file_meta doctor_findings http_limits record_codes"
         ),
-        "tls gate_message archive reader reader_process record_facts record_http priors_store",
+        "tls gate_message gate_visitor archive reader reader_process record_facts record_http priors_store",
         "config_listener",
         "config_archive config_audit config_drift config_storage config_web",
         "config_notify config_priors config_record",
@@ -157,7 +157,8 @@ ONLY: dict[str, str] = {
     "pacs_node.errors pacs_node.lifecycle pacs_node.quick_rows pacs_node.spool pacs_node.states "
     "pacs_node.study_state",
     "pacs_node.quick_rows": "pacs_node.db pacs_node.states",
-    "pacs_node.gate": "pacs_node pacs_node.gate_pdu pacs_node.tls",
+    "pacs_node.gate": "pacs_node pacs_node.gate_pdu pacs_node.gate_visitor pacs_node.tls",
+    "pacs_node.gate_visitor": "pacs_node pacs_node.gate_pdu",
     "pacs_node.gate_association": "inference.decode pacs_node pacs_node.gate_message pacs_node.gate_pdu "
     "pacs_node.gate_wire",
     "pacs_node.recorder": "pacs_node pacs_node.clock pacs_node.connections pacs_node.db "
@@ -165,7 +166,8 @@ ONLY: dict[str, str] = {
     "pacs_node.recovery": "pacs_node pacs_node.errors pacs_node.reception pacs_node.recorder pacs_node.spool",
     "pacs_node.row_errors": "pacs_node.connections pacs_node.errors",
     "pacs_node.receiving": "pacs_node pacs_node.audit pacs_node.db pacs_node.errors "
-    "pacs_node.gate pacs_node.gate_association pacs_node.gate_record pacs_node.notices pacs_node.reception "
+    "pacs_node.gate_association pacs_node.gate_record pacs_node.gate_visitor pacs_node.notices "
+    "pacs_node.reception "
     "pacs_node.recorder pacs_node.spool",
     "pacs_node.listener": "inference.decode pacs_node pacs_node.backlog pacs_node.clock pacs_node.commitment "
     "pacs_node.damage pacs_node.config pacs_node.notices pacs_node.receiving pacs_node.recorder "
@@ -188,7 +190,8 @@ ONLY: dict[str, str] = {
     "pacs_node.association pacs_node.breaker pacs_node.commitment_scu pacs_node.config pacs_node.db "
     "pacs_node.destinations pacs_node.dicomweb pacs_node.dimse pacs_node.errors pacs_node.jobs "
     "pacs_node.lifecycle pacs_node.outbox pacs_node.states pacs_node.storage pacs_node.tls pacs_node",
-    "pacs_node.web*": "inference.certainty inference.errors pacs_node.alarms pacs_node.latency pacs_node.readiness "
+    "pacs_node.web*": "inference.certainty inference.errors "
+    "pacs_node.alarms pacs_node.latency pacs_node.readiness "
     "pacs_node.config_sources pacs_node.dead_letters "
     "pacs_node.destination_actions pacs_node.doctor_findings pacs_node.examination pacs_node.held "
     "pacs_node.partners pacs_node.refusals pacs_node.versions pacs_node pacs_node.web* "

@@ -29,12 +29,12 @@ from pacs_node.db import AuditEvent, Job
 from pacs_node.destinations import OutcomeKind
 from pacs_node.engines import InProcessEngine
 from pacs_node.errors import AnalysisFailedError, ConfigurationError, OutOfSpaceError
+from pacs_node.file_meta import file_head
 from pacs_node.priors import StudyPriors
 from pacs_node.priors_archive import FoundExamination, FoundSeries, Patience
 from pacs_node.priors_store import PriorFolder, sweep
 from pacs_node.reader import OpenReader
 from pacs_node.request import CaseOutcome, CaseRequest
-from pacs_node.spool import file_head
 from pacs_node.states import JobState
 from pacs_node.worker import Worker
 from tests.prior_studies import NOW, PATIENT, TODAY, examination, look_in, scout

@@ -16,6 +16,7 @@ from pacs_node.config import parse_settings
 from pacs_node.db import Artifact, Base, Database, Study
 from pacs_node.states import DeliveryState
 from pacs_node.web import app as web_app
+from tests.gates import gate
 from tests.node_story import START, Story, analysed
 from tests.web_browser import (
     RESULT,
@@ -231,10 +232,15 @@ def test_removed_results_are_said_to_be_removed(browser: Browser, story: Story) 
 # health
 
 
-def test_health(browser: Browser) -> None:
-    assert browser.get("/health/live").json() == {"status": "live"}
-    ready = browser.get("/health/ready")
+def test_health(database: Database, tmp_path: Path) -> None:
+    with gate() as port:
+        browser = Browser(database, make_settings(tmp_path, listener={"port": port}))
+        assert browser.get("/health/live").json() == {"status": "live"}
+        ready = browser.get("/health/ready")
     assert (ready.status_code, ready.json()["status"]) == (200, "ready")
+    gone = browser.get("/health/ready")
+    why = f"nobody listens on port {port}"
+    assert (gone.status_code, gone.json()["checks"]["listener"]) == (503, {"ok": False, "why": why})
     assert ready.json()["checks"]["database"] == {"ok": True}
 
 
@@ -280,7 +286,7 @@ def test_server_runs_until_it_is_stopped(tmp_path: Path, free_port: int) -> None
         with httpx.Client(base_url=f"http://127.0.0.1:{free_port}") as client:
             while not seen and time.monotonic() < deadline:
                 try:
-                    seen.append(client.get("/health/ready"))
+                    seen.append(client.get("/health/live"))
                 except httpx.TransportError:
                     time.sleep(0.05)
         stop.set()
