@@ -31,13 +31,18 @@ def case_request(session: Session, job: Job, settings: Settings, *, confined: bo
     ----------
     confined
         Whether the engine gives its rights away; see `pacs_node.engines`.
+
+    Raises
+    ------
+    ValueError
+        A refusal has no reason code that is known.
     """
     pipeline, directory = settings.pipeline, Path(settings.storage.directory)
     series = job.series
     study = series.study
     refusal = None
     if job.kind == jobs.REFUSAL:
-        refusal = Refusal(ReasonCode(job.reason_code or ""), job.reason or "")
+        refusal = _own_refusal(job)
     elif job.attempts > pipeline.max_attempts:
         refusal = Refusal(
             ReasonCode.SOFTWARE_FAILURE, "The analysis stopped its process each time it was tried."
@@ -85,6 +90,12 @@ def case_request(session: Session, job: Job, settings: Settings, *, confined: bo
         confined=confined,
         screening=_SCREENING[pipeline.examinations],
     )
+
+
+def _own_refusal(job: Job) -> Refusal:
+    if job.reason_code is None:
+        raise ValueError(f"job {job.id} is a refusal without a reason code")
+    return Refusal(ReasonCode(job.reason_code), job.reason or "")
 
 
 def _fresh_directory(session: Session, job: Job, directory: Path) -> Path:

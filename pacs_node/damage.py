@@ -17,9 +17,10 @@ from typing import NamedTuple
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from pacs_node import audit, db
+from pacs_node import audit, db, jobs
 from pacs_node.clock import Clock
 from pacs_node.spool import Spool
+from pacs_node.states import SeriesState
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +106,7 @@ def _give_up(database: db.Database, spool: Spool, image: _Image, clock: Clock) -
         if row.path is None or _is_whole(spool, image.path):
             return False
         row.path = None
+        _judge_without(session, row, clock())
         what = "the disk has other bytes than were received; they are set aside"
         _record(session, audit.Event.IMAGES_REMOVED, image, clock, what, files=1)
     with database.write() as session:
@@ -113,6 +115,16 @@ def _give_up(database: db.Database, spool: Spool, image: _Image, clock: Clock) -
             kept = spool.set_aside(image.path)
             logger.error("a damaged image is set aside", extra={"path": image.path, "as": kept})
     return True
+
+
+def _judge_without(session: Session, row: db.Instance, at: datetime) -> None:
+    """Have its series judged without it, and once more when it comes again; a result that is made stays."""
+    series = row.series
+    if jobs.is_analysed(session, series):
+        return
+    row.damaged_at = at
+    if series.state is SeriesState.QUEUED:
+        jobs.judge_again(session, series, "images were damaged on the disk", at=at, actor=_ACTOR)
 
 
 def _record_unread(database: db.Database, images: Sequence[_Image], clock: Clock) -> None:

@@ -34,7 +34,7 @@ from sqlalchemy.types import TypeDecorator
 from pacs_node.connections import WRITE, make_engine
 from pacs_node.connections import is_full as is_full  # noqa: PLC0414 - asked for here too
 from pacs_node.connections import journal_mode as journal_mode  # noqa: PLC0414
-from pacs_node.states import DeliveryState, JobState, SeriesState
+from pacs_node.states import CancelCause, DeliveryState, JobState, SeriesState
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -130,6 +130,9 @@ class Study(Base):
     delivery: Mapped[str | None]
     #: the job that speaks for it
     shown_job_id: Mapped[int | None] = mapped_column(index=True)
+    #: why an operator stopped its analysis; None unless it is held until somebody requeues it
+    held_reason: Mapped[str | None]
+    held_at: Mapped[datetime | None]
     series: Mapped[list[Series]] = relationship(back_populates="study", order_by="Series.id")
 
 
@@ -169,7 +172,7 @@ class Series(Base):
 
 
 class Instance(Base):
-    """One received instance. `path` is relative to the storage directory, None once removed by retention."""
+    """One received instance. `path` is relative to the storage directory, None once the file was removed."""
 
     __tablename__ = "instance"
 
@@ -184,6 +187,8 @@ class Instance(Base):
     size: Mapped[int]
     path: Mapped[str | None]
     received_at: Mapped[datetime]
+    #: when its file was given up as damaged before its series was analysed; None once it came again
+    damaged_at: Mapped[datetime | None]
     series: Mapped[Series] = relationship(back_populates="instances")
 
 
@@ -229,8 +234,13 @@ class Job(Base):
     lease_expires_at: Mapped[datetime | None]
     #: analysed or not_analysed, once succeeded; failed jobs have a report too
     outcome: Mapped[str | None]
+    #: of a refusal: what its report says, from its beginning; of an analysis: why it came to nothing
     reason_code: Mapped[str | None]
     reason: Mapped[str | None]
+    #: set while it is cancelled, and only then
+    cancelled_because: Mapped[CancelCause | None] = mapped_column(_state(CancelCause))
+    #: the same as a sentence, or an operator's words
+    cancelled_reason: Mapped[str | None]
     #: why the last attempt didn't end the job
     last_error: Mapped[str | None]
     series: Mapped[Series] = relationship()

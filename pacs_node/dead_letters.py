@@ -67,9 +67,7 @@ def dead_letters(
 ) -> list[DeadLetter]:
     """All of them, the oldest first; narrowed to a destination (or `ANALYSIS`) or a study."""
     found = [
-        DeadLetter(
-            job.id, uid, ANALYSIS, job.kind, job.reason or job.last_error or "", job.created_at, job.attempts
-        )
+        DeadLetter(job.id, uid, ANALYSIS, job.kind, _cause(job), job.created_at, job.attempts)
         for job, uid in session.execute(
             select(Job, Study.study_uid)
             .join(Series, Job.series_id == Series.id)
@@ -95,16 +93,22 @@ def dead_letters(
     return sorted(wanted, key=lambda item: (item.at, item.place, item.row))
 
 
+def _cause(job: Job) -> str:
+    """Why it failed; the reason of a report "not analysed" is what it was to say."""
+    return (job.last_error if job.kind == jobs.REFUSAL else job.reason) or job.last_error or ""
+
+
 def requeue(session: Session, letters: Sequence[DeadLetter], *, at: datetime, actor: str) -> int:
     """Give them another chance, at an operator's word; return how many still were dead letters.
 
-    A delivery goes out as the same bytes and has its whole time again; an analysis has fresh attempts.
+    A delivery goes out as the same bytes and has its whole time again; an analysis has fresh attempts, unless
+    later images or a better series have made it needless.
     """
     count = 0
     for letter in letters:
         if letter.place == ANALYSIS:
             job = session.get_one(Job, letter.row)
-            if job.state is JobState.FAILED:
+            if job.state is JobState.FAILED and job in jobs.requeueable(session, job.series.study):
                 jobs.requeue(session, job, at=at, actor=actor)
                 count += 1
             continue

@@ -7,14 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import func, select
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
-from pacs_node.db import Conflict, Instance, Job, Series, Study
+from pacs_node.db import Conflict, Instance, Series, Study
 from pacs_node.dead_letters import DeadLetter
-from pacs_node.states import JobState
-
-HELD = "held: "
-"""How the reason of a held job begins; see `pacs_node.operator_actions.hold`."""
 
 MOST = 200
 
@@ -67,27 +63,18 @@ class FailedGroup:
 
 
 def held_studies(session: Session) -> list[HeldStudy]:
-    """All whose newest job was held, the latest first; at most `MOST`."""
-    later = aliased(Job)
-    query = (
-        select(Job, Study)
-        .join(Series, Job.series_id == Series.id)
-        .join(Study, Series.study_id == Study.id)
-        .where(Job.state == JobState.CANCELLED, Job.reason.startswith(HELD, autoescape=True))
-        .where(~select(later.id).where(later.series_id == Job.series_id, later.id > Job.id).exists())
-        .order_by(Job.id.desc())
-        .limit(MOST)
-    )
+    """All that an operator stopped, the latest first; at most `MOST`."""
+    held = select(Study).where(Study.held_reason.is_not(None)).order_by(Study.held_at.desc()).limit(MOST)
     return [
         HeldStudy(
             study.study_uid,
             study.accession_number,
             study.study_date,
             study.description,
-            (job.reason or "").removeprefix(HELD),
-            job.finished_at or job.created_at,
+            study.held_reason or "",
+            study.held_at or study.first_received_at,
         )
-        for job, study in session.execute(query).tuples()
+        for study in session.scalars(held)
     ]
 
 

@@ -35,7 +35,7 @@ from pacs_node.db import Association, Conflict, Database, Instance, Job, Series,
 from pacs_node.reader import Reader
 from pacs_node.returned import ReturnedObjects
 from pacs_node.spool import Spool
-from pacs_node.states import JobState, SeriesState
+from pacs_node.states import CancelCause, JobState, SeriesState
 
 logger = logging.getLogger(__name__)
 
@@ -292,13 +292,17 @@ class Intake:
         elif not any(series.state is SeriesState.QUEUED for series in study.series):
             # answering reports of our own kind with a report would go round in circles
             self._refuse(session, study, [verdict for verdict in verdicts if verdict.series_uid not in own])
+        if study.held_reason is not None:
+            # what came late doesn't undo an operator's word
+            jobs.hold(session, study, study.held_reason, at=self._clock(), actor=_ACTOR)
 
     def _set_aside(self, session: Session, series: Series, verdict: SeriesVerdict) -> None:
         if series.state not in {SeriesState.COMPLETE, SeriesState.QUEUED}:
             return
         code = verdict.code or ReasonCode.NOT_SELECTED
         now = self._clock()
-        jobs.cancel_unfinished(session, series, at=now, actor=_ACTOR, reason=verdict.sentence)
+        cause = CancelCause.SET_ASIDE
+        jobs.cancel_unfinished(session, series, cause, verdict.sentence, at=now, actor=_ACTOR)
         lifecycle.move_series(
             session,
             series,
@@ -314,7 +318,7 @@ class Intake:
             return
         now, digest = self._clock(), jobs.input_digest(series)
         changed = "its instances have changed"
-        jobs.cancel_unfinished(session, series, at=now, actor=_ACTOR, reason=changed, but=digest)
+        jobs.cancel_unfinished(session, series, CancelCause.LATE, changed, at=now, actor=_ACTOR, but=digest)
         jobs.enqueue(
             session,
             series,
@@ -334,9 +338,10 @@ class Intake:
             jobs.cancel_unfinished(
                 session,
                 series,
+                CancelCause.WITHDRAWN,
+                reason,
                 at=self._clock(),
                 actor=_ACTOR,
-                reason=reason,
                 kinds=[jobs.REFUSAL],
                 but=but,
             )

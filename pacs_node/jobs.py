@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, and_, exists, select
+from sqlalchemy import ColumnElement, and_, exists, or_, select
 from sqlalchemy.orm import Session
 
 from dicom_sr.profiles import chosen, form_name
@@ -15,7 +15,7 @@ from pacs_node import audit, lifecycle
 from pacs_node.db import Artifact, Delivery, Instance, Job, Series, Study
 from pacs_node.errors import AnalysisFailedError
 from pacs_node.leases import LEASE, LeaseWatch, new_token
-from pacs_node.states import DeliveryState, JobOutcome, JobState, SeriesState
+from pacs_node.states import CancelCause, DeliveryState, JobOutcome, JobState, SeriesState
 from pacs_node.study_state import restate
 
 RETRY_WAIT = timedelta(seconds=5)
@@ -68,7 +68,14 @@ def enqueue(
     """Add a job, or return None if the same work was queued before: a re-send changes nothing.
 
     Work that was cancelled is taken up again: what had made it needless (a better series) has gone.
+
+    Raises
+    ------
+    ValueError
+        A report "not analysed" without a code that says why.
     """
+    if kind == REFUSAL and not reason_code:
+        raise ValueError("a refusal without a reason code")
     same = _find(session, series, kind, input_digest, pipeline_version)
     if same is not None:
         if same.state is not JobState.CANCELLED:
@@ -130,6 +137,8 @@ def _restart(session: Session, job: Job, *, at: datetime, actor: str, **values: 
         not_before=at,
         finished_at=None,
         outcome=None,
+        cancelled_because=None,
+        cancelled_reason=None,
         **values,
     )
 
@@ -191,15 +200,15 @@ def finish(
         An object exists with other bytes under the same UID; nothing may be kept either.
     """
     session.refresh(job.series)
-    late = job.series.state in {SeriesState.RECEIVING, SeriesState.COMPLETE}
-    if late:
+    if job.series.state in {SeriesState.RECEIVING, SeriesState.COMPLETE}:
         # more slices have arrived: the job that sees all of them will speak
-        state, outcome, reason_code, reason = (
-            JobState.CANCELLED,
-            None,
-            None,
-            "late instances arrived meanwhile",
-        )
+        late = "late instances arrived meanwhile"
+        cancel(session, job, CancelCause.LATE, late, at=at, actor=actor, token=token)
+        return
+    said: dict[str, str | None] = {"reason_code": reason_code, "reason": reason}
+    if job.kind == REFUSAL:
+        # what its report says is its own, also when the report could not be made
+        said = {} if state is JobState.SUCCEEDED else {"last_error": reason}
     lifecycle.move_job(
         session,
         job,
@@ -211,11 +220,8 @@ def finish(
         lease_token=None,
         lease_expires_at=None,
         outcome=outcome,
-        reason_code=reason_code,
-        reason=reason,
+        **said,
     )
-    if late:
-        return
     made = {new.form for new in artifacts if new.sop_instance_uid is not None}
     for new in artifacts:
         artifact = _artifact(session, job, new)
@@ -366,17 +372,44 @@ def retry(
     )
 
 
-def cancel_unfinished(
+def cancel(
     session: Session,
-    series: Series,
+    job: Job,
+    cause: CancelCause,
+    reason: str,
     *,
     at: datetime,
     actor: str,
+    token: str | None = None,
+) -> None:
+    """Cancel a job; what its report was to say stays in its row, for when it is wanted again."""
+    lifecycle.move_job(
+        session,
+        job,
+        JobState.CANCELLED,
+        at=at,
+        actor=actor,
+        token=token,
+        finished_at=at,
+        lease_token=None,
+        lease_expires_at=None,
+        cancelled_because=cause,
+        cancelled_reason=reason,
+    )
+
+
+def cancel_unfinished(
+    session: Session,
+    series: Series,
+    cause: CancelCause,
     reason: str,
+    *,
+    at: datetime,
+    actor: str,
     kinds: Sequence[str] = (ANALYSIS, REFUSAL),
     but: str | None = None,
 ) -> None:
-    """Cancel what is queued or running for a series whose instances have changed.
+    """Cancel what is queued, running or held for a series and isn't wanted any more.
 
     Parameters
     ----------
@@ -387,22 +420,53 @@ def cancel_unfinished(
     """
     unfinished = select(Job).where(
         Job.series_id == series.id,
-        Job.state.in_([JobState.QUEUED, JobState.RUNNING]),
+        or_(is_unfinished(), Job.cancelled_because == CancelCause.HELD),
         Job.kind.in_(kinds),
         Job.input_digest != (but or ""),
     )
     for job in session.execute(unfinished).scalars().all():
-        lifecycle.move_job(
-            session,
-            job,
-            JobState.CANCELLED,
-            at=at,
-            actor=actor,
-            finished_at=at,
-            lease_token=None,
-            lease_expires_at=None,
-            reason=reason,
+        if job.state is not JobState.CANCELLED:
+            cancel(session, job, cause, reason, at=at, actor=actor)
+            continue
+        job.cancelled_because, job.cancelled_reason = cause, reason
+        lifecycle.note_job(session, job, at=at, actor=actor, cancelled_because=cause, cancelled_reason=reason)
+
+
+def is_unfinished() -> ColumnElement[bool]:
+    """Whether a job is queued or running."""
+    return Job.state.in_([JobState.QUEUED, JobState.RUNNING])
+
+
+def hold(session: Session, study: Study, reason: str, *, at: datetime, actor: str) -> int:
+    """Stop what is queued or running for a study, and what intake will queue for it; return how many stopped.
+
+    The study stays held, whatever comes for it, until `requeue_study`.
+    """
+    stopped = select(Job).join(Series, Job.series_id == Series.id).where(Series.study_id == study.id)
+    found = session.execute(stopped.where(is_unfinished())).scalars().all()
+    for job in found:
+        cancel(session, job, CancelCause.HELD, reason, at=at, actor=actor)
+    if study.held_reason is None:
+        study.held_at = at
+    study.held_reason = reason
+    return len(found)
+
+
+def judge_again(session: Session, series: Series, reason: str, *, at: datetime, actor: str) -> None:
+    """Open a series again: some of its images are gone, or are back."""
+    cancel_unfinished(session, series, CancelCause.LATE, reason, at=at, actor=actor)
+    if series.state is not SeriesState.RECEIVING:
+        lifecycle.move_series(
+            session, series, SeriesState.RECEIVING, at=at, actor=actor, reason_code=None, reason=reason
         )
+
+
+def is_analysed(session: Session, series: Series) -> bool:
+    """Whether there is a result of the images that a series has now."""
+    done = select(Job.id).where(
+        Job.series_id == series.id, Job.input_digest == input_digest(series), Job.outcome == ANALYSED
+    )
+    return session.execute(done).first() is not None
 
 
 def reclaim(session: Session, watch: LeaseWatch, *, at: datetime, actor: str) -> int:
@@ -432,19 +496,37 @@ def reclaim(session: Session, watch: LeaseWatch, *, at: datetime, actor: str) ->
     return len(lost)
 
 
-def requeueable(session: Session, study_uid: str) -> Sequence[Job]:
-    """Return the latest job of each series of a study that has failed or was cancelled."""
-    ended = (
-        select(Job)
-        .join(Series, Job.series_id == Series.id)
-        .join(Study, Series.study_id == Study.id)
-        .where(Study.study_uid == study_uid)
-        .order_by(Job.id)
-    )
-    latest = {job.series_id: job for job in session.execute(ended).scalars()}
-    return [job for job in latest.values() if job.state in {JobState.FAILED, JobState.CANCELLED}]
+def requeueable(session: Session, study: Study) -> Sequence[Job]:
+    """Return what an operator may have done again: the work that is still wanted and has failed or is held.
+
+    That is the newest analysis of each chosen series; where none is chosen and all are closed, the newest
+    report that says why not. What was withdrawn, set aside or overtaken by late images is not: another one
+    speaks.
+    """
+    rows = select(Job).join(Series, Job.series_id == Series.id).where(Series.study_id == study.id)
+    held = Job.cancelled_because == CancelCause.HELD
+    living = session.scalars(rows.where(or_(Job.state != JobState.CANCELLED, held)).order_by(Job.id)).all()
+    chosen = {series.id for series in study.series if series.state is SeriesState.QUEUED}
+    newest = {job.series_id: job for job in living if job.kind == ANALYSIS and job.series_id in chosen}
+    wanted = list(newest.values())
+    if all(series.state is SeriesState.INELIGIBLE for series in study.series):
+        wanted = [job for job in living[-1:] if job.kind == REFUSAL]
+    return [job for job in wanted if job.state in {JobState.FAILED, JobState.CANCELLED}]
 
 
 def requeue(session: Session, job: Job, *, at: datetime, actor: str) -> None:
-    """Give a failed or cancelled job a fresh set of attempts, at an operator's word."""
-    _restart(session, job, at=at, actor=actor, last_error="requeued by an operator")
+    """Give a failed or held job a fresh set of attempts, at an operator's word."""
+    said = {} if job.kind == REFUSAL else {"reason_code": None, "reason": None}
+    _restart(session, job, at=at, actor=actor, last_error="requeued by an operator", **said)
+
+
+def requeue_study(session: Session, study: Study, *, at: datetime, actor: str) -> int:
+    """Have a study analysed again that has failed or is held; return the number of jobs, 0 if it is neither.
+
+    One that is held while images come counts as one: its job is made when they are all there.
+    """
+    found, was_held = requeueable(session, study), study.held_reason is not None
+    study.held_reason = study.held_at = None
+    for job in found:
+        requeue(session, job, at=at, actor=actor)
+    return len(found) or int(was_held)

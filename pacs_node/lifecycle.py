@@ -69,7 +69,12 @@ def move_job(
     """
     _compare_and_set(session, job, JOB_CHANGES, new, values, token=token)
     restate(session, job.series.study)
-    failed = new is JobState.FAILED
+    note_job(session, job, at=at, actor=actor, **values)
+
+
+def note_job(session: Session, job: Job, *, at: datetime, actor: str, **values: Any) -> None:
+    """Record how a job stands and what was changed in its row just now."""
+    failed = job.state is JobState.FAILED
     audit.record(
         session,
         audit.Event.JOB_CHANGED,
@@ -80,11 +85,12 @@ def move_job(
         series_uid=job.series.series_uid,
         job=job.id,
         kind=job.kind,
-        state=new.value,
+        state=job.state.value,
         attempt=job.attempts,
         outcome_of_job=values.get("outcome"),
         reason_code=values.get("reason_code"),
-        reason=values.get("reason"),
+        reason=values.get("reason") or values.get("cancelled_reason"),
+        cancelled_because=values.get("cancelled_because"),
         last_error=values.get("last_error"),
         pipeline_version=job.pipeline_version,
         input_digest=job.input_digest,

@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from pacs_node import audit, delivery, jobs
 from pacs_node.audit import Event
 from pacs_node.config import DestinationSettings
-from pacs_node.db import Job, Study
+from pacs_node.db import Study
 from pacs_node.errors import NodeError
-from pacs_node.states import JobState
 
 LONGEST_REASON = 200
 
@@ -64,7 +63,7 @@ class Word:
 
 
 def requeue(session: Session, study_uid: str, word: Word) -> int:
-    """Analyse again what failed, was cancelled or is held; return the number of jobs.
+    """Analyse again what failed or is held; return the number of jobs.
 
     Raises
     ------
@@ -75,10 +74,7 @@ def requeue(session: Session, study_uid: str, word: Word) -> int:
     """
 
     def change(study: Study) -> int:
-        found = jobs.requeueable(session, study.study_uid)
-        for job in found:
-            jobs.requeue(session, job, at=word.at, actor=word.actor)
-        return len(found)
+        return jobs.requeue_study(session, study, at=word.at, actor=word.actor)
 
     nothing = "No analysis of this study has failed or is held."
     return _do(session, study_uid, "requeue", word, change, nothing=nothing)
@@ -96,16 +92,7 @@ def hold(session: Session, study_uid: str, word: Word) -> int:
     """
 
     def change(study: Study) -> int:
-        ids = [series.id for series in study.series]
-        unfinished = select(func.count(Job.id)).where(
-            Job.series_id.in_(ids), Job.state.in_([JobState.QUEUED, JobState.RUNNING])
-        )
-        count = session.execute(unfinished).scalar_one()
-        for series in study.series:
-            jobs.cancel_unfinished(
-                session, series, at=word.at, actor=word.actor, reason=f"held: {word.reason}"
-            )
-        return count
+        return jobs.hold(session, study, word.reason, at=word.at, actor=word.actor)
 
     nothing = "Nothing of this study is queued or being analysed."
     return _do(session, study_uid, "hold", word, change, nothing=nothing)

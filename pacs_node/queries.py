@@ -279,9 +279,15 @@ def _job_words(job: Job) -> tuple[str, datetime]:
     if job.state == JobState.QUEUED:
         return f"the report that says why not: {why}" if report else job.last_error or "", job.created_at
     if job.state == JobState.FAILED:
-        return why or job.last_error or "", ended
-    said = job.state == JobState.CANCELLED or job.outcome == NOT_ANALYSED
-    return why if said else "", ended
+        return (job.last_error if report else why) or job.last_error or "", ended
+    if job.state == JobState.CANCELLED:
+        return why_cancelled(job), ended
+    return why if job.outcome == NOT_ANALYSED else "", ended
+
+
+def why_cancelled(job: Job) -> str:
+    """The cause in a word, and the sentence: ``held: asked Dr Miller first``; empty if it isn't cancelled."""
+    return _reason(job.cancelled_because, job.cancelled_reason)
 
 
 def _summary(deliveries: Sequence[Delivery]) -> DeliverySummary | None:

@@ -14,7 +14,7 @@ from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
-from sqlalchemy import Connection, Dialect, select
+from sqlalchemy import Connection, Dialect, or_, select
 from sqlalchemy.orm import Session, configure_mappers
 
 from inference.decode import MALFORMED_FILE
@@ -23,7 +23,7 @@ from pacs_node.dataset_head import read_head
 from pacs_node.db import Artifact, Conflict, Instance, Job, Series, Study
 from pacs_node.errors import UnreadableInstanceError
 from pacs_node.spool import StoredFile
-from pacs_node.states import JobState, SeriesState
+from pacs_node.states import CancelCause, JobState, SeriesState
 from pacs_node.study_state import StudyWord
 
 HEAD_BYTES = 4 << 20
@@ -170,8 +170,13 @@ def record_instance(
     ).scalar_one_or_none()
     if known is not None:
         if known.sha256 == stored.sha256:
-            # the file is back where retention had removed it
+            # the file is back where it had been removed
             known.path = stored.path
+            if known.damaged_at is not None:
+                known.damaged_at = None
+                known.series.last_received_at = at
+                if known.series.state is not SeriesState.RECEIVING:
+                    _reopen(session, known.series, at=at, reason="a damaged image came again")
             return Reception.DUPLICATE
         place = known.series.study.study_uid, known.series.series_uid
         if place != (identity.study_uid, identity.series_uid):
@@ -318,9 +323,8 @@ def _record_conflict(
 
 def _is_to_be_analysed(session: Session, series: Series) -> bool:
     """Whether the series was closed but has no result yet: then a doubt still comes in time."""
-    unfinished = select(Job.id).where(
-        Job.series_id == series.id, Job.state.in_([JobState.QUEUED, JobState.RUNNING])
-    )
+    waits = or_(Job.state.in_([JobState.QUEUED, JobState.RUNNING]), Job.cancelled_because == CancelCause.HELD)
+    unfinished = select(Job.id).where(Job.series_id == series.id, waits)
     return series.state is SeriesState.COMPLETE or (
         series.state is SeriesState.QUEUED and session.execute(unfinished).first() is not None
     )

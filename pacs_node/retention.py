@@ -121,10 +121,19 @@ class Retention:
             Delivery.artifact_id == Artifact.id,
             ~self._is_delivered(),
         )
+        # what nobody has answered for yet, a study that was held among them, may still be wanted
+        work = exists().where(Series.study_id == Study.id, Job.series_id == Series.id)
+        answered = work.where(Job.state == JobState.SUCCEEDED)
+        waits = or_(Study.held_reason.is_not(None), and_(work, ~answered))
         last = select(func.max(Series.last_received_at)).where(Series.study_id == Study.id).scalar_subquery()
         has_files = self._has_images() if images else self._has_results()
         return select(Study.id).where(
-            has_files, ~series_open, ~job_open, ~undelivered, last < self._clock() - timedelta(days=days)
+            has_files,
+            ~series_open,
+            ~job_open,
+            ~waits,
+            ~undelivered,
+            last < self._clock() - timedelta(days=days),
         )
 
     def _is_delivered(self) -> ColumnElement[bool]:

@@ -29,6 +29,19 @@ class JobState(StrEnum):
     CANCELLED = "cancelled"
 
 
+class CancelCause(StrEnum):
+    """Why a job was cancelled. Only what is held waits for an operator; the rest is not wanted as it is."""
+
+    LATE = "late"
+    """Its series has other images by now: the job that sees all of them will speak."""
+    WITHDRAWN = "withdrawn"
+    """The report "not analysed" is not true any more."""
+    SET_ASIDE = "set aside"
+    """Its series was found unsuitable, or another one is better."""
+    HELD = "held"
+    """An operator stopped it until somebody requeues it."""
+
+
 class DeliveryState(StrEnum):
     """One result object on its way to one destination."""
 
@@ -72,6 +85,7 @@ JOB_CHANGES = frozenset(
         (JobState.RUNNING, JobState.QUEUED),
         # an operator's requeue
         (JobState.FAILED, JobState.QUEUED),
+        # an operator's requeue of what was held; or it is wanted again
         (JobState.CANCELLED, JobState.QUEUED),
     }
 )

@@ -21,6 +21,7 @@ from pacs_node.queries import (
     delivery_tone,
     study_lines,
     timeline,
+    why_cancelled,
 )
 from pacs_node.states import DeliveryState, JobState, SeriesState
 from pacs_node.study_state import delivery_word
@@ -215,7 +216,7 @@ def _job_line(job: Job, series_number: int, files: list[FileLine]) -> JobLine:
         started_at=job.started_at,
         finished_at=job.finished_at,
         outcome=(job.outcome or "").replace("_", " "),
-        reason=": ".join(part for part in (job.reason_code, job.reason) if part),
+        reason=why_cancelled(job) or ": ".join(part for part in (job.reason_code, job.reason) if part),
         last_error=job.last_error or "",
         pipeline_version=job.pipeline_version,
         input_digest=job.input_digest,

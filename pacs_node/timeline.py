@@ -139,7 +139,9 @@ class _Teller:
         elif state == SeriesState.INELIGIBLE:
             self._add(event, "series set aside", f"{name}: {_reason(objects)}")
         elif state == SeriesState.RECEIVING:
-            self._add(event, "late image", f"{name} is open again")
+            why = objects.get("reason") or "late instance"
+            what = "late image" if why == "late instance" else "series open again"
+            self._add(event, what, f"{name} is open again" if what == "late image" else f"{name}: {why}")
         elif self._state.get(("created", objects.get("series_uid"))) != (JobState.QUEUED, event.at):
             # a new job says so itself
             self._add(event, "series chosen", f"{name}: the same work was done before")
@@ -172,7 +174,8 @@ class _Teller:
         elif state == JobState.FAILED:
             self._add(event, f"{what} failed", f"{attempt}: {_reason(objects)}", since=since, failure=True)
         elif state == JobState.CANCELLED:
-            self._add(event, f"{what} cancelled", f"{job}: {_reason(objects)}")
+            why = _joined(str(objects.get("cancelled_because") or ""), _reason(objects))
+            self._add(event, f"{what} cancelled", f"{job}: {why}")
         elif old == JobState.RUNNING:
             detail = f"{attempt}: {objects.get('last_error', 'unknown')}; queued again"
             self._add(event, f"{what} interrupted", detail, since=since, failure=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Event
 
 from sqlalchemy import exists, select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from inference.errors import ReasonCode
@@ -29,7 +29,8 @@ from pacs_node.reader import OpenReader, confined_reader
 from pacs_node.recipients import note_kept_back, recipients
 from pacs_node.record_of_study import StudyRecords
 from pacs_node.request import CaseOutcome, CaseRequest, Refusal, run_case
-from pacs_node.states import JobState, SeriesState
+from pacs_node.row_errors import Blame, blame
+from pacs_node.states import CancelCause, JobState, SeriesState
 from pacs_node.storage import open_database
 
 logger = logging.getLogger(__name__)
@@ -97,20 +98,29 @@ class Worker:
         claimed = None if self._ballast.is_given_up else self._claim()
         if claimed is None:
             return False
-        job_id, token, request = claimed
+        job_id, token = claimed
         try:
             with leases.heartbeat(self._database, Job, [job_id], token, self._clock) as lost:
-                outcome, state = self._analyse(request, job_id, lost)
+                outcome, state = self._analyse(self._request(job_id), job_id, lost)
             self._with_room(lambda: self._finish(job_id, token, outcome, state))
         except (_RetryLaterError, AnalysisFailedError) as error:
             reason = str(error)
             self._with_room(lambda: self._retry(job_id, token, reason))
+        except _ImagesGoneError:
+            self._with_room(lambda: self._judge_again(job_id, token))
         except _NoRoomError:
             self._with_room(lambda: self._give_back(job_id, token, "the disk is full"))
         except _StoppedError:
             self._give_back(job_id, token, "the node was stopped")
         except StaleStateError:
             logger.warning("job lease lost; its result is dropped", extra={"job": job_id})
+        except Exception as error:
+            if isinstance(error, SQLAlchemyError) and blame(error) is Blame.ALL:
+                raise
+            # the worker's loop: whatever it is, it is an attempt of this job, and no job blocks the queue
+            logger.exception("attempt failed by a fault of this software", extra={"job": job_id})
+            reason = f"a fault of this software ({type(error).__name__})"
+            self._with_room(lambda: self._retry(job_id, token, reason))
         return True
 
     def _with_room(self, write: Callable[[], None]) -> None:
@@ -142,7 +152,7 @@ class Worker:
             except StaleStateError:
                 logger.warning("job lease lost", extra={"job": job_id})
 
-    def _claim(self) -> tuple[int, str, CaseRequest] | None:
+    def _claim(self) -> tuple[int, str] | None:
         now = self._clock()
         with self._database.read() as session:
             if not session.execute(select(exists().where(jobs.is_due(now)))).scalar_one():
@@ -153,7 +163,23 @@ class Worker:
                 return None
             job, token = claimed
             logger.info("job started", extra={"job": job.id, "attempt": job.attempts, "kind": job.kind})
-            return job.id, token, case_request(session, job, self._settings, confined=self._engine.confined)
+            return job.id, token
+
+    def _request(self, job_id: int) -> CaseRequest:
+        """What the analysis of a claimed job needs, asked for once it is claimed: an error is its own."""
+        with self._database.read() as session:
+            job = session.get_one(Job, job_id)
+            if job.kind == jobs.ANALYSIS and any(row.path is None for row in job.series.instances):
+                raise _ImagesGoneError
+            return case_request(session, job, self._settings, confined=self._engine.confined)
+
+    def _judge_again(self, job_id: int, token: str) -> None:
+        """A part of a series is never analysed as if it were the whole: intake says what becomes of it."""
+        now, reason = self._clock(), "images of this series were removed"
+        with self._database.write() as session:
+            job = session.get_one(Job, job_id)
+            jobs.cancel(session, job, CancelCause.LATE, reason, at=now, actor=_ACTOR, token=token)
+            jobs.judge_again(session, job.series, reason, at=now, actor=_ACTOR)
 
     def _analyse(self, request: CaseRequest, job_id: int, lost: Event) -> tuple[CaseOutcome, JobState]:
         """Return the outcome and the job's last state; raise to try again later."""
@@ -289,6 +315,8 @@ class Worker:
             try:
                 if job.attempts > self._settings.pipeline.max_attempts:
                     # not even the report could be written: the state and its reason are what is left
+                    code = ReasonCode.SOFTWARE_FAILURE.value
+                    own = job.kind == jobs.REFUSAL
                     lifecycle.move_job(
                         session,
                         job,
@@ -299,8 +327,9 @@ class Worker:
                         finished_at=now,
                         lease_token=None,
                         lease_expires_at=None,
-                        reason_code=ReasonCode.SOFTWARE_FAILURE.value,
-                        reason=reason,
+                        reason_code=job.reason_code if own else code,
+                        reason=job.reason if own else reason,
+                        last_error=reason,
                     )
                 else:
                     jobs.retry(session, job, token, at=now, actor=_ACTOR, reason=reason)
@@ -310,6 +339,10 @@ class Worker:
 
 class _StoppedError(Exception):
     """The node is being stopped; the attempt doesn't count."""
+
+
+class _ImagesGoneError(Exception):
+    """Some files of the series are no more."""
 
 
 class _NoRoomError(Exception):

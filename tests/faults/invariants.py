@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from pacs_node import audit, audit_chain, jobs
 from pacs_node.db import Artifact, AuditEvent, Conflict, Database, Delivery, Instance, Job, Series, Study
-from pacs_node.states import DeliveryState, JobState
+from pacs_node.states import DeliveryState, JobState, SeriesState
 
 _JOB_CHANGED = audit.Event.JOB_CHANGED.value[0]
 _PREAMBLE_BYTES = 128 + 4
@@ -72,6 +72,8 @@ def violations(database: Database, directory: Path, seen: Seen | None = None) ->
         found += _instances(session, directory, seen)
         found += _results(session, directory)
         found += _one_result(session)
+        found += _wanted(session)
+        found += _one_word(session)
         found += _outbox(session, seen)
         found += _kept(session, seen)
         found += _leases(session, seen)
@@ -168,6 +170,39 @@ def _one_result(session: Session) -> Iterator[str]:
     for (job, form), count in forms.items():
         if count > 1 + asked[job]:
             yield f"job {job} has {count} objects {form}"
+
+
+def _wanted(session: Session) -> Iterator[str]:
+    """What waits in the queue is what intake decided last, and nothing that an operator stopped."""
+    for job in session.execute(select(Job)).scalars():
+        study, states = job.series.study, {row.state for row in job.series.study.series}
+        if (job.state is JobState.CANCELLED) != (job.cancelled_because is not None):
+            yield f"job {job.id} is {job.state}, cancelled because {job.cancelled_because}"
+        if job.kind == jobs.REFUSAL and not job.reason_code:
+            yield f"job {job.id} is a refusal without a reason code"
+        if job.state not in {JobState.QUEUED, JobState.RUNNING}:
+            continue
+        if study.held_reason is not None:
+            yield f"job {job.id} is {job.state} and its study is held"
+        if states <= {SeriesState.QUEUED, SeriesState.INELIGIBLE}:
+            chosen = job.series.state is SeriesState.QUEUED
+            if not chosen if job.kind == jobs.ANALYSIS else SeriesState.QUEUED in states:
+                yield f"job {job.id}, {job.kind}, is {job.state} and not wanted"
+
+
+def _one_word(session: Session) -> Iterator[str]:
+    """As long as no series of a study changes, it is analysed once, and then never said not to be."""
+    of_series = {audit.Event.SERIES_ARRIVED.value[0], audit.Event.SERIES_CHANGED.value[0]}
+    events = select(AuditEvent).where(AuditEvent.event.in_([*of_series, _JOB_CHANGED]))
+    analysed: set[str | None] = set()
+    for event in session.scalars(events.order_by(AuditEvent.seq)):
+        state, outcome = event.objects.get("state"), event.objects.get("outcome_of_job")
+        if event.event in of_series:
+            analysed.discard(event.study_uid)
+        elif state in {JobState.SUCCEEDED, JobState.FAILED} and event.study_uid in analysed:
+            yield f"study {event.study_uid} is analysed, and job {event.objects['job']} {state}: {outcome}"
+        elif outcome == jobs.ANALYSED:
+            analysed.add(event.study_uid)
 
 
 def _outbox(session: Session, seen: Seen) -> Iterator[str]:

@@ -5,6 +5,7 @@ Whatever happens, what is said stays true (the invariants), and in the end every
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -30,26 +31,29 @@ from hypothesis.stateful import (
 )
 from pydicom import Dataset
 from sqlalchemy import event, select
+from sqlalchemy.orm import Session
 
 from inference import geometry
 from inference.uids import derived_uid
-from pacs_node import jobs
+from pacs_node import jobs, operator_actions
 from pacs_node.config import DeliverySettings, RetentionSettings
-from pacs_node.db import Artifact, Database, Delivery, Job, Study, sqlite_url
+from pacs_node.damage import give_up_damaged
+from pacs_node.db import Artifact, Database, Delivery, Instance, Job, Study, sqlite_url
 from pacs_node.delivery import resend_study
 from pacs_node.destinations import FakeDestination, OutcomeKind
 from pacs_node.errors import AnalysisFailedError, StaleStateError
+from pacs_node.operator_actions import ActionError, Word
 from pacs_node.outbox import Outbox
 from pacs_node.reception import Reception
 from pacs_node.request import CaseOutcome, CaseRequest
 from pacs_node.retention import Retention
 from pacs_node.spool import Spool
-from pacs_node.states import DeliveryState, JobState, SeriesState
-from pacs_node.worker import _RetryLaterError
+from pacs_node.states import CancelCause, DeliveryState, JobState, SeriesState
+from pacs_node.worker import _ImagesGoneError, _RetryLaterError
 from tests.faults.invariants import Seen, violations
 from tests.faults.receiver import LONG
 from tests.postgresql import Server, postgresql
-from tests.small_node import SmallNode, TestClock, chest, encoded
+from tests.small_node import START, SmallNode, TestClock, chest, encoded
 from tests.unit.test_worker import fail, make_worker, run, unsuitable
 
 SERIES, SLICES = 2, 5
@@ -236,9 +240,14 @@ class Node(RuleBasedStateMachine):
     @rule()
     def a_worker_begins(self) -> None:
         """It may end much later, or never: then it was killed."""
-        claimed = make_worker(self.node)._claim()
+        worker = make_worker(self.node)
+        claimed = worker._claim()
         if claimed is not None:
-            self.begun.append(claimed)
+            job_id, token = claimed
+            try:
+                self.begun.append((job_id, token, worker._request(job_id)))
+            except _ImagesGoneError:
+                worker._judge_again(job_id, token)
 
     @precondition(lambda self: self.begun)
     @rule(analysis=st.sampled_from(["run", "unsuitable"]))
@@ -271,6 +280,16 @@ class Node(RuleBasedStateMachine):
         if batch is not None:
             self.peer.send([self.box._path(row.artifact) for row in batch[0]])
 
+    @rule(study=STUDY, number=NUMBER, index=INDEX)
+    def the_disk_has_other_bytes(self, study: int, number: int, index: int) -> None:
+        uid = str(series(study, number)[index].SOPInstanceUID)
+        with self.database.read() as session:
+            query = select(Instance.path).where(Instance.sop_instance_uid == uid)
+            path = session.scalars(query).one_or_none()
+        if path is not None:
+            (self.directory / path).unlink()
+            give_up_damaged(self.database, self.node.spool, START, self.clock)
+
     @rule()
     def old_files_are_removed(self) -> None:
         self.clock.forward(days=1)
@@ -281,9 +300,35 @@ class Node(RuleBasedStateMachine):
 
     @rule(study=STUDY)
     def the_operator_requeues(self, study: int) -> None:
-        with self.database.write() as session:
-            for job in jobs.requeueable(session, derived_uid("machine", str(study))):
-                jobs.requeue(session, job, at=self.clock(), actor="operator")
+        self.operator_does(operator_actions.requeue, study)
+
+    @rule(study=STUDY)
+    def the_operator_holds(self, study: int) -> None:
+        self.operator_does(operator_actions.hold, study)
+
+    def operator_does(self, action: Callable[[Session, str, Word], int], study: int) -> None:
+        word = Word("operator", "", "asked first", self.clock())
+        with contextlib.suppress(ActionError), self.database.write() as session:
+            action(session, derived_uid("machine", str(study)), word)
+
+    def what_is_held_waits(self, study: int) -> bool:
+        """A worker finds nothing of it, and its images stay, however late it is."""
+        with self.database.read() as session:
+            query = select(Study).where(Study.study_uid == derived_uid("machine", str(study)))
+            row = session.scalars(query).one_or_none()
+            if row is None or row.held_reason is None:
+                return False
+            before = [instance.path for series in row.series for instance in series.instances]
+        self.clock.forward(days=10)
+        self.node.intake.tick()
+        self.old_files_are_removed()
+        with self.database.read() as session:
+            row = session.scalars(query).one()
+            assert [item.path for series in row.series for item in series.instances] == before
+            ids = [series.id for series in row.series]
+            states = session.scalars(select(Job.state).where(Job.series_id.in_(ids))).all()
+            assert not {JobState.QUEUED, JobState.RUNNING} & set(states)
+        return True
 
     @precondition(lambda self: self.no_delivery_is_being_sent())
     @rule(study=STUDY)
@@ -334,7 +379,12 @@ class Node(RuleBasedStateMachine):
                     continue
                 ids = [row.id for row in study.series]
                 rows = session.execute(select(Job).where(Job.series_id.in_(ids))).scalars().all()
-                living = [job for job in rows if job.state is not JobState.CANCELLED]
+                held = CancelCause.HELD
+                living = [
+                    job
+                    for job in rows
+                    if job.state is not JobState.CANCELLED or job.cancelled_because is held
+                ]
                 assert living, "no answer"
                 for row in study.series:
                     if row.state is SeriesState.QUEUED:
@@ -360,6 +410,9 @@ class Node(RuleBasedStateMachine):
     def everything_ends(self) -> None:
         self.peer.answers, self.analysis, self.peer._script = True, "run", []
         worker, box = make_worker(self.node), self.box
+        for number in (0, 1):
+            if self.what_is_held_waits(number):
+                self.operator_does(operator_actions.requeue, number)
         for _ in range(12):
             self.clock.forward(seconds=61)
             self.node.intake.tick()

@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 from pacs_node import jobs, leases
 from pacs_node.db import Artifact, AuditEvent, Database, Delivery, Job, Series
 from pacs_node.errors import AnalysisFailedError, StaleStateError
-from pacs_node.states import DeliveryState, JobState, SeriesState
+from pacs_node.states import CancelCause, DeliveryState, JobState, SeriesState
 from tests.ct_factory import make_ct_series
 from tests.small_node import START, VERSION, SmallNode, chest
 
@@ -57,7 +57,7 @@ def test_the_same_work_is_queued_once(queued: SmallNode) -> None:
     assert enqueue(queued, digest) is None
     assert enqueue(queued, digest, pipeline_version="other") is not None
     assert enqueue(queued, "other") is not None
-    assert enqueue(queued, digest, kind=jobs.REFUSAL) is not None
+    assert enqueue(queued, digest, kind=jobs.REFUSAL, reason_code="GAP") is not None
     assert len(queued.all_jobs()) == 4
 
 
@@ -73,11 +73,13 @@ def test_cancelled_work_is_taken_up_when_it_is_wanted_again(queued: SmallNode) -
     """A better series came, was not better after all, and the first one is the best again."""
     with queued.database.write() as session:
         series = session.execute(select(Series)).scalar_one()
-        jobs.cancel_unfinished(session, series, at=queued.clock(), actor="test", reason="better one")
-    assert job(queued).state is JobState.CANCELLED
+        cause = CancelCause.SET_ASIDE
+        jobs.cancel_unfinished(session, series, cause, "better one", at=queued.clock(), actor="test")
+    assert (job(queued).state, job(queued).cancelled_because) == (JobState.CANCELLED, cause)
     again = enqueue(queued, job(queued).input_digest)
     assert again is not None
     assert (again.id, again.state, again.attempts, again.finished_at) == (1, JobState.QUEUED, 0, None)
+    assert (again.cancelled_because, again.cancelled_reason) == (None, None)
     assert queued.claim()[0].id == 1
 
 

@@ -161,8 +161,8 @@ def test_timeline_of_the_whole_way(story: Story) -> None:
 def test_timeline_says_who_asked_for_another_try(story: Story) -> None:
     story.receive().close().queue().start().finish(failed=True, reason=("DECODE", "Broken."), kinds=("sr",))
     with story.database.write() as session:
-        (job,) = jobs.requeueable(session, story.study_uid)
-        jobs.requeue(session, job, at=story.now, actor="cli:me")
+        study = session.scalars(select(Study)).one()
+        assert jobs.requeue_study(session, study, at=story.now, actor="cli:me") == 1
     assert steps_of(story)[-1] == ("analysis queued again", "job 1: requeued by an operator")
 
 
