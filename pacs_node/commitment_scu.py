@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import cast
@@ -153,7 +153,8 @@ class CommittingDestination:
         trouble, report = ask(self._inner.peer, request)
         with self._database.write() as session:
             if report is not None:
-                take_report(session, report, calling_ae=self._inner.peer.called_ae, at=self._clock())
+                mine = self._inner.peer.called_ae
+                take_report(session, report, calling_ae=mine, reporters={self.name: mine}, at=self._clock())
             if trouble is not None:
                 logger.warning("%s: storage commitment: %s", self.name, trouble)
                 session.execute(delete(CommitmentItem).where(CommitmentItem.commitment_id == row_id))
@@ -208,14 +209,32 @@ def _read(event: evt.Event) -> tuple[int, Report | None]:
         return _INVALID_ARGUMENT, None
 
 
-def take_report(session: Session, report: Report, *, calling_ae: str, at: datetime) -> bool:
-    """Write down what a destination reports; False where nobody asked for that transaction.
+def take_report(
+    session: Session, report: Report, *, calling_ae: str, reporters: Mapping[str, str], at: datetime
+) -> bool:
+    """Write down what a destination reports; its deliveries that wait for it are due at once.
 
-    The deliveries that wait for it are due at once.
+    Parameters
+    ----------
+    calling_ae
+        Who reports.
+    reporters
+        By the name of a destination, the AE title that may.
+
+    Returns
+    -------
+    bool
+        False where nobody asked for that transaction, or another one was asked.
     """
     known = select(Commitment).where(Commitment.transaction_uid == report.transaction_uid)
     row = session.execute(known).scalar_one_or_none()
     if row is None:
+        return False
+    if reporters.get(row.destination) != calling_ae:
+        logger.warning(
+            "a commitment report of another than was asked",
+            extra={"destination": row.destination, "calling_ae": calling_ae},
+        )
         return False
     reasons = {item.sop_instance_uid: reason for item, reason in report.failed}
     kept = {item.sop_instance_uid for item in report.committed}

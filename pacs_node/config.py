@@ -166,6 +166,9 @@ class DicomDestination(_DestinationBase):
     verify: Literal["c-find", "commitment", "none"] = Field(
         "c-find", description="How arrival is proved; commitment: storage commitment, to be reported back."
     )
+    reports_as: AETitle | None = Field(
+        None, description="AE title under which it reports storage commitment; absent means ae_title."
+    )
     tls_ca_file: str | None = Field(
         None,
         description="Speak TLS and trust these (PEM): authorities, or the peer's own certificate; "

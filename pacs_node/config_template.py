@@ -69,6 +69,7 @@ _EXAMPLES = {
     "password_file": "pacs-password.txt",
     "ca_file": "ca.pem",
     "calling_ae_title": "CTNODE",
+    "reports_as": "PACS",
     "called_ae_title": "CTNODE",
     "certificate_sha256": "0" * 64,
     "report_port": 4242,

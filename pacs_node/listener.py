@@ -11,7 +11,7 @@ import resource
 import socket
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from pydicom.uid import UID
 from pynetdicom import AllStoragePresentationContexts
@@ -61,6 +61,8 @@ class Listener:
     called_back
         AE titles that take storage commitment reports where a destination of theirs listens; of the others
         those do of which the callers say so.
+    reporters
+        By the name of a destination, the AE title under which it reports storage commitment.
     backlog
         Says whether there is room for more; None: there always is.
     """
@@ -74,6 +76,7 @@ class Listener:
         clock: Clock = utc_now,
         *,
         called_back: Collection[str] = (),
+        reporters: Mapping[str, str] | None = None,
         backlog: Backlog | None = None,
     ) -> None:
         self._backlog = backlog
@@ -83,6 +86,7 @@ class Listener:
         self._spool = spool
         self._clock = clock
         self._called_back = frozenset(called_back)
+        self._reporters = reporters or {}
         self._terms = _terms(settings)
         self._refusals = RefusalRecord(database, clock)
         self._recorder = Recorder(database, spool, clock, on_trouble=self._look_at)
@@ -214,7 +218,14 @@ class Listener:
             if caller.admits(visitor.calling_ae, visitor.address)
         )
         directory = self._spool.directory
-        return Notices(visitor, self._database, directory, self._clock, calls_back=calls_back)
+        return Notices(
+            visitor,
+            self._database,
+            directory,
+            self._clock,
+            calls_back=calls_back,
+            reporters=self._reporters,
+        )
 
     def _serve(self, acceptor: Acceptor[Incoming], intake: Receiving) -> None:
         ending = Ending.ABORTED
@@ -305,13 +316,14 @@ def run(settings: Settings, stop: threading.Event) -> None:
     """Receive until `stop` is set."""
     _allow_many_files()
     database = open_database(settings)
-    destinations = [item.ae_title for item in settings.destinations if isinstance(item, DicomDestination)]
+    destinations = [item for item in settings.destinations if isinstance(item, DicomDestination)]
     listener = Listener(
         settings.listener,
         settings.callers,
         database,
         open_spool(settings),
-        called_back=destinations,
+        called_back=[item.ae_title for item in destinations],
+        reporters={item.name: item.reports_as or item.ae_title for item in destinations},
         backlog=Backlog(database, settings.backlog),
     )
     listener.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -55,11 +56,21 @@ class Notices:
         The storage directory.
     calls_back
         Whether the sender takes reports where it listens; otherwise they go over this association.
+    reporters
+        By the name of a destination that is asked for storage commitment, the AE title that reports for it.
     """
 
     def __init__(
-        self, visitor: Visitor, database: db.Database, directory: Path, clock: Clock, *, calls_back: bool
+        self,
+        visitor: Visitor,
+        database: db.Database,
+        directory: Path,
+        clock: Clock,
+        *,
+        calls_back: bool,
+        reporters: Mapping[str, str],
     ) -> None:
+        self._reporters = reporters
         self._visitor = visitor
         self._database = database
         self._directory = directory
@@ -128,8 +139,14 @@ class Notices:
             return self._refuse(NO_SUCH_EVENT, "no such event")
         report = read_report(notice.data, notice.transfer_syntax)
         with self._database.write() as session:
-            known = take_report(session, report, calling_ae=self._visitor.calling_ae, at=self._clock())
-        return Answer(SUCCESS) if known else self._refuse(INVALID_ARGUMENT, "unknown transaction")
+            known = take_report(
+                session,
+                report,
+                calling_ae=self._visitor.calling_ae,
+                reporters=self._reporters,
+                at=self._clock(),
+            )
+        return Answer(SUCCESS) if known else self._refuse(INVALID_ARGUMENT, "no transaction of this sender")
 
     def _refuse(self, status: int, reason: str) -> Answer:
         logger.warning(

@@ -101,11 +101,11 @@ class Running:
 
 
 @contextmanager
-def running(node: SmallNode, **caller: Any) -> Iterator[Running]:
-    """Listen for one caller until the block ends."""
+def running(node: SmallNode, *, reporters: dict[str, str] | None = None, **caller: Any) -> Iterator[Running]:
+    """Listen for one caller until the block ends; `reporters` as `Listener` has them."""
     callers = (Caller(ae_title="PACS", address="127.0.0.1", **caller),)
     settings = ListenerSettings(port=find_free_port(), acse_timeout_seconds=60, network_timeout_seconds=60)
-    listener = Listener(settings, callers, node.database, node.spool, node.clock)
+    listener = Listener(settings, callers, node.database, node.spool, node.clock, reporters=reporters)
     port = listener.start()
     try:
         yield Running(port, node.database, listener)

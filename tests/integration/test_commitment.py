@@ -63,7 +63,9 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
             {"listener": {"port": port}, "callers": [caller], "storage": {"directory": str(directory)}},
             base=directory,
         )
-        listener = Listener(settings.listener, settings.callers, database, Spool(directory, 1))
+        listener = Listener(
+            settings.listener, settings.callers, database, Spool(directory, 1), reporters={"pacs": "ORTHANC"}
+        )
         listener.start()
         try:
             yield Both(pacs, settings, database)

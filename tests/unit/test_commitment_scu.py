@@ -82,6 +82,7 @@ def committing(committer: Committer) -> Iterator[DimseDestination]:
 
 
 OBJECTS = [ObjectRef("1.2", "1.2.0", uid, sop_class) for sop_class, uid in (ONE, TWO)]
+PACS = {"pacs": "PACS", "fake": "PACS"}
 BOTH = [ONE.sop_instance_uid, TWO.sop_instance_uid]
 
 
@@ -101,8 +102,11 @@ def test_a_report_that_comes_later_counts_when_it_comes(database: Database, cloc
         assert request.objects == (ONE, TWO)
         report = Report(request.transaction_uid, (ONE,), ((TWO, 0x0213),))
         with database.write() as session:
-            assert take_report(session, report, calling_ae="PACS", at=clock())
-            assert not take_report(session, Report("1.2.9", (ONE,)), calling_ae="PACS", at=clock())
+            by: dict[str, Any] = {"calling_ae": "PACS", "reporters": PACS, "at": clock()}
+            assert not take_report(session, Report("1.2.9", (ONE,)), **by)
+            assert not take_report(session, report, **by | {"calling_ae": "OTHER"}), "not who was asked"
+            assert not take_report(session, report, **by | {"reporters": {"other": "PACS"}})
+            assert take_report(session, report, **by)
         assert destination.verify(OBJECTS) == {BOTH[0]: True, BOTH[1]: False}
     assert [item.objects for item in committer.asked] == [(ONE, TWO), (TWO,)], (
         "it is asked again for the second"
@@ -180,12 +184,15 @@ def test_a_delivery_counts_once_it_is_committed(node: SmallNode, monkeypatch: py
         with node.database.write() as session:
             reference = asked[-1].objects[0]
             report = Report(asked[-1].transaction_uid, (), ((reference, 0x0110),))
-            take_report(session, report, calling_ae="PACS", at=node.clock())
+            take_report(session, report, calling_ae="PACS", reporters=PACS, at=node.clock())
         state = step()
     assert state is DeliveryState.PENDING, "refused again and again: it is sent again"
     assert step(hours=2, ticks=2) is DeliveryState.SENT
     assert store.attempts == [uid, uid]
-    with running(node) as door:
+    with running(node, reporters={"fake": "ARCHIVE"}) as door:
+        of_another = door.report(Report(asked[-1].transaction_uid, asked[-1].objects))
+        assert of_another == notices.INVALID_ARGUMENT
+    with running(node, reporters={"fake": "PACS"}) as door:
         assert door.report(Report("1.2.77", asked[-1].objects)) == notices.INVALID_ARGUMENT
         assert (
             door.report(Report(asked[-1].transaction_uid, asked[-1].objects), event_type=3)
