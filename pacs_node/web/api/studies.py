@@ -141,7 +141,7 @@ class Studies:
         )
 
     def requeue_study(self, request: Request, study_uid: StudyUid, body: Reason, key: Key = None) -> Changed:
-        """Analyse again what failed, was cancelled or is held."""
+        """Analyse again what failed or is held."""
         return self._act(request, body, key, lambda session, word: requeue(session, study_uid, word))
 
     def hold_study(self, request: Request, study_uid: StudyUid, body: Reason, key: Key = None) -> Changed:
