@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sqlite3
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -25,10 +27,16 @@ from pacs_node.db import Artifact, AuditEvent, Conflict, Database, Instance
 from pacs_node.errors import BackupError
 from pacs_node.spool import sync_directory
 
+logger = logging.getLogger(__name__)
+
 _BLOCK = 1 << 20
 _META_AT = 128 + 4
 _GROUP_LENGTH = 12
 _MOST_WORDS = 400
+_PAGES = 1000
+_BUSY_SECONDS = 0.05
+_PAUSE_SECONDS = 0.5
+_PATIENCE_SECONDS = 600.0
 _PROGRAM_SECONDS = 6 * 3600.0
 
 
@@ -95,6 +103,38 @@ def read_moment(session: Session) -> Moment:
     return Moment(list(found.values()), 0 if row is None else row.seq, "" if row is None else row.hash)
 
 
+class _RestlessError(Exception):
+    """Somebody writes again and again."""
+
+
+def _copy_pages(source: sqlite3.Connection, copy: sqlite3.Connection, patience: float) -> None:
+    """Copy one state of a database.
+
+    With a write-ahead log nobody waits for a reader. Else commits wait for one step only. What was written
+    between two steps has SQLite begin anew, so all pages are of one moment; where that goes on for longer
+    than `patience`, they are copied in a single step, and commits wait for it.
+    """
+    if source.execute("PRAGMA journal_mode").fetchone() == ("wal",):
+        source.backup(copy)
+        return
+    end = time.monotonic() + patience
+    least: int | None = None
+
+    def watch(_status: int, remaining: int, _total: int) -> None:
+        nonlocal least
+        if least is not None and remaining >= least:
+            if time.monotonic() > end:
+                raise _RestlessError
+            time.sleep(_PAUSE_SECONDS)
+        least = remaining
+
+    try:
+        source.backup(copy, pages=_PAGES, progress=watch, sleep=_BUSY_SECONDS)
+    except _RestlessError:
+        logger.warning("the database is written all the time: it is copied in one step, writers wait")
+        source.backup(copy)
+
+
 class SqliteRows:
     """A node's SQLite file.
 
@@ -102,24 +142,26 @@ class SqliteRows:
     ----------
     path
         The file.
+    patience
+        How long to look for a time in which nobody writes, seconds.
     """
 
     suffix = ".db"
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, patience: float = _PATIENCE_SECONDS) -> None:
+        self._path, self._patience = path, patience
 
     def are_there(self) -> bool:
         """Whether there is a node."""
         return self._path.exists()
 
     def save(self, target: Path) -> Moment:
-        """Write one state into a file; writers wait while its pages are read."""
+        """Write one state into a file, in steps between which others may write."""
         with (
             closing(sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, timeout=60)) as source,
             closing(sqlite3.connect(target)) as copy,
         ):
-            source.backup(copy)
+            _copy_pages(source, copy, self._patience)
         opened = Database(f"sqlite:///{target}")
         try:
             with opened.read() as session:

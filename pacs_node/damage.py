@@ -17,7 +17,7 @@ from typing import NamedTuple
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from pacs_node import audit, db, jobs
+from pacs_node import audit, db, jobs, pieces
 from pacs_node.clock import Clock
 from pacs_node.spool import Spool
 from pacs_node.states import SeriesState
@@ -159,19 +159,29 @@ class _Image(NamedTuple):
 
 
 def _latest(database: db.Database, since: datetime) -> list[_Image]:
-    with database.read() as session:
-        last = session.execute(select(func.max(db.Instance.received_at))).scalar()
-        if last is None:
-            return []
-        instance = db.Instance
-        rows = session.execute(
-            select(instance.id, instance.path, instance.sop_instance_uid, db.Study.study_uid)
-            .join(db.Series, instance.series_id == db.Series.id)
-            .join(db.Study, db.Series.study_id == db.Study.id)
-            .where(instance.received_at >= max(since, last - WINDOW), instance.path.is_not(None))
-            .order_by(instance.id)
-        ).tuples()
-        return [_Image(row_id, path, uid, study) for row_id, path, uid, study in rows if path is not None]
+    instance = db.Instance
+    times: list[datetime] = []
+    for piece in pieces.ranges(database, instance.id):
+        with database.read() as session:
+            times += filter(
+                None, [session.execute(select(func.max(instance.received_at)).where(piece)).scalar()]
+            )
+    if not times:
+        return []
+    begin, found = max(since, max(times) - WINDOW), []
+    for piece in pieces.ranges(database, instance.id):
+        with database.read() as session:
+            rows = session.execute(
+                select(instance.id, instance.path, instance.sop_instance_uid, db.Study.study_uid)
+                .join(db.Series, instance.series_id == db.Series.id)
+                .join(db.Study, db.Series.study_id == db.Study.id)
+                .where(piece, instance.received_at >= begin, instance.path.is_not(None))
+                .order_by(instance.id)
+            ).tuples()
+            found += [
+                _Image(row_id, path, uid, study) for row_id, path, uid, study in rows if path is not None
+            ]
+    return found
 
 
 def _is_whole(spool: Spool, path: str) -> bool:

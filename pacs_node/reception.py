@@ -18,9 +18,9 @@ from sqlalchemy import Connection, Dialect, or_, select
 from sqlalchemy.orm import Session, configure_mappers
 
 from inference.decode import MALFORMED_FILE
-from pacs_node import audit, lifecycle, quick_rows
+from pacs_node import audit, lifecycle, pieces, quick_rows
 from pacs_node.dataset_head import read_head
-from pacs_node.db import Artifact, Conflict, Instance, Job, Series, Study
+from pacs_node.db import Artifact, Conflict, Database, Instance, Job, Series, Study
 from pacs_node.errors import UnreadableInstanceError
 from pacs_node.spool import StoredFile
 from pacs_node.states import CancelCause, JobState, SeriesState
@@ -268,19 +268,28 @@ def _add_to_open_series(connection: Connection, arrival: Arrival, association_id
     )
 
 
-def is_recorded(session: Session, path: str) -> bool:
-    """Whether a row names this stored file."""
-    return any(
-        session.execute(select(table.id).where(table.path == path).limit(1)).first() is not None
-        for table in (Instance, Conflict)
-    )
+def is_recorded(session: Session, path: str, sop_instance_uid: str | None = None) -> bool:
+    """Whether a row names this stored file.
+
+    Parameters
+    ----------
+    sop_instance_uid
+        Of the object in it, where that can be read: without it all rows are read.
+    """
+    instances, conflicts = (select(table.id).where(table.path == path) for table in (Instance, Conflict))
+    if sop_instance_uid is not None:
+        instances = instances.where(Instance.sop_instance_uid == sop_instance_uid)
+    return any(session.execute(rows.limit(1)).first() is not None for rows in (instances, conflicts))
 
 
-def recorded_paths(session: Session) -> set[str]:
-    """Return the stored files that a row names."""
+def recorded_paths(database: Database) -> set[str]:
+    """Return the stored files that a row names; one that gets its row meanwhile may be missing."""
     named: set[str] = set()
     for table in (Instance, Conflict):
-        named.update(path for path in session.scalars(select(table.path)) if path is not None)
+        for piece in pieces.ranges(database, table.id):
+            with database.read() as session:
+                paths = session.scalars(select(table.path).where(piece, table.path.is_not(None)))
+                named.update(path for path in paths if path is not None)
     return named
 
 

@@ -41,8 +41,7 @@ def recover(recorder: Recorder, files: Iterable[str]) -> int:
     SQLAlchemyError, OSError, RowsMissingError
         Rows can't be read or written now.
     """
-    with recorder.database.read() as session:
-        named = reception.recorded_paths(session)
+    named = reception.recorded_paths(recorder.database)
     origins: dict[str, Origin] = {}
     count = 0
     for path in files:
@@ -71,7 +70,7 @@ def _recover(recorder: Recorder, path: str, origins: dict[str, Origin]) -> None:
         logger.exception("a file without a row can't be read now", extra={"path": path})
         return
     with recorder.claim(identity.sop_instance_uid, found.stored.sha256):
-        if _is_recorded(recorder, path):
+        if _is_recorded(recorder, path, identity.sop_instance_uid):
             return
         now = recorder.clock()
         origin = origins.setdefault(found.source_ae, Origin(found.source_ae, "", now))
@@ -82,9 +81,9 @@ def _recover(recorder: Recorder, path: str, origins: dict[str, Origin]) -> None:
         recorder.flush()
 
 
-def _is_recorded(recorder: Recorder, path: str) -> bool:
+def _is_recorded(recorder: Recorder, path: str, sop_instance_uid: str) -> bool:
     with recorder.database.read() as session:
-        return reception.is_recorded(session, path)
+        return reception.is_recorded(session, path, sop_instance_uid)
 
 
 def _set_aside(recorder: Recorder, path: str) -> None:

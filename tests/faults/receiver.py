@@ -179,8 +179,7 @@ class Ledger:
     def orphans(directory: Path) -> list[str]:
         """Stored files that no row names."""
         database = Database(sqlite_url(directory))
-        with database.read() as session:
-            named = reception.recorded_paths(session)
+        named = reception.recorded_paths(database)
         database.dispose()
         return sorted(set(Spool(directory, 1).stored()) - named)
 

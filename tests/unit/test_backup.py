@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner
 from sqlalchemy import make_url, select, update
 
-from pacs_node import backup
+from pacs_node import backup, backup_rows
 from pacs_node.backup import MANIFEST, back_up, restore
 from pacs_node.backup_cli import backup_command
 from pacs_node.backup_rows import PostgresqlRows, SqliteRows
@@ -102,6 +105,63 @@ def test_a_backup_under_load_is_whole(done: SmallNode, tmp_path: Path) -> None:
         assert found(tmp_path / f"new{round_}", Seen(promised, orphan_s=0)) == []
     stop.set()
     sender.join()
+
+
+@pytest.mark.parametrize("patience", [60.0, 0.0])
+def test_a_copy_in_steps_is_of_one_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: float
+) -> None:
+    """Two tables get a row in each transaction; in a copy of one moment both have as many."""
+    monkeypatch.setattr(backup_rows, "_PAGES", 2)
+    steps: list[float] = []
+    path, copy = tmp_path / "node.db", tmp_path / "copy.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as writer:
+        writer.execute("CREATE TABLE a (x)")
+        writer.execute("CREATE TABLE b (x)")
+
+        def write() -> None:
+            writer.execute("BEGIN IMMEDIATE")
+            for table in "ab":
+                writer.execute(f"INSERT INTO {table} VALUES (zeroblob(3000))")
+            writer.execute("COMMIT")
+
+        def write_and_go_on(seconds: float) -> None:
+            steps.append(seconds)
+            if len(steps) < 5:
+                write()
+
+        for _ in range(10):
+            write()
+        monkeypatch.setattr("pacs_node.backup_rows.time.sleep", write_and_go_on)
+        with (
+            closing(sqlite3.connect(path)) as source,
+            closing(sqlite3.connect(copy)) as target,
+        ):
+
+            class Source:
+                """Somebody writes after the second step."""
+
+                def execute(self, statement: str) -> sqlite3.Cursor:
+                    return source.execute(statement)
+
+                def backup(self, into: sqlite3.Connection, *, progress: Any = None, **options: Any) -> None:
+                    seen = 0
+
+                    def watch(*remaining: int) -> None:
+                        nonlocal seen
+                        seen += 1
+                        if seen == 2:
+                            write()
+                        progress(*remaining)
+
+                    source.backup(into, progress=progress and watch, **options)
+
+            backup_rows._copy_pages(cast(sqlite3.Connection, Source()), target, patience)
+        with closing(sqlite3.connect(copy)) as copied:
+            counts = [copied.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in "ab"]
+            assert copied.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert counts[0] == counts[1] > 10
+    assert len(steps) == (0 if patience == 0 else 5)
 
 
 def test_another_backup_copies_what_is_new_and_forgets_what_is_gone(done: SmallNode, tmp_path: Path) -> None:

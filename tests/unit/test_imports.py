@@ -86,7 +86,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "oidc record_fhir",
         "connections one_node record_sources case_narrative",
         "config db spool association dicomweb engines gate gate_association priors_archive case_priors",
-        "db_accounts db_feedback db_notices db_record db_tokens row_errors",
+        "db_accounts db_feedback db_notices db_record db_tokens pieces row_errors",
         (
             "audit study_state leases storage case dimse config_template config_docs migrations migrations.*"
             " archive_dimse archive_web completeness"
@@ -149,7 +149,7 @@ ONLY: dict[str, str] = {
     "pacs_node.tokens": "pacs_node pacs_node.accounts pacs_node.audit pacs_node.db pacs_node.db_accounts "
     "pacs_node.db_tokens",
     "pacs_node.sessions": "pacs_node pacs_node.accounts pacs_node.audit pacs_node.db pacs_node.db_accounts",
-    "pacs_node.leases": "pacs_node.clock pacs_node.db pacs_node.errors",
+    "pacs_node.leases": "pacs_node.clock pacs_node.db pacs_node.errors pacs_node.states",
     "pacs_node.study_state": "pacs_node.db pacs_node.states",
     "pacs_node.lifecycle": "pacs_node.audit pacs_node.db pacs_node.errors pacs_node.states "
     "pacs_node.study_state",

@@ -7,13 +7,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, select
 
-from pacs_node import backlog, dead_letters, jobs, overview
-from pacs_node.config import DeliverySettings
+from pacs_node import backlog, damage, dead_letters, jobs, overview, pieces, reception
+from pacs_node.config import DeliverySettings, RetentionSettings
+from pacs_node.db import Instance
 from pacs_node.destinations import FakeDestination
 from pacs_node.outbox import Outbox
-from tests.small_node import SmallNode
+from pacs_node.retention import Retention
+from tests.small_node import SmallNode, chest
 
 
 @contextmanager
@@ -72,14 +74,44 @@ def ticks(node: SmallNode) -> dict[str, Callable[[], object]]:
         "backlog": read(backlog.waiting),
         "dead letters": read(dead_letters.dead_letters),
         "failures of the page": read(overview._failures),
+        "retention": Retention(
+            node.database, node.spool, RetentionSettings(images_days=30), node.clock
+        ).purge,
+        "start": lambda: reception.recorded_paths(node.database),
+        "start after a kill": lambda: damage._latest(node.database, node.clock()),
     }
 
 
-@pytest.mark.parametrize(
-    "name", ["outbox", "reclaim", "intake", "backlog", "dead letters", "failures of the page"]
+NAMES = (
+    "outbox",
+    "reclaim",
+    "intake",
+    "backlog",
+    "dead letters",
+    "failures of the page",
+    "retention",
+    "start",
+    "start after a kill",
 )
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_tick_reads_no_table(node: SmallNode, name: str) -> None:
     node.queue()
     row, token = node.claim()
     node.finish(row, token, node.result(row))
     assert scans(node, ticks(node)[name]) == []
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 12, 5000])
+def test_pieces_cover_a_table_once(node: SmallNode, size: int) -> None:
+    node.receive(*chest())
+    found: list[int] = []
+    for piece in pieces.ranges(node.database, Instance.id, size):
+        with node.database.read() as session:
+            found += session.scalars(select(Instance.id).where(piece))
+    assert sorted(found) == [*range(1, 13)]
+
+
+def test_an_empty_table_has_no_pieces(node: SmallNode) -> None:
+    assert list(pieces.ranges(node.database, Instance.id)) == []
