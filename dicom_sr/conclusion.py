@@ -47,7 +47,9 @@ def result_sentences(result: Result, context: ResultContext) -> list[str]:
         lines.append(wording.say("nodules", count=len(result.findings)))
     lines += comparison_sentences(result, wording)
     lines.append(_lung_rads(result, wording))
-    lines += [f"{observation_words(o)}." for o in result.observations if not is_lung_rads(o)]
+    # which rules held stands among the evaluations only
+    told = (o for o in result.observations if not (is_lung_rads(o) or o.name.startswith("lung_rads_rules")))
+    lines += [f"{observation_words(o)}." for o in told]
     lines += _not_assessed(result.findings, wording)
     lines += [wording.say("warning", text=warning) for warning in result.warnings]
     return [*lines, *provenance_sentences(context)]

@@ -23,7 +23,7 @@ from inference.types import ModelCard, Observation, Result, Volume
 
 THICK_SLICE_MM = 2.5
 """Thicker slices limit what can be seen of small nodules."""
-_LUNG_RADS = ("lung_rads", "lung_rads_version", "lung_rads_undetermined")
+_LUNG_RADS = ("lung_rads", "lung_rads_version", "lung_rads_undetermined", "lung_rads_if")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +98,10 @@ _TITLES = {
     "lung_rads": "Lung-RADS",
     "lung_rads_version": "Lung-RADS version",
     "lung_rads_undetermined": "Lung-RADS",
+    "lung_rads_if": "Lung-RADS",
     "lung_rads_management": "Lung-RADS, recommendation",
     "lung_rads_rules": "Lung-RADS, rules that held",
+    "lung_rads_rules_if": "Lung-RADS, rules that would hold",
     "fleischner_2017": "Fleischner Society 2017",
 }
 
@@ -123,7 +125,7 @@ def lung_rads_category(observations: Sequence[Observation]) -> str | None:
 
 def lung_rads_undetermined(observations: Sequence[Observation], wording: Wording) -> str:
     """Why there is no category: in the words of the result, else that none is assigned."""
-    said = [o.value for o in observations if o.name == "lung_rads_undetermined"]
+    said = [o.value for o in observations if o.name in {"lung_rads_undetermined", "lung_rads_if"}]
     return " ".join(said) or wording.say("lung_rads_undetermined")
 
 

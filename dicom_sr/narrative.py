@@ -299,7 +299,10 @@ def _by_guidelines(summary: Mapping[str, Any], template: Template) -> Iterator[s
         yield _joined(parts)
     # where the other guideline holds, that this one doesn't is no news
     elif (reason := _said(summary, "lung_rads_undetermined")) is not None and not fleischner:
-        yield template.say("guideline_open", text=reason)
+        would = _said(summary, "lung_rads_if")
+        version = _said(summary, "lung_rads_version") or "2022"
+        text = reason if would is None else f"Lung-RADS v{version} is not determined. {would}"
+        yield template.say("guideline_open", text=text)
     elif not fleischner:
         yield template.say("no_guideline")
     yield from (template.say("fleischner", text=_full_stop_off(text)) for text in fleischner)

@@ -121,8 +121,10 @@ SAMPLES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
                 ("screening", "not known, no attribute of the images says"),
                 (
                     "lung_rads_undetermined",
-                    "Lung-RADS v2022 cannot be determined: whether this is a screening examination.",
+                    "Lung-RADS v2022 cannot be determined. Not known: whether this is a screening "
+                    "examination.",
                 ),
+                ("lung_rads_if", "If this is a first screening examination: 2 (N2)."),
             ),
         ),
         "not analysed": _sample(

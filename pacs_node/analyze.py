@@ -44,6 +44,7 @@ class _Options:
     screening: bool | None = None
     report_template: Path | None = None
     prior: Path | None = None
+    baseline: bool = False
 
 
 _Study = dict[str, list[tuple[Path, Dataset]]]
@@ -63,6 +64,7 @@ def analyze_directory(
     screening: bool | None = None,
     report_template: Path | None = None,
     prior: Path | None = None,
+    baseline: bool = False,
 ) -> int:
     """Analyse every study below a folder.
 
@@ -85,6 +87,8 @@ def analyze_directory(
     prior
         Folder with earlier examinations of the same patient: each study is compared with the latest earlier
         one.
+    baseline
+        That these are first screening examinations, where no earlier one is given.
 
     Returns
     -------
@@ -103,7 +107,16 @@ def analyze_directory(
         try:
             reading = _record(record or find_beside(directory), study_uid, studies[study_uid])
             options = _Options(
-                place, profile, device, reading, models, forms, screening, report_template, prior
+                place,
+                profile,
+                device,
+                reading,
+                models,
+                forms,
+                screening=True if baseline else screening,
+                report_template=report_template,
+                prior=prior,
+                baseline=baseline,
             )
             outcome = _analyze_study(studies[study_uid], options, console)
         except RecordError as error:
@@ -206,7 +219,7 @@ def _request(
         forms=options.forms,
         screening=options.screening,
         report_template=options.report_template,
-        **_priors(first, options.prior),
+        **{"baseline": options.baseline, **_priors(first, options.prior)},
     )
 
 
@@ -230,10 +243,12 @@ def _priors(header: Dataset, directory: Path | None) -> dict[str, Any]:
             continue
         paths = tuple(path for path, _ in study[best.series_uid])
         found.append(PriorFiles(paths, study_uid, best.series_uid, then, directory.name, _digest(paths)))
+    # one that can't be compared is an earlier one all the same
+    known = {"baseline": False} if notes else {}
     found.sort(key=lambda one: (one.examined_on, one.study_uid), reverse=True)
     if not found and not notes:
         notes.append("The folder of earlier examinations has none that is earlier: nothing was compared.")
-    return {"priors": tuple(found[:1]), "notes": tuple(notes)}
+    return {"priors": tuple(found[:1]), "notes": tuple(notes), **known}
 
 
 def _digest(files: Sequence[Path]) -> str:

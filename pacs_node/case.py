@@ -156,6 +156,9 @@ def _by_guidelines(
     occasion = occasion_of(loaded.headers[0], site_says=request.screening)
     if request.no_prior:
         occasion = replace(occasion, prior=False)
+    elif request.baseline and not request.priors:
+        words = f"{occasion.because}; as no earlier CT is known, it is taken as the first (baseline)"
+        occasion = replace(occasion, prior=False, because=words)
     return guideline_observations(result.findings, occasion, reading.record, result.comparison)
 
 

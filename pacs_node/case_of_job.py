@@ -89,6 +89,7 @@ def case_request(session: Session, job: Job, settings: Settings, *, confined: bo
         report_template=Path(own) if (own := pipeline.report_template) else None,
         confined=confined,
         screening=_SCREENING[pipeline.examinations],
+        baseline=pipeline.without_prior == "baseline",
     )
 
 

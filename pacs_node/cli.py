@@ -104,6 +104,11 @@ for _verb, _part, _help in (
     default=None,
     help="Whether these are screening examinations; without it by what the images say. Lung-RADS asks.",
 )
+@click.option(
+    "--baseline",
+    is_flag=True,
+    help="These are first screening examinations (implies --screening): Lung-RADS has its category.",
+)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option(
     "--record",

@@ -90,6 +90,11 @@ class PipelineSettings(Section):
         description="Whether all studies that come are lung cancer screening, or none (other): Lung-RADS "
         "holds for screening only. by-header asks the images' procedure codes and descriptions.",
     )
+    without_prior: Literal["open", "baseline"] = Field(
+        "open",
+        description="What a screening CT of which no earlier CT is known counts as. open: Lung-RADS is not "
+        "determined, and what it would be is said; baseline: the first one, so it has its category.",
+    )
     engine: Literal["process", "in-process"] = Field(
         "process", description="process: in a child that may die without harm; in-process: for debugging."
     )

@@ -272,6 +272,7 @@ def without_priors(request: CaseRequest, reason: str) -> CaseRequest:
     return replace(
         request,
         priors=(),
+        baseline=False,
         notes=(*request.notes, note),
         uid_salt=hashlib.sha256(told.encode("utf-8")).hexdigest(),
     )
@@ -295,6 +296,8 @@ def _with(request: CaseRequest, gathered: Gathered) -> CaseRequest:
         request,
         priors=tuple(gathered.priors),
         no_prior=gathered.no_prior,
+        # what can't be compared, or couldn't be asked for, may be an earlier one
+        baseline=request.baseline and not gathered.notes,
         notes=(*request.notes, *notes),
         uid_salt=hashlib.sha256("\n".join(told).encode("utf-8")).hexdigest(),
     )

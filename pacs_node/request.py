@@ -111,6 +111,8 @@ class CaseRequest:
         compared.
     no_prior
         What was asked for earlier examinations and has none of this patient; empty where nobody could say so.
+    baseline
+        Whether an examination of which no earlier one is known counts as the first screening examination.
     confined
         Whether the files are opened in a child of their own; see `pacs_node.reader`.
     notes
@@ -149,6 +151,7 @@ class CaseRequest:
     report_template: Path | None = None
     confined: bool = False
     screening: bool | None = None
+    baseline: bool = False
 
     def with_refusal(self, refusal: Refusal) -> CaseRequest:
         """Return the same request, but for the report only."""

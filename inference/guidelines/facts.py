@@ -6,11 +6,14 @@ A fact that nobody knows is None: it is never taken for "no". A rule that needs 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 
 from inference.change import Change
 from inference.types import Attenuation
+
+_OF_A_NODULE = re.compile(r"(\w[\w.-]*): (.+)")
 
 
 class Airway(Enum):
@@ -173,7 +176,10 @@ class Assessment:
     trace
         The rules that led there, in their order.
     missing
-        Facts that it would take, one short sentence each.
+        What it would take, or what speaks against it, one short sentence each.
+    known
+        Those of `missing` that are known, such as that the guideline doesn't hold; the others are facts that
+        nobody knows.
     """
 
     guideline: str
@@ -181,13 +187,26 @@ class Assessment:
     management: str = ""
     trace: tuple[Step, ...] = ()
     missing: tuple[str, ...] = ()
+    known: tuple[str, ...] = ()
 
     @property
     def words(self) -> str:
-        """One sentence for a reader."""
-        if self.category is None:
-            return f"{self.guideline} cannot be determined: {'; '.join(self.missing)}."
-        return f"{self.guideline}: {self.category}. {self.management}"
+        """One or two sentences for a reader."""
+        if self.category is not None:
+            return f"{self.guideline}: {self.category}. {self.management}"
+        known = f": {'; '.join(self.known)}" if self.known else ""
+        unknown = self.unknown
+        return f"{self.guideline} cannot be determined{known}.{f' Not known: {unknown}.' if unknown else ''}"
+
+    @property
+    def unknown(self) -> str:
+        """The facts that nobody knows; one that several nodules lack is named once, with the nodules."""
+        lacking: dict[str, list[str]] = {}
+        for one in self.missing:
+            if one not in self.known:
+                name, fact = found.groups() if (found := _OF_A_NODULE.fullmatch(one)) else ("", one)
+                lacking.setdefault(fact, []).extend([name] if name else [])
+        return "; ".join(f"{fact} ({', '.join(names)})" if names else fact for fact, names in lacking.items())
 
 
 @dataclass
@@ -196,10 +215,16 @@ class Reasoning:
 
     steps: list[Step] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    known: list[str] = field(default_factory=list)
 
     def hold(self, rule: str, because: str) -> None:
         """Note a rule that holds."""
         self.steps.append(Step(rule, because))
+
+    def know(self, reason: str) -> None:
+        """Note what is known and leaves the question open."""
+        self.need(reason)
+        self.known.append(reason)
 
     def need(self, fact: str) -> None:
         """Note a fact that is missing."""

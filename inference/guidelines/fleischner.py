@@ -90,7 +90,8 @@ def assess(patient: Patient, nodules: Sequence[Nodule]) -> tuple[Assessment, ...
         if nodule.benign_pattern is None:
             reasoning.need(f"{nodule.name}: whether it has a benign calcification or fat")
     if reasoning.missing:
-        return (Assessment(GUIDELINE, None, missing=tuple(reasoning.missing)),)
+        missing, known = tuple(reasoning.missing), tuple(reasoning.known)
+        return (Assessment(GUIDELINE, None, missing=missing, known=known),)
     solid = [nodule for nodule in indeterminate if nodule.attenuation is Attenuation.SOLID]
     subsolid = [nodule for nodule in indeterminate if nodule.attenuation is not Attenuation.SOLID]
     found = [_solid(solid, patient.high_risk)] if solid else []
@@ -112,12 +113,14 @@ def _applies(patient: Patient, reasoning: Reasoning) -> None:
         ),
     )
     for value, holds, unknown in asked:
-        if value is not False:
-            reasoning.need(unknown if value is None else holds)
+        if value is None:
+            reasoning.need(unknown)
+        elif value:
+            reasoning.know(holds)
     if patient.age_years is None:
         reasoning.need("the patient's age")
     elif patient.age_years < _ADULT_YEARS:
-        reasoning.need("the patient is younger than 35 years")
+        reasoning.know("the patient is younger than 35 years")
 
 
 def _solid(nodules: Sequence[Nodule], high_risk: bool | None) -> Assessment:

@@ -91,12 +91,13 @@ def assess(examination: Examination) -> Assessment:
     if examination.screening is not True:
         unknown = examination.screening is None
         reason = "whether this is a screening examination" if unknown else "not a screening examination"
-        return Assessment(GUIDELINE, None, missing=(reason,))
+        return Assessment(GUIDELINE, None, missing=(reason,), known=() if unknown else (reason,))
     reasoning = Reasoning()
     ways = _incomplete(examination, reasoning)
     category = "0" if ways else _worst(examination.nodules, reasoning)
     if category is None:
-        return Assessment(GUIDELINE, None, "", tuple(reasoning.steps), tuple(reasoning.missing))
+        missing, known = tuple(reasoning.missing), tuple(reasoning.known)
+        return Assessment(GUIDELINE, None, "", tuple(reasoning.steps), missing, known)
     management = " ".join(ways) or MANAGEMENT[category]
     if examination.other_significant:
         reasoning.hold("S: a significant finding unrelated to lung cancer", "reported")
@@ -197,7 +198,7 @@ def _worst(nodules: Sequence[Nodule], reasoning: Reasoning) -> str | None:
             worst = one.category
     if reasoning.missing and worst != CATEGORIES[-1]:
         if worst is not None:
-            reasoning.need(f"the other nodules make it {worst} or higher")
+            reasoning.know(f"the other nodules make it {worst} or higher")
         return None
     return worst
 

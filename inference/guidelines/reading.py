@@ -6,7 +6,7 @@ needs it says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from inference.change import Change
@@ -23,6 +23,9 @@ _CALCIFICATION_ABSENT = 6
 _SPICULATED = 4
 _LIKELY = 0.5
 _MONTH_DAYS = 365.25 / 12
+_IF_FIRST = "If this is a first screening examination"
+_IF_SCREENING = "If this is a screening examination"
+_Read = Callable[[Sequence[Finding]], tuple[Nodule, ...]]
 _CONDITION = " (unless the patient has a known cancer or a suppressed immune system{})"
 
 
@@ -43,19 +46,25 @@ def guideline_observations(
     Returns
     -------
     tuple
-        ``lung_rads`` and ``lung_rads_version`` with a category, else ``lung_rads_undetermined`` with the
-        reasons; ``lung_rads_rules`` where rules held; ``screening``, and ``fleischner_2017`` for each group.
+        ``lung_rads`` and ``lung_rads_version`` with a category, and ``lung_rads_rules`` for each nodule; else
+        ``lung_rads_undetermined`` with the reasons, ``lung_rads_if`` with what it would be and
+        ``lung_rads_rules_if``; ``screening``, and ``fleischner_2017`` for each group. A nodule whose type is
+        in doubt leaves open what depends on it only.
     """
     if comparison is not None:
         occasion = replace(occasion, prior=True)
-    nodules = tuple(nodule_of(finding, occasion.prior) for finding in findings)
-    if comparison is not None and comparison.reason is None:
-        nodules = _followed(nodules, findings, comparison)
+
+    def read(chosen: Sequence[Finding]) -> tuple[Nodule, ...]:
+        nodules = tuple(nodule_of(finding, occasion.prior) for finding in chosen)
+        if comparison is not None and comparison.reason is None:
+            return _followed(nodules, chosen, comparison)
+        return nodules
+
     kind = {True: "yes", False: "no", None: "not known"}[occasion.screening]
     said = [Observation("screening", f"{kind}, {occasion.because}")]
-    said += _lung_rads(nodules, occasion, comparison)
+    said += _lung_rads(findings, read, occasion, comparison)
     if occasion.screening is False:
-        said += _fleischner(nodules, record, comparison)
+        said += _fleischner_either_way(findings, read, record, comparison)
     return tuple(said)
 
 
@@ -153,21 +162,58 @@ def _juxtapleural(finding: Finding, ranks: dict[str, int]) -> bool | None:
 
 
 def _lung_rads(
-    nodules: tuple[Nodule, ...], occasion: Occasion, comparison: Comparison | None
+    findings: Sequence[Finding], read: _Read, occasion: Occasion, comparison: Comparison | None
 ) -> list[Observation]:
-    found = lung_rads.assess(lung_rads.Examination(occasion.screening, nodules))
-    if found.category is not None:
+    ways = _ways(findings, lambda finding: lung_rads.assess_nodule(read((finding,))[0]).category)
+    high, low = (lung_rads.assess(lung_rads.Examination(occasion.screening, read(way))) for way in ways)
+    if high.category is not None and high.category == low.category:
         return [
-            Observation("lung_rads", found.category),
+            Observation("lung_rads", high.category),
             Observation("lung_rads_version", lung_rads.GUIDELINE.removeprefix("Lung-RADS v")),
-            Observation("lung_rads_management", found.management),
-            Observation("lung_rads_rules", _rules(found)),
+            Observation("lung_rads_management", high.management),
+            *_rules("lung_rads_rules", ways, read),
         ]
+    found = lung_rads.assess(lung_rads.Examination(occasion.screening, read(findings)))
     return [
-        Observation(
-            "lung_rads_undetermined", f"{found.words}{_not_told(comparison)}{_otherwise(nodules, occasion)}"
-        )
+        Observation("lung_rads_undetermined", f"{found.words}{_not_told(comparison)}"),
+        *_otherwise(findings, read, occasion),
     ]
+
+
+def _ways(
+    findings: Sequence[Finding], category_of: Callable[[Finding], str | None]
+) -> tuple[tuple[Finding, ...], tuple[Finding, ...]]:
+    """The findings with each type in doubt at its most and at its least severe.
+
+    A type stays open where one of those that it may be has no category.
+    """
+    severe, mild = [], []
+    for finding in findings:
+        doubt = finding.attenuation_doubt
+        options = [] if doubt is None else [replace(finding, attenuation=kind) for kind in doubt.options]
+        ranks = [category_of(one) for one in options]
+        if not options or None in ranks:
+            options, ranks = [finding], ["1"]
+        order = [lung_rads.CATEGORIES.index(rank or "1") for rank in ranks]
+        severe.append(options[order.index(max(order))])
+        mild.append(options[order.index(min(order))])
+    return tuple(severe), tuple(mild)
+
+
+def _rules(name: str, ways: Sequence[Sequence[Finding]], read: _Read) -> Iterator[Observation]:
+    """The rules that hold, one line a nodule; two for one whose type is in doubt."""
+    lines: dict[str, None] = {}
+    for way in ways:
+        if not (nodules := read(way)):
+            found = lung_rads.assess(lung_rads.Examination(True))
+            lines |= dict.fromkeys(f"{step.rule} ({step.because})" for step in found.trace)
+        for nodule in nodules:
+            steps = lung_rads.assess_nodule(nodule).trace
+            if steps:
+                lines[f"{nodule.name}: " + "; ".join(f"{step.rule} ({step.because})" for step in steps)] = (
+                    None
+                )
+    return (Observation(name, line) for line in lines)
 
 
 def _not_told(comparison: Comparison | None) -> str:
@@ -185,20 +231,71 @@ def _not_told(comparison: Comparison | None) -> str:
     return f" Compared with {day}: {'; '.join(open_)}." if open_ else ""
 
 
-def _otherwise(nodules: tuple[Nodule, ...], occasion: Occasion) -> str:
-    """Say what it would be as a (first) screening examination, where that is what nobody knows."""
-    if occasion.screening is False:
-        return ""
-    if occasion.prior:
-        follows = lung_rads.assess(lung_rads.Examination(True, nodules))
-        if occasion.screening or follows.category is None:
-            return ""
-        return f" As a screening examination it would be {follows.category}: {_rules(follows)}."
-    first = tuple(replace(nodule, change=Change.BASELINE) for nodule in nodules)
-    would = lung_rads.assess(lung_rads.Examination(True, first))
-    if would.category is None:
-        return f" Nor as a first screening examination: {'; '.join(would.missing)}."
-    return f" As a first screening examination it would be {would.category}: {_rules(would)}."
+def _otherwise(findings: Sequence[Finding], read: _Read, occasion: Occasion) -> Iterator[Observation]:
+    """Say what it would be, the more severe first: where that is open, as a (first) screening examination."""
+    in_doubt = any(finding.attenuation_doubt for finding in findings)
+    if occasion.screening is False or (occasion.screening and occasion.prior is not None and not in_doubt):
+        return
+
+    def as_first(chosen: Sequence[Finding]) -> tuple[Nodule, ...]:
+        return tuple(replace(nodule, change=Change.BASELINE) for nodule in read(chosen))
+
+    would, condition = (read, _IF_SCREENING) if occasion.prior else (as_first, _IF_FIRST)
+    if occasion.screening and occasion.prior is not None:
+        condition = ""
+    ways = _ways(findings, lambda finding: lung_rads.assess_nodule(would((finding,))[0]).category)
+    high, low = (lung_rads.assess(lung_rads.Examination(True, would(way))) for way in ways)
+    if high.category is None or low.category is None:
+        open_ = (high if high.category is None else low).unknown
+        if condition:
+            yield Observation(
+                "lung_rads_if", f"{condition} it cannot be determined either: not known {open_}."
+            )
+        return
+    said = _with_names(high, would(ways[0]))
+    if high.category != low.category:
+        first, second = (_types(findings, way) for way in ways)
+        said = f"{said} with {first}, {_with_names(low, would(ways[1]))} with {second}"
+    yield Observation("lung_rads_if", f"{condition}: {said}." if condition else f"It is {said}.")
+    yield from _rules("lung_rads_rules_if", ways, would)
+
+
+def _with_names(found: Assessment, nodules: Sequence[Nodule]) -> str:
+    """The category and the nodules that give it."""
+    names = [one.name for one in nodules if lung_rads.assess_nodule(one).category == found.category]
+    return f"{found.category} ({', '.join(names)})" if names else str(found.category)
+
+
+def _types(findings: Sequence[Finding], way: Sequence[Finding]) -> str:
+    """What the types in doubt are taken for, e.g. ``N2 solid and N5 part-solid``."""
+    return " and ".join(
+        f"{taken.tracking_id} {taken.attenuation}"
+        for finding, taken in zip(findings, way, strict=True)
+        if finding.attenuation is not taken.attenuation
+    )
+
+
+def _fleischner_either_way(
+    findings: Sequence[Finding], read: _Read, record: ClinicalRecord, comparison: Comparison | None
+) -> list[Observation]:
+    """With each type in doubt as the first and as the last of those that it may be: solid first."""
+    ways = [
+        tuple(
+            finding
+            if finding.attenuation_doubt is None
+            else replace(finding, attenuation=finding.attenuation_doubt.options[end])
+            for finding in findings
+        )
+        for end in (0, -1)
+    ]
+    said = [_fleischner(read(way), record, comparison) for way in ways]
+    if said[0] == said[1]:
+        return said[0]
+    return [
+        replace(one, value=f"with {_types(findings, way)}: {one.value}")
+        for way, rows in zip(ways, said, strict=True)
+        for one in rows
+    ]
 
 
 def _fleischner(
@@ -230,10 +327,6 @@ def _fleischner(
         Observation("fleischner_2017", _words(one) + (condition if one.category is not None else ""))
         for one in fleischner.assess(patient, nodules)
     ]
-
-
-def _rules(assessment: Assessment) -> str:
-    return "; ".join(f"{step.rule} ({step.because})" for step in assessment.trace)
 
 
 def _words(assessment: Assessment) -> str:

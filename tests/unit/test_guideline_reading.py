@@ -18,6 +18,7 @@ from inference.guidelines.screening import Occasion, occasion_of
 from inference.record import ClinicalRecord
 from inference.types import (
     Attenuation,
+    AttenuationDoubt,
     Comparison,
     Descriptor,
     Finding,
@@ -62,8 +63,8 @@ def test_a_first_screening_has_its_category(plain: Finding) -> None:
         "lung_rads": "4A",
         "lung_rads_version": "2022",
         "lung_rads_management": MANAGEMENT["4A"],
-        "lung_rads_rules": "4A: solid, 8 to below 15 mm, baseline "
-        "(N1: solid, mean diameter 9.0 mm, baseline)",
+        "lung_rads_rules": "N1: 4A: solid, 8 to below 15 mm, baseline "
+        "(solid, mean diameter 9.0 mm, baseline)",
     }
     assert said(None, SCREENED)["lung_rads"] == "1"
 
@@ -95,12 +96,15 @@ def test_likely_spicules_make_it_4x(plain: Finding) -> None:
 
 
 def test_without_knowing_of_a_prior_it_is_conditional(plain: Finding) -> None:
-    words = said(sized(plain, 9), Occasion(True, "a test"))["lung_rads_undetermined"]
-    assert words == (
-        "Lung-RADS v2022 cannot be determined: N1: whether it is new, stable or growing. As a first "
-        "screening examination it would be 4A: 4A: solid, 8 to below 15 mm, baseline (N1: solid, mean "
-        "diameter 9.0 mm, baseline)."
-    )
+    words = said(sized(plain, 9), Occasion(True, "a test"))
+    del words["screening"]
+    assert words == {
+        "lung_rads_undetermined": "Lung-RADS v2022 cannot be determined. Not known: whether it is new, "
+        "stable or growing (N1).",
+        "lung_rads_if": "If this is a first screening examination: 4A (N1).",
+        "lung_rads_rules_if": "N1: 4A: solid, 8 to below 15 mm, baseline (solid, mean diameter 9.0 mm, "
+        "baseline)",
+    }
     assert nodule_of(plain, prior=True).change is None
     assert nodule_of(plain, prior=False).change is Change.BASELINE
 
@@ -109,7 +113,7 @@ def test_nobody_says_screening(plain: Finding) -> None:
     words = said(sized(plain, 9), occasion_of(Dataset()))
     assert words["screening"] == "not known, no attribute of the images says"
     assert "whether this is a screening examination." in words["lung_rads_undetermined"]
-    assert "it would be 4A" in words["lung_rads_undetermined"]
+    assert words["lung_rads_if"] == "If this is a first screening examination: 4A (N1)."
     assert "fleischner_2017" not in words
 
 
@@ -235,8 +239,8 @@ def test_a_prior_that_could_not_be_compared_leaves_it_open(plain: Finding) -> No
     finding = sized(plain, 9)
     words = by_comparison(refused, finding)
     assert words["lung_rads_undetermined"] == (
-        "Lung-RADS v2022 cannot be determined: N1: whether it is new, stable or growing. The examination of "
-        "2025-01-06 could not be compared: The lungs don't fall on each other."
+        "Lung-RADS v2022 cannot be determined. Not known: whether it is new, stable or growing (N1). The "
+        "examination of 2025-01-06 could not be compared: The lungs don't fall on each other."
     )
     outside = by_comparison(refused, finding, screening=False)
     assert outside["fleischner_2017"].endswith("immune system, or it was seen before)")
@@ -249,7 +253,7 @@ def test_one_nodule_that_could_not_be_compared_leaves_it_open(plain: Finding) ->
     assert words.endswith("Compared with 2025-01-06: N1: outside what the prior examination shows.")
     strange = followed(finding, finding, 365, change=None, reason="Its outlines differ.")
     words = by_comparison(strange, finding)["lung_rads_undetermined"]
-    assert words.endswith("growing. Compared with 2025-01-06: N1: Its outlines differ.")
+    assert words.endswith("growing (N1). Compared with 2025-01-06: N1: Its outlines differ.")
 
 
 def test_nothing_left_is_category_1_and_a_second_look_counts(plain: Finding) -> None:
@@ -259,14 +263,58 @@ def test_nothing_left_is_category_1_and_a_second_look_counts(plain: Finding) -> 
     late = followed(again, sized(plain, 6), 365, second_look=SecondLook.SEEN_IN_CURRENT)
     words = by_comparison(late)
     assert words["lung_rads"] == "4B"
-    assert "N7: solid, mean diameter 8.5 mm, growing" in words["lung_rads_rules"]
+    assert words["lung_rads_rules"].startswith("N7: 4B: ")
+    assert "(solid, mean diameter 8.5 mm, growing)" in words["lung_rads_rules"]
 
 
 def test_nobody_says_screening_but_the_change_is_known(plain: Finding) -> None:
     finding = sized(plain, 8.5)
     words = by_comparison(followed(finding, sized(plain, 6), 365), finding, screening=None)
-    assert "As a screening examination it would be 4B: " in words["lung_rads_undetermined"]
-    assert "first screening" not in words["lung_rads_undetermined"]
+    assert words["lung_rads_if"] == "If this is a screening examination: 4B (N1)."
+
+
+def in_doubt(finding: Finding, read: Attenuation, measured: Attenuation) -> Finding:
+    doubt = AttenuationDoubt(read, 0.56, measured)
+    return replace(finding, attenuation=None, attenuation_doubt=doubt)
+
+
+def test_a_type_in_doubt_is_said_either_way_the_more_severe_first(plain: Finding) -> None:
+    part = Descriptor(SOLID_PART, 6.4, "mm", "measured")
+    finding = sized(plain, 16, descriptors=(*APART, part))
+    finding = in_doubt(finding, Attenuation.SOLID, Attenuation.PART_SOLID)
+    words = said(finding, SCREENED)
+    assert words["lung_rads_undetermined"].endswith(
+        "Not known: whether it is solid, part-solid or ground-glass (N1)."
+    )
+    assert words["lung_rads_if"] == "It is 4B (N1) with N1 solid, 4A (N1) with N1 part-solid."
+    open_ = said(finding, Occasion(None, "a test"))["lung_rads_if"]
+    assert open_ == (
+        "If this is a first screening examination: 4B (N1) with N1 solid, 4A (N1) with N1 part-solid."
+    )
+    elsewhere = guideline_observations(
+        (sized(finding, 9),), Occasion(False, "a test"), ClinicalRecord(age_years=60)
+    )
+    rows = [one.value for one in elsewhere if one.name == "fleischner_2017"]
+    assert [row.split(":")[0] for row in rows] == ["with N1 solid", "with N1 part-solid"]
+
+
+def test_a_type_in_doubt_leaves_nothing_open_that_does_not_depend_on_it(plain: Finding) -> None:
+    large = sized(plain, 20)
+    # both readings say ground-glass, but the network isn't sure: it may be anything
+    unsure = sized(plain, 12, tracking_uid="1.2.9", tracking_id="N2")
+    unsure = in_doubt(unsure, Attenuation.GROUND_GLASS, Attenuation.GROUND_GLASS)
+    part = Descriptor(SOLID_PART, 3.0, "mm", "measured")
+    unsure = replace(unsure, descriptors=(*APART, part))
+    found = guideline_observations((large, unsure), SCREENED, ClinicalRecord())
+    assert [one.value for one in found if one.name == "lung_rads"] == ["4B"]
+    rules = [one.value for one in found if one.name == "lung_rads_rules"]
+    assert [rule.split(" (")[0] for rule in rules] == [
+        "N1: 4B: solid, 15 mm or more, baseline",
+        "N2: 4A: solid, 8 to below 15 mm, baseline",
+        "N2: 2: ground-glass, below 30 mm",
+    ]
+    alone = said(unsure, SCREENED)
+    assert alone["lung_rads_if"] == "It is 4A (N2) with N2 solid, 2 (N2) with N2 ground-glass."
 
 
 def test_fleischner_is_asked_of_what_was_not_seen_before(plain: Finding) -> None:

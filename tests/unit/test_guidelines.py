@@ -219,7 +219,7 @@ def test_lung_rads_says_what_is_missing(one: Nodule, fact: str) -> None:
     assert assessment.category is None
     assert assessment.management == ""
     assert fact in assessment.words
-    assert assessment.words.startswith("Lung-RADS v2022 cannot be determined: ")
+    assert assessment.words.startswith("Lung-RADS v2022 cannot be determined")
 
 
 def examined(*nodules: Nodule, **more: Any) -> Any:

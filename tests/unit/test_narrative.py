@@ -162,7 +162,7 @@ def test_many_nodules_and_a_comparison() -> None:
 
 def test_what_no_guideline_says_is_said() -> None:
     assert paragraphs(compose(sample("one nodule, nothing known")), "impression")[-1] == (
-        "2. Lung-RADS v2022 cannot be determined: whether this is a screening examination."
+        "2. Lung-RADS v2022 is not determined. If this is a first screening examination: 2 (N2)."
     )
     bare = sample("one nodule, nothing known", observations=[])
     assert paragraphs(compose(bare), "impression")[-1] == "2. No guideline was applied."
