@@ -108,22 +108,26 @@ def judge(session: Session, directory: Path, request: Request) -> Report:
     directory
         The storage directory that paths of rows are relative to.
     """
-    kept: dict[str, tuple[str | None, str | None]] = {}
+    classes: dict[str, str | None] = {}
+    # all that was taken under the UID: a result of ours, and other bytes that came under its UID
+    paths: dict[str, list[str | None]] = {}
     for uids in _chunks([reference.sop_instance_uid for reference in request.objects]):
-        for table in (Artifact, Instance):  # an image counts where both have the UID
+        for table in (Artifact, Instance):  # the class of what came counts where both have the UID
             rows = session.execute(
                 select(table.sop_instance_uid, table.sop_class_uid, table.path).where(
                     table.sop_instance_uid.in_(uids)
                 )
             )
-            kept.update({str(uid): (sop_class, path) for uid, sop_class, path in rows})
+            for uid, sop_class, path in rows:
+                classes[str(uid)] = sop_class
+                paths.setdefault(str(uid), []).append(path)
     committed: list[Reference] = []
     failed: list[tuple[Reference, int]] = []
     for reference in request.objects:
-        sop_class, path = kept.get(reference.sop_instance_uid, (None, None))
-        if path is None or not (directory / path).is_file():
+        kept = paths.get(reference.sop_instance_uid, [None])
+        if not all(path is not None and (directory / path).is_file() for path in kept):
             failed.append((reference, FailureReason.NO_SUCH_OBJECT))
-        elif sop_class != reference.sop_class_uid:
+        elif classes[reference.sop_instance_uid] != reference.sop_class_uid:
             failed.append((reference, FailureReason.CLASS_INSTANCE_CONFLICT))
         else:
             committed.append(reference)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from functools import lru_cache
+from pathlib import Path
 
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
@@ -22,7 +23,7 @@ from pacs_node import audit, lifecycle, pieces, quick_rows
 from pacs_node.dataset_head import read_head
 from pacs_node.db import Artifact, Conflict, Database, Instance, Job, Series, Study
 from pacs_node.errors import UnreadableInstanceError
-from pacs_node.spool import StoredFile
+from pacs_node.spool import StoredFile, data_set_digest
 from pacs_node.states import CancelCause, JobState, SeriesState
 from pacs_node.study_state import StudyWord
 
@@ -153,6 +154,7 @@ def record_instance(
     identity: Identity,
     stored: StoredFile,
     *,
+    directory: Path,
     transfer_syntax_uid: str,
     association_id: int | None,
     calling_ae: str,
@@ -163,28 +165,31 @@ def record_instance(
     A new instance (re-)opens its series. The same bytes again change nothing. Other bytes under a
     known SOP Instance UID are kept beside the first and judged when the series closes; a series that waits
     for its analysis is opened again for that. A SOP Instance UID that another series or study has is not
-    recorded at all: the sender must be told, as its study could never be complete.
+    recorded at all: the sender must be told, as its study could never be complete. A result of ours that
+    comes back needs no row; other bytes under its UID are an instance like any other.
     """
     known = session.execute(
         select(Instance).where(Instance.sop_instance_uid == identity.sop_instance_uid)
     ).scalar_one_or_none()
+    if known is not None and known.sha256 == stored.sha256:
+        # the file is back where it had been removed
+        known.path = stored.path
+        if known.damaged_at is not None:
+            known.damaged_at = None
+            known.series.last_received_at = at
+            if known.series.state is not SeriesState.RECEIVING:
+                _reopen(session, known.series, at=at, reason="a damaged image came again")
+        return Reception.DUPLICATE
+    own = select(Artifact.path).where(Artifact.sop_instance_uid == identity.sop_instance_uid)
+    result = session.execute(own).first()
+    is_ours = result is not None and _has_bytes(directory, result.path, stored)
+    if is_ours and not _is_conflict(session, known, stored):
+        return Reception.OWN_RESULT
     if known is not None:
-        if known.sha256 == stored.sha256:
-            # the file is back where it had been removed
-            known.path = stored.path
-            if known.damaged_at is not None:
-                known.damaged_at = None
-                known.series.last_received_at = at
-                if known.series.state is not SeriesState.RECEIVING:
-                    _reopen(session, known.series, at=at, reason="a damaged image came again")
-            return Reception.DUPLICATE
         place = known.series.study.study_uid, known.series.series_uid
         if place != (identity.study_uid, identity.series_uid):
             return Reception.ELSEWHERE
         return _record_conflict(session, known, stored, transfer_syntax_uid, at)
-    own = select(Artifact.id).where(Artifact.sop_instance_uid == identity.sop_instance_uid)
-    if session.execute(own).first() is not None:
-        return Reception.OWN_RESULT
     series = _series(session, identity, calling_ae, at)
     session.add(
         Instance(
@@ -205,7 +210,26 @@ def record_instance(
     session.flush()
     if series.state is not SeriesState.RECEIVING:
         _reopen(session, series, at=at, reason="late instance")
+    if result is not None:
+        what = "other bytes under the UID of a result of this node; they are kept"
+        _record_two_contents(session, series, identity.sop_instance_uid, at, what)
     return Reception.NEW
+
+
+def _has_bytes(directory: Path, path: str | None, stored: StoredFile) -> bool:
+    """Whether a result of ours has the data set that was received; where it can't be told, it has not."""
+    try:
+        return path is not None and data_set_digest(directory / path) == stored.sha256
+    except OSError:
+        return False
+
+
+def _is_conflict(session: Session, known: Instance | None, stored: StoredFile) -> bool:
+    """Whether these bytes are kept already beside the first under their UID."""
+    if known is None:
+        return False
+    seen = select(Conflict.id).where(Conflict.instance_id == known.id, Conflict.sha256 == stored.sha256)
+    return session.execute(seen).first() is not None
 
 
 def prepare(dialect: Dialect) -> None:
@@ -215,7 +239,7 @@ def prepare(dialect: Dialect) -> None:
 
 
 def record_arrivals(
-    connection: Connection, arrivals: Sequence[Arrival], association_ids: Sequence[int]
+    connection: Connection, arrivals: Sequence[Arrival], association_ids: Sequence[int], directory: Path
 ) -> list[Reception]:
     """Write the rows of some instances, in their order.
 
@@ -225,21 +249,26 @@ def record_arrivals(
         In a transaction that has the write lock.
     association_ids
         By which association each one came.
+    directory
+        The storage directory: results of ours may be coming back.
     """
     return [
         Reception.NEW
         if _add_to_open_series(connection, arrival, association_id)
-        else _record_otherwise(connection, arrival, association_id)
+        else _record_otherwise(connection, arrival, association_id, directory)
         for arrival, association_id in zip(arrivals, association_ids, strict=True)
     ]
 
 
-def _record_otherwise(connection: Connection, arrival: Arrival, association_id: int) -> Reception:
+def _record_otherwise(
+    connection: Connection, arrival: Arrival, association_id: int, directory: Path
+) -> Reception:
     with Session(connection) as session:
         outcome = record_instance(
             session,
             arrival.identity,
             arrival.stored,
+            directory=directory,
             transfer_syntax_uid=arrival.transfer_syntax_uid,
             association_id=association_id,
             calling_ae=arrival.calling_ae,
@@ -302,8 +331,7 @@ def _reopen(session: Session, series: Series, *, at: datetime, reason: str) -> N
 def _record_conflict(
     session: Session, known: Instance, stored: StoredFile, transfer_syntax_uid: str, at: datetime
 ) -> Reception:
-    seen = select(Conflict.id).where(Conflict.instance_id == known.id, Conflict.sha256 == stored.sha256)
-    if session.execute(seen).first() is None:
+    if not _is_conflict(session, known, stored):
         session.add(
             Conflict(
                 instance=known,
@@ -313,21 +341,28 @@ def _record_conflict(
                 received_at=at,
             )
         )
-        audit.record(
-            session,
-            audit.Event.INSTANCE_CONFLICT,
-            at=at,
-            actor=_ACTOR,
-            study_uid=known.series.study.study_uid,
-            outcome=audit.Outcome.MINOR_FAILURE,
-            series_uid=known.series.series_uid,
-            sop_instance_uid=known.sop_instance_uid,
-            reason="other bytes under a known SOP Instance UID; both are kept",
-        )
+        what = "other bytes under a known SOP Instance UID; both are kept"
+        _record_two_contents(session, known.series, known.sop_instance_uid, at, what)
         if _is_to_be_analysed(session, known.series):
             known.series.last_received_at = at
             _reopen(session, known.series, at=at, reason="conflicting instance")
     return Reception.CONFLICT
+
+
+def _record_two_contents(
+    session: Session, series: Series, sop_instance_uid: str, at: datetime, reason: str
+) -> None:
+    audit.record(
+        session,
+        audit.Event.INSTANCE_CONFLICT,
+        at=at,
+        actor=_ACTOR,
+        study_uid=series.study.study_uid,
+        outcome=audit.Outcome.MINOR_FAILURE,
+        series_uid=series.series_uid,
+        sop_instance_uid=sop_instance_uid,
+        reason=reason,
+    )
 
 
 def _is_to_be_analysed(session: Session, series: Series) -> bool:

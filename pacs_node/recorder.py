@@ -319,7 +319,10 @@ class Recorder:
             for item in there:
                 rows[item.origin] = rows.get(item.origin) or item.origin.row_in(connection)
             outcomes = reception.record_arrivals(
-                connection, [item.arrival for item in there], [rows[item.origin] for item in there]
+                connection,
+                [item.arrival for item in there],
+                [rows[item.origin] for item in there],
+                self.spool.directory,
             )
             for origin, ending, at in ends:
                 row = rows.get(origin, origin.row)

@@ -303,32 +303,8 @@ class Spool:
         OSError
             It can't be read.
         """
-        found = self.read(relative, head_bytes)
+        found = _read(self.absolute(relative), relative, head_bytes)
         return found if found is not None and Path(relative).stem == found.stored.sha256 else None
-
-    def read(self, relative: str, head_bytes: int) -> FoundFile | None:
-        """Read a DICOM file to its end, whatever its name says; None where it is something else.
-
-        Raises
-        ------
-        OSError
-            It can't be read.
-        """
-        with self.absolute(relative).open("rb") as file:
-            meta = read_file_meta(file.read(LARGEST))
-            if meta is None:
-                return None
-            syntax = meta.texts.get(0x0010, "")
-            digest = hashlib.sha256(syntax.encode("ascii", "replace") + b"\n")
-            size = 0
-            file.seek(meta.length)
-            while part := file.read(_READ_AT_ONCE):
-                digest.update(part)
-                size += len(part)
-            file.seek(meta.length)
-            head = file.read(head_bytes)
-        stored = StoredFile(relative, digest.hexdigest(), size)
-        return FoundFile(stored, syntax, meta.texts.get(0x0016, ""), head)
 
     def absolute(self, relative: str) -> Path:
         """Path of a stored file."""
@@ -363,3 +339,34 @@ def sync_directory(directory: Path | str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def data_set_digest(path: Path) -> str | None:
+    """SHA-256 that names the data set of any DICOM file, as in `StoredFile`; None where it is none.
+
+    Raises
+    ------
+    OSError
+        It can't be read.
+    """
+    found = _read(path, "", 0)
+    return None if found is None else found.stored.sha256
+
+
+def _read(path: Path, relative: str, head_bytes: int) -> FoundFile | None:
+    """Read a DICOM file to its end, whatever its name says; None where it is something else."""
+    with path.open("rb") as file:
+        meta = read_file_meta(file.read(LARGEST))
+        if meta is None:
+            return None
+        syntax = meta.texts.get(0x0010, "")
+        digest = hashlib.sha256(syntax.encode("ascii", "replace") + b"\n")
+        size = 0
+        file.seek(meta.length)
+        while part := file.read(_READ_AT_ONCE):
+            digest.update(part)
+            size += len(part)
+        file.seek(meta.length)
+        head = file.read(head_bytes)
+    stored = StoredFile(relative, digest.hexdigest(), size)
+    return FoundFile(stored, syntax, meta.texts.get(0x0016, ""), head)

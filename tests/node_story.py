@@ -73,6 +73,7 @@ class Story:
                     session,
                     self._identity(uid, series, texts),
                     stored,
+                    directory=self.directory,
                     transfer_syntax_uid="1.2.840.10008.1.2.1",
                     association_id=association.id,
                     calling_ae=self.calling_ae,

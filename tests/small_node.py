@@ -142,6 +142,7 @@ class SmallNode:
             session,
             identity,
             stored,
+            directory=self.spool.directory,
             transfer_syntax_uid=syntax,
             association_id=association_id,
             calling_ae="PACS",

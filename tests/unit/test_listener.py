@@ -369,6 +369,9 @@ def test_a_file_that_retention_removes_meanwhile_is_no_success(
 def test_our_own_result_is_welcome_and_leaves_no_file(port: int, database: Database, spool: Spool) -> None:
     (first, second) = make_ct_series(2, matrix=8)
     store(port, first)
+    result = spool.directory / "results" / "sr.dcm"
+    result.parent.mkdir()
+    second.save_as(result, enforce_file_format=True)
     with database.write() as session:
         series = session.execute(select(Series)).scalar_one()
         job = Job(
@@ -380,10 +383,15 @@ def test_our_own_result_is_welcome_and_leaves_no_file(port: int, database: Datab
             created_at=START,
             not_before=START,
         )
-        session.add(Artifact(job=job, kind="sr", sha256="", sop_instance_uid=second.SOPInstanceUID))
+        row = Artifact(job=job, kind="sr", sha256="", sop_instance_uid=second.SOPInstanceUID)
+        row.path = "results/sr.dcm"
+        session.add(row)
     assert store(port, second) == [0]
     assert len(instances(database)) == 1
-    assert len(files(spool)) == 1
+    assert len(list(spool.stored())) == 1
+    second.PatientName = "changed by the archive"
+    assert store(port, second) == [0]
+    assert len(instances(database)) == len(list(spool.stored())) == 2
 
 
 def associations(database: Database) -> list[Association]:

@@ -6,6 +6,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -26,6 +27,8 @@ from pydicom.uid import (
 from sqlalchemy import select
 
 from inference.decode import DECODABLE_TRANSFER_SYNTAXES
+from pacs_node.commitment import Reference, Request
+from pacs_node.commitment_scp import judge
 from pacs_node.db import AuditEvent, Conflict, Instance, Series, Study
 from pacs_node.errors import UnreadableInstanceError
 from pacs_node.reception import Identity, Reception, read_identity
@@ -318,10 +321,40 @@ def test_our_own_result_coming_back_makes_no_series(node: SmallNode) -> None:
     node.finish(job, token, artifacts)
     report = dcmread(node.spool.directory / artifacts[0].path)
     assert node.receive(report) == [Reception.OWN_RESULT]
-    report.PatientName = "changed by the archive"
-    assert node.receive(report) == [Reception.OWN_RESULT]
     with node.database.read() as session:
         assert len(session.execute(select(Series)).all()) == 1
+
+
+def test_other_bytes_under_the_uid_of_a_result_are_kept(node: SmallNode) -> None:
+    """What was acknowledged is there; our own bytes that come back are no news all the same."""
+    node.receive(*chest())
+    node.settle()
+    job, token = node.claim()
+    artifacts = node.result(job, ["sr"])
+    node.finish(job, token, artifacts)
+    ours = dcmread(node.spool.directory / artifacts[0].path)
+    changed, again = deepcopy(ours), deepcopy(ours)
+    changed.PatientName, again.PatientName = "changed by the archive", "changed again"
+    outcomes = node.receive(changed, changed, ours, again, ours)
+    assert outcomes == [
+        Reception.NEW,
+        Reception.DUPLICATE,
+        Reception.OWN_RESULT,
+        Reception.CONFLICT,
+        Reception.OWN_RESULT,
+    ]
+    uid = str(ours.SOPInstanceUID)
+    with node.database.read() as session:
+        (kept,) = session.execute(select(Instance).where(Instance.sop_instance_uid == uid)).scalars()
+        told = session.execute(select(AuditEvent).where(AuditEvent.event == "instance conflict")).scalars()
+        assert [event.objects["sop_instance_uid"] for event in told] == [uid, uid]
+        request = Request("1.2", (Reference(str(ours.SOPClassUID), uid),))
+        assert judge(session, node.spool.directory, request).failed == ()
+        assert encoded(changed)[0] in node.spool.absolute(str(kept.path)).read_bytes()
+        node.spool.remove(str(kept.path))
+        assert judge(session, node.spool.directory, request).committed == ()
+    node.quiet()
+    assert len(node.all_jobs()) == 1
 
 
 def test_a_late_instance_opens_the_series_again(node: SmallNode) -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
@@ -215,10 +216,10 @@ def test_one_that_can_never_be_written_holds_up_nobody_else(
 ) -> None:
     real = reception.record_arrivals
 
-    def but_one(connection: Any, arrivals: Sequence[Arrival], ids: Sequence[int]) -> list[Reception]:
+    def but_one(connection: Any, arrivals: Sequence[Arrival], *more: Any) -> list[Reception]:
         if any(item.identity.sop_instance_uid == "1.2.3.3" for item in arrivals):
             raise error
-        return real(connection, arrivals, ids)
+        return real(connection, arrivals, *more)
 
     monkeypatch.setattr(reception, "record_arrivals", but_one)
     source, bad = origin(), arrival(3)
@@ -267,7 +268,7 @@ def test_an_end_that_can_never_be_written_is_given_up(
     assert total(database, Association) == 1
 
 
-def test_many_at_once_are_what_they_would_be_one_by_one(database: Database) -> None:
+def test_many_at_once_are_what_they_would_be_one_by_one(database: Database, tmp_path: Path) -> None:
     """Duplicates, conflicts and UIDs of another series among new ones, in any order."""
     chance = random.Random(3)
     expected: dict[str, tuple[str, str]] = {}
@@ -285,7 +286,7 @@ def test_many_at_once_are_what_they_would_be_one_by_one(database: Database) -> N
             outcome
             for start in range(0, 40, 13)
             for outcome in reception.record_arrivals(
-                connection, arrivals[start : start + 13], [row] * len(arrivals[start : start + 13])
+                connection, arrivals[start : start + 13], [row] * len(arrivals[start : start + 13]), tmp_path
             )
         ]
     assert found == outcomes
