@@ -21,7 +21,7 @@ from pacs_node.clock import Clock, clock_is_synchronised, utc_now
 from pacs_node.clock_guard import ClockGuard
 from pacs_node.config import RetentionSettings
 from pacs_node.db import Artifact, Conflict, Database, Delivery, Instance, Job, Series, Study
-from pacs_node.spool import Spool
+from pacs_node.spool import DAMAGED, Spool
 from pacs_node.states import DeliveryState, JobState, SeriesState
 from pacs_node.storage import undisturbed
 
@@ -155,7 +155,7 @@ class Retention:
         return or_(Delivery.state == DeliveryState.COMMITTED, by_choice)
 
     def _sweep(self) -> int:
-        """Remove results that no row names; return how many."""
+        """Remove results that no row names, and old damaged images; return how many."""
         removed = 0
         try:
             for path in self._leftovers():
@@ -167,7 +167,7 @@ class Retention:
 
     def _leftovers(self) -> list[str]:
         # in this order: what gets its row after the list was made is in work, or named when the rows are read
-        files = list(_old_results(self._spool.directory))
+        files = list(_old_files(self._spool.directory, "results", _YOUNG_SECONDS))
         with self._database.read() as session:
             held = session.execute(
                 select(Job.id, Job.lease_token).where(
@@ -179,7 +179,12 @@ class Retention:
         for piece in pieces.ranges(self._database, Artifact.id):
             with self._database.read() as session:
                 named.update(session.scalars(select(Artifact.path).where(piece)))
-        return [path for path in files if path not in named and not path.startswith(in_work)]
+        left = [path for path in files if path not in named and not path.startswith(in_work)]
+        if not self._settings.images_days:
+            return left
+        # images of somebody, though nothing can be made of them
+        days = timedelta(days=self._settings.images_days)
+        return [*left, *_old_files(self._spool.directory, DAMAGED, days.total_seconds())]
 
     def _purge(self, study_id: int, *, images: bool) -> int:
         with self._database.write() as session:
@@ -216,10 +221,10 @@ def attempt_folder(job_id: int, lease_token: str) -> str:
     return f"results/{job_id:08d}/{lease_token.rpartition(':')[2][:12]}"
 
 
-def _old_results(directory: Path) -> Iterator[str]:
-    """Relative paths of results that aren't quite new."""
-    limit = time.time() - _YOUNG_SECONDS
-    for path in (directory / "results").rglob("*"):
+def _old_files(directory: Path, folder: str, seconds: float) -> Iterator[str]:
+    """Relative paths of files in a folder that are older than some seconds."""
+    limit = time.time() - seconds
+    for path in (directory / folder).rglob("*"):
         try:
             if path.is_file() and path.stat().st_mtime < limit:
                 yield str(path.relative_to(directory))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pacs_node import retention as retention_module
 from pacs_node.config import RetentionSettings
 from pacs_node.db import Artifact, AuditEvent, Conflict, Delivery, Instance, Job, Series
 from pacs_node.retention import Retention, attempt_folder
-from pacs_node.spool import Spool
+from pacs_node.spool import DAMAGED, Spool
 from pacs_node.states import DeliveryState, JobState, SeriesState
 from tests.ct_factory import make_ct_series
 from tests.faults.invariants import Seen, violations
@@ -278,3 +279,15 @@ def test_a_kill_during_the_purge_loses_nothing_and_is_made_good(done: SmallNode,
     purge(done)
     assert images(done) == []
     assert violations(done.database, done.spool.directory, Seen(orphan_s=0)) == []
+
+
+@pytest.mark.parametrize(("days", "left"), [(30, ["young.dcm"]), (0, ["old.dcm", "young.dcm"])])
+def test_damaged_images_go_with_their_time(node: SmallNode, days: int, left: list[str]) -> None:
+    folder = node.spool.directory / DAMAGED
+    folder.mkdir()
+    for name in ("young.dcm", "old.dcm"):
+        (folder / name).write_bytes(b"x")
+    month_ago = time.time() - 31 * 86400
+    os.utime(folder / "old.dcm", (month_ago, month_ago))
+    purge(node, RetentionSettings(images_days=days, results_days=60))
+    assert sorted(path.name for path in folder.iterdir()) == left
