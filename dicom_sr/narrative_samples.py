@@ -91,7 +91,7 @@ SAMPLES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "no nodule, first screening": _sample(
             (),
-            (("screening", "yes, as the node is set up"), ("lung_rads", "1"), ("lung_rads_version", "2022")),
+            (("screening", "yes, as the settings or the command say"), ("lung_rads", "1"), ("lung_rads_version", "2022")),
         ),
         "one nodule, with a record": _sample((_FIRST,), _LUNG_RADS + _RECORD),
         "three nodules, not screening, compared": _sample(
@@ -121,8 +121,10 @@ SAMPLES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
                 ("screening", "not known, no attribute of the images says"),
                 (
                     "lung_rads_undetermined",
-                    "Lung-RADS v2022 cannot be determined. Not known: whether this is a screening "
-                    "examination.",
+                    (
+                        "Lung-RADS v2022 cannot be determined. Not known: whether this is a screening "
+                        "examination."
+                    ),
                 ),
                 ("lung_rads_if", "If this is a first screening examination: 2 (N2)."),
             ),

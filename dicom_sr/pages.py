@@ -94,6 +94,14 @@ class Pages:
             self._y += style.leading
             self._write(line, MARGIN + indent, self._y - 0.3 * style.size, style)
 
+    def part(self, title: str, paragraphs: Sequence[str], *, indent: float = 8.0) -> None:
+        """Write paragraphs under a small title that stays with the first of them, or with what fits a page."""
+        first = wrap(paragraphs[0], BODY, WIDTH - 2 * MARGIN - indent) if paragraphs else []
+        self._make_room(min(STRONG.leading + len(first) * BODY.leading, HEIGHT - HEAD - FOOT))
+        self.text(title, STRONG)
+        for paragraph in paragraphs:
+            self.text(paragraph, indent=indent)
+
     def heading(self, text: str) -> None:
         """Write a heading that doesn't stand alone at the end of a page."""
         self._make_room(10 + 4 * HEADING.leading)

@@ -247,9 +247,7 @@ def _narrative(pages: Pages, narrative: Mapping[str, Any]) -> None:
     pages.heading("Draft report")
     pages.text(narrative["notice"], STRONG)
     for section in narrative["sections"]:
-        pages.text(section["heading"], STRONG)
-        for paragraph in section["paragraphs"]:
-            pages.text(paragraph, indent=8)
+        pages.part(section["heading"], section["paragraphs"])
         pages.space(4)
 
 

@@ -189,3 +189,16 @@ def test_a_captured_page_is_the_page() -> None:
     rows, columns = (page.max(axis=2) < 150).nonzero()
     assert rows.min() < 60  # the banner
     assert 65 <= columns.min() <= 75  # the margin
+
+
+@pytest.mark.parametrize("above", [0.0, 640.0, 655.0, 670.0, 685.0, 700.0, 715.0])
+def test_a_title_stays_with_its_first_paragraph(above: float) -> None:
+    pages = Pages("banner", "footer")
+    pages.text("first")
+    pages.space(above)
+    pages.part("IMPRESSION", ["word " * 40, "second"])
+    for figure in pages.finish():
+        words = [text.get_text() for text in figure.texts]
+        if "IMPRESSION" in words:
+            # both lines of the first paragraph are on its page
+            assert len([line for line in words if line.startswith("word word")]) == 2
