@@ -91,7 +91,11 @@ SAMPLES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "no nodule, first screening": _sample(
             (),
-            (("screening", "yes, as the settings or the command say"), ("lung_rads", "1"), ("lung_rads_version", "2022")),
+            (
+                ("screening", "yes, as the settings or the command say"),
+                ("lung_rads", "1"),
+                ("lung_rads_version", "2022"),
+            ),
         ),
         "one nodule, with a record": _sample((_FIRST,), _LUNG_RADS + _RECORD),
         "three nodules, not screening, compared": _sample(

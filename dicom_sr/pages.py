@@ -95,7 +95,7 @@ class Pages:
             self._write(line, MARGIN + indent, self._y - 0.3 * style.size, style)
 
     def part(self, title: str, paragraphs: Sequence[str], *, indent: float = 8.0) -> None:
-        """Write paragraphs under a small title that stays with the first of them, or with what fits a page."""
+        """Write paragraphs under a small title that stays with the first of them."""
         first = wrap(paragraphs[0], BODY, WIDTH - 2 * MARGIN - indent) if paragraphs else []
         self._make_room(min(STRONG.leading + len(first) * BODY.leading, HEIGHT - HEAD - FOOT))
         self.text(title, STRONG)
