@@ -10,15 +10,18 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from multiprocessing.connection import wait
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
-from threading import Thread
-from typing import ParamSpec, TypeVar
+from threading import Thread, Timer
+from typing import Any, ParamSpec, TypeVar
 
 from pacs_node import confinement, logs
 
 logger = logging.getLogger(__name__)
+
+START_SECONDS = 300.0
+"""The libraries for the models are read from a cold disk in less than a minute."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -43,6 +46,32 @@ class InProcessEngine(Executor):
         """Do nothing: what runs in this thread can't be killed."""
 
 
+class _Children(SpawnContext):
+    """Starts the processes of a pool and can kill them, also one that isn't ready yet.
+
+    They are spawned: a fork would share the database connections and the locks of our threads.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._started: list[SpawnProcess] = []
+
+    def Process(  # type: ignore[override]  # noqa: N802 - a class there, called only
+        self, *args: Any, **options: Any
+    ) -> SpawnProcess:
+        """Make a process."""
+        process = SpawnProcess(*args, **options)
+        self._started.append(process)
+        return process
+
+    def kill(self) -> None:
+        """Kill those that run."""
+        for process in self._started:
+            # one that could not be started has no number
+            if process.pid is not None:
+                process.kill()
+
+
 class ProcessEngine(Executor):
     """One child process that lives from job to job; one that dies or hangs is replaced.
 
@@ -52,15 +81,24 @@ class ProcessEngine(Executor):
         For the numeric libraries of the child; 0 leaves the choice to them.
     writable
         The folders that the child may change, besides that for temporary files; None for no limit.
+    start_seconds
+        A child that isn't ready after this time is killed, and what was asked of it fails.
     """
 
     confined = True
 
-    def __init__(self, threads: int = 0, writable: Sequence[Path] | None = None) -> None:
+    def __init__(
+        self,
+        threads: int = 0,
+        writable: Sequence[Path] | None = None,
+        start_seconds: float = START_SECONDS,
+    ) -> None:
         self._threads = threads
         self._writable = writable
+        self._start_seconds = start_seconds
         self._pool: ProcessPoolExecutor | None = None
-        self._pid: int | None = None
+        self._children = _Children()
+        self._start_limit: Timer | None = None
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
         """Run `fn` in the child; its arguments and result are pickled."""
@@ -79,23 +117,32 @@ class ProcessEngine(Executor):
             return failed
 
     def _ready_pool(self) -> ProcessPoolExecutor:
+        """Return the pool; its child may still be starting, for which whoever submits doesn't wait."""
         if self._pool is None:
-            # spawn: a fork would share the database connections and the locks of our threads
+            self._children = children = _Children()
             self._pool = ProcessPoolExecutor(
                 max_workers=1,
-                mp_context=multiprocessing.get_context("spawn"),
+                mp_context=children,
                 initializer=_prepare_child,
                 initargs=(self._threads, self._writable),
             )
-            self._pid = self._pool.submit(os.getpid).result()
+            ready = self._pool.submit(os.getpid)
+            self._start_limit = Timer(self._start_seconds, self._end_start, [ready, children])
+            self._start_limit.daemon = True
+            self._start_limit.start()
         return self._pool
+
+    def _end_start(self, ready: Future[int], children: _Children) -> None:
+        if not ready.done():
+            logger.error("the analysis process did not start", extra={"seconds": self._start_seconds})
+            children.kill()
 
     def kill(self) -> None:
         """Kill the child and what it is doing; the next `submit` starts another."""
-        pool, pid, self._pool, self._pid = self._pool, self._pid, None, None
-        if pid is not None:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        pool, self._pool = self._pool, None
+        if self._start_limit is not None:
+            self._start_limit.cancel()
+        self._children.kill()
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -103,7 +150,7 @@ class ProcessEngine(Executor):
         """End the child after what it is doing."""
         if self._pool is not None:
             self._pool.shutdown(wait=wait, cancel_futures=cancel_futures)
-            self._pool, self._pid = None, None
+            self._pool = None
 
 
 Engine = InProcessEngine | ProcessEngine

@@ -98,6 +98,34 @@ def test_a_child_that_cannot_start_fails_the_call(monkeypatch: pytest.MonkeyPatc
     engine.kill()
 
 
+def hang(*_: object) -> None:
+    time.sleep(3600)
+
+
+def test_a_child_that_hangs_while_it_starts_is_killed_and_fails_the_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An import over a file system that stands still: nobody may wait for it for ever."""
+    monkeypatch.setattr(engines, "_prepare_child", hang)
+    engine = ProcessEngine(start_seconds=0.01)
+    call = engine.submit(os.getpid)
+    with pytest.raises(BrokenProcessPool):
+        call.result(timeout=60)
+    monkeypatch.undo()
+    engine.kill()
+
+
+def test_a_child_that_is_starting_can_be_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop, a lost lease and the time limit of the analysis are not held up by the start."""
+    monkeypatch.setattr(engines, "_prepare_child", hang)
+    engine = ProcessEngine()
+    call = engine.submit(os.getpid)
+    assert not call.done()
+    engine.kill()
+    with pytest.raises((BrokenProcessPool, CancelledError)):
+        call.result(timeout=60)
+
+
 PARENT = """
 import os, sys, time
 from pacs_node.engines import ProcessEngine
