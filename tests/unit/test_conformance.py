@@ -57,6 +57,7 @@ from tests.finding_factory import (
     make_volume,
     without_pixels,
 )
+from tests.raw_peer import REJECT, RawPeer, association_request
 from tests.rejections import Requestor
 from tests.small_objects import reference, write_sr
 from tests.unit.test_dicomweb import Answer, server, stored
@@ -222,11 +223,23 @@ def rejection(association: Any) -> tuple[int, int, int]:
     return answer  # type: ignore[no-any-return]  # of pynetdicom's association
 
 
+def raw_rejection(port: int, request: bytes) -> tuple[int, ...]:
+    """What bytes are answered with that no library sends."""
+    with RawPeer(port) as peer:
+        peer.send(request)
+        kind, body = peer.read()
+    assert kind == REJECT
+    return tuple(body[1:])
+
+
 def test_rejections_are_as_claimed(port: int, migrated: Path, tmp_path: Path) -> None:
     verification = [build_context(ACCEPTOR["verification"]["sop_class"])]
+    request, other = association_request(), (b"10008.3.1.1.1", b"10008.3.1.1.2")
     given = {
         "stranger": rejection(associate(port, verification, calling="STRANGER")),
         "wrong called AE title": rejection(associate(port, verification, called="OTHER")),
+        "another application context": raw_rejection(port, request.replace(*other)),
+        "another protocol version": raw_rejection(port, request[:6] + b"\0\2" + request[8:]),
     }
     with running(tmp_path / "full", migrated, max_associations=1) as full:
         first = associate(full, verification)
