@@ -69,6 +69,12 @@ INDEXES = {
     "analysis_summary": "{}_lung_rads",
     "nodule": "{}_by_size",
 }
+COLUMNS = {
+    "study": "search state delivery shown_job_id held_reason held_at",
+    "job": "cancelled_because cancelled_reason",
+    "instance": "damaged_at",
+    "analysis_summary": "lung_rads",
+}
 
 
 def told(database: Database) -> tuple[list[tuple[str, str | None]], list[tuple[str, str | None]]]:
@@ -131,9 +137,9 @@ def test_an_upgrade_writes_the_words_of_what_is_there(all_ways: Database) -> Non
         for table, names in INDEXES.items():
             for name in names.split():
                 session.execute(text(f"DROP INDEX {name.format(table)}"))
-        for name in ("search", "state", "delivery", "shown_job_id"):
-            session.execute(text(f"ALTER TABLE study DROP COLUMN {name}"))
-        session.execute(text("ALTER TABLE analysis_summary DROP COLUMN lung_rads"))
+        for table, names in COLUMNS.items():
+            for name in names.split():
+                session.execute(text(f"ALTER TABLE {table} DROP COLUMN {name}"))
         for name in ("study_words", "clinical_fact", "clinical_message"):
             session.execute(text(f"DROP TABLE {name}"))
         session.execute(text("UPDATE alembic_version SET version_num = '0008'"))

@@ -16,7 +16,7 @@ _LATE = ("late instances arrived meanwhile", "its instances have changed")
 _CAUSES = ("late", "withdrawn", "set aside", "held")
 _STUDY = sa.table("study", *map(sa.column, ("id", "study_uid", "held_reason", "held_at")))
 _SERIES = sa.table("series", *map(sa.column, ("id", "study_id")))
-_REASONS = ("reason_code", "reason", "cancelled_because", "cancelled_reason")
+_REASONS = ("reason_code", "reason", "cancelled_because", "cancelled_reason", "last_error")
 _JOB = sa.table("job", *map(sa.column, ("id", "series_id", "kind", "state", "finished_at", *_REASONS)))
 _EVENT = sa.table(
     "audit_event", *map(sa.column, ("seq", "event", "study_uid")), sa.column("objects", sa.JSON())
@@ -72,16 +72,15 @@ def _hold_studies() -> None:
 
 
 def _restore_reasons() -> None:
-    """What a report was to say was overwritten when its job was cancelled: the audit record still has it."""
+    """What a report was to say was overwritten when its job stopped or failed: the audit record has it."""
     connection = op.get_bind()
-    overwritten = sa.or_(_JOB.c.state == "cancelled", _JOB.c.reason_code.is_(None))
     jobs = connection.execute(
-        sa.select(_JOB.c.id, _STUDY.c.study_uid)
+        sa.select(_JOB.c.id, _JOB.c.state, _JOB.c.reason, _STUDY.c.study_uid)
         .join(_SERIES, _JOB.c.series_id == _SERIES.c.id)
         .join(_STUDY, _SERIES.c.study_id == _STUDY.c.id)
-        .where(_JOB.c.kind == "refusal", overwritten)
+        .where(_JOB.c.kind == "refusal", _JOB.c.state != "succeeded")
     ).all()
-    for job_id, study_uid in jobs:
+    for job_id, state, reason, study_uid in jobs:
         events = connection.scalars(
             sa.select(_EVENT.c.objects)
             .where(_EVENT.c.study_uid == study_uid, _EVENT.c.event.in_(["job created", "job"]))
@@ -96,4 +95,6 @@ def _restore_reasons() -> None:
         ]
         if told:
             values = {"reason_code": told[-1]["reason_code"], "reason": told[-1].get("reason", "")}
+            if state == "failed":
+                values["last_error"] = reason
             op.execute(_JOB.update().where(_JOB.c.id == job_id).values(**values))
