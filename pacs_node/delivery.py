@@ -61,6 +61,14 @@ def resend_study(
     return count
 
 
+def takers(
+    session: Session, study_uid: str, destinations: Sequence[tuple[str, Sequence[str]]]
+) -> tuple[str, ...]:
+    """Which destinations, by name and wanted forms, want something of the latest result of a study."""
+    made = {artifact.form for artifact in _latest_objects(session, study_uid)}
+    return tuple(name for name, wanted in destinations if chosen(wanted, made))
+
+
 def unmade(session: Session, study_uid: str, wanted: Sequence[str]) -> tuple[str, ...]:
     """Which of the wanted forms the latest result of a study lacks: nobody wanted them when it was made."""
     made = {artifact.form for artifact in _latest_objects(session, study_uid)}

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from pacs_node import audit, delivery, jobs
 from pacs_node.audit import Event
 from pacs_node.config import DestinationSettings
-from pacs_node.db import Study
+from pacs_node.db import Job, Series, Study
 from pacs_node.errors import NodeError
 
 LONGEST_REASON = 200
@@ -60,6 +60,32 @@ class Word:
     address: str
     reason: str
     at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Possible:
+    """What a study's state allows at this moment.
+
+    Parameters
+    ----------
+    send
+        Names of the destinations that want something of its latest result.
+    """
+
+    requeue: bool
+    hold: bool
+    send: tuple[str, ...]
+
+
+def possible(session: Session, study_uid: str, destinations: Sequence[DestinationSettings]) -> Possible:
+    """Return what can be done with a study that has arrived; `requeue`, `hold` and `send` ask again."""
+    study = session.execute(select(Study).where(Study.study_uid == study_uid)).scalar_one()
+    unfinished = select(Job.id).join(Series, Job.series_id == Series.id).where(Series.study_id == study.id)
+    return Possible(
+        requeue=study.held_reason is not None or bool(jobs.requeueable(session, study)),
+        hold=session.execute(unfinished.where(jobs.is_unfinished()).limit(1)).first() is not None,
+        send=delivery.takers(session, study_uid, [(item.name, item.forms) for item in destinations]),
+    )
 
 
 def requeue(session: Session, study_uid: str, word: Word) -> int:

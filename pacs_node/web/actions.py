@@ -23,13 +23,7 @@ from pacs_node.operator_actions import (
     Word,
 )
 from pacs_node.web.guard import form_of, known_visitor
-
-#: what is none of them conflicts with the state that the study is in
-_STATUS: dict[type[ActionError], int] = {
-    BadReasonError: 400,
-    UnknownDestinationError: 400,
-    UnknownStudyError: 404,
-}
+from pacs_node.web.views import Pages, Refused
 
 
 class Actions:
@@ -41,17 +35,20 @@ class Actions:
         Written to.
     settings
         The destinations.
+    pages
+        Has the study's own page, where a refusal is said.
     clock
         Source of time.
     """
 
-    def __init__(self, database: Database, settings: Settings, clock: Clock) -> None:
+    def __init__(self, database: Database, settings: Settings, pages: Pages, clock: Clock) -> None:
         self._database = database
         self._destinations = settings.destinations
+        self._pages = pages
         self._clock = clock
 
     def requeue(self, request: Request) -> Response:
-        """Analyse again what failed, was cancelled or is held."""
+        """Analyse again what failed or is held."""
         return self._do(request, operator_actions.requeue)
 
     def hold(self, request: Request) -> Response:
@@ -72,8 +69,13 @@ class Actions:
         try:
             with self._database.write() as session:
                 action(session, uid, word)
+        except UnknownStudyError as error:
+            raise HTTPException(404, str(error)) from None
+        except (BadReasonError, UnknownDestinationError) as error:
+            return self._pages.study(request, Refused(400, str(error), word.reason))
         except ActionError as error:
-            raise HTTPException(_STATUS.get(type(error), 409), str(error)) from None
+            # the study is not in a state for it
+            return self._pages.study(request, Refused(409, str(error), word.reason))
         except StaleStateError:
-            raise HTTPException(409, "This study changed at the same moment. Look at it again.") from None
+            return self._pages.study(request, Refused(409, "It changed at the same moment.", word.reason))
         return RedirectResponse(f"/studies/{quote(uid, safe='')}", 303)

@@ -103,7 +103,7 @@ def make_app(
     people = AccountPages(database, passwords, renderer, guard.cookies, provider)
     single_sign_on = OidcPages(database, settings, people, renderer, guard.cookies)
     record = AuditPages(database, settings, renderer, looks)
-    rules = (*_rules(pages, people, Actions(database, settings, clock), record), *single_sign_on.rules)
+    rules = (*_rules(pages, people, Actions(database, settings, pages, clock), record), *single_sign_on.rules)
     rules += FeedbackPages(database, clock).rules
     rules += ModelPages(database, settings, renderer, looks).rules
     examinations = Examinations(Path(settings.storage.directory), clock)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from hmac import compare_digest
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from pacs_node.feedback import judged_counts
 from pacs_node.kept_files import ChangedFileError, NoFileError, kept_file, path_inside
 from pacs_node.latency import latency
 from pacs_node.metrics import NodeCollector, exposition
-from pacs_node.operator_actions import LONGEST_REASON
+from pacs_node.operator_actions import LONGEST_REASON, possible
 from pacs_node.overview import disk_space, overview
 from pacs_node.queries import StudyLine, StudyWord, study_tone
 from pacs_node.readiness import readiness
@@ -42,6 +43,25 @@ logger = logging.getLogger(__name__)
 _PAGE_LENGTH = 50
 _LONGEST_SEARCH = 200
 _REFRESH_SECONDS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """What was asked for a study and can't be done.
+
+    Parameters
+    ----------
+    status
+        Of the answer.
+    sentence
+        Why not.
+    reason
+        What the operator had written, to go on with.
+    """
+
+    status: int
+    sentence: str
+    reason: str
 
 
 class Pages:
@@ -65,6 +85,7 @@ class Pages:
         self._directory = Path(settings.storage.directory)
         self._renderer = renderer
         self._looks = looks
+        self._destinations = settings.destinations
         names = tuple(item.name for item in settings.destinations)
         self._collector = NodeCollector(
             database, lambda: disk_space(self._directory, self._reserve), names, renderer.clock
@@ -139,10 +160,11 @@ class Pages:
             orders=list(StudyOrder),
         )
 
-    def study(self, request: Request) -> Response:
-        """Everything about one study."""
+    def study(self, request: Request, refused: Refused | None = None) -> Response:
+        """Everything about one study; and why what was asked for it can't be done."""
         with self._database.read() as session:
             detail = study_detail(session, request.path_params["study_uid"])
+            can = None if detail is None else possible(session, detail.line.study_uid, self._destinations)
             shown = None if detail is None or detail.shown_job is None else detail.shown_job.id
             verdicts = feedback_values(session, shown)
         if detail is None:
@@ -157,8 +179,10 @@ class Pages:
         return self._renderer.page(
             request,
             "study.html",
+            status=200 if refused is None else refused.status,
             here="studies",
-            destinations=[item.name for item in self._settings.destinations],
+            can=can,
+            refused=refused,
             longest_reason=LONGEST_REASON,
             detail=detail,
             line=detail.line,
@@ -169,9 +193,10 @@ class Pages:
             stacks={} if job is None else {file.name: file for file in job.kept("stack")},
             not_reviewed=NOT_REVIEWED,
             suspicious=SUSPICIOUS,
-            suspicion=SUSPICION,
+            suspicion_words=SUSPICION,
             **verdicts,
-            refresh=None if detail.line.state.finished else _REFRESH_SECONDS,
+            # the answer to a form has no address of its own
+            refresh=None if detail.line.state.finished or refused is not None else _REFRESH_SECONDS,
         )
 
     def artifact(self, request: Request) -> Response:

@@ -92,6 +92,52 @@ def test_what_can_not_be_done_leaves_nothing(browser: Browser, story: Story) -> 
     assert actions(browser.database) == []
 
 
+def offered(browser: Browser, story: Story) -> set[str]:
+    """The last part of the address of each button among the actions."""
+    page = parse(browser.get(study_path(story)))
+    start = f"{study_path(story)}/"
+    addresses = [attributes.get("formaction") or "" for tag, attributes in page.elements if tag == "button"]
+    return {address.removeprefix(start) for address in addresses if address.startswith(start)}
+
+
+def test_only_what_the_state_allows_is_offered(browser: Browser, story: Story) -> None:
+    browser.log_in()
+    story.receive()
+    assert offered(browser, story) == set()
+    assert "Nothing can be done with this study now" in browser.get(study_path(story)).text
+    story.close().queue()
+    assert offered(browser, story) == {"hold"}
+    assert act(browser, story, "hold") == 303
+    assert offered(browser, story) == {"requeue"}
+    assert act(browser, story, "requeue") == 303
+    story.start()
+    assert offered(browser, story) == {"hold"}
+    story.finish()
+    story.deliver(DeliveryState.COMMITTED)
+    assert offered(browser, story) == {"send"}
+
+
+def test_a_refusal_stands_on_the_page_of_the_study(browser: Browser, story: Story) -> None:
+    analysed(story).deliver(DeliveryState.COMMITTED)
+    browser.now = story.now
+    browser.log_in()
+    for action, reason, status in (("requeue", REASON, 409), ("hold", REASON, 409), ("send", "x" * 201, 400)):
+        answer = browser.post(f"{study_path(story)}/{action}", reason=reason)
+        page = parse(answer)
+        assert answer.status_code == status
+        assert story.study_uid in page.text
+        (kept,) = [attributes for tag, attributes in page.elements if attributes.get("name") == "reason"]
+        assert kept["value"] == reason
+        assert "refused" in page.text
+        assert study_path(story) in [attributes.get("href") for _, attributes in page.elements]
+        assert not any("data-refresh" in attributes for _, attributes in page.elements)
+    assert (
+        "No analysis of this study has failed"
+        in browser.post(f"{study_path(story)}/requeue", reason=REASON).text
+    )
+    assert actions(browser.database) == []
+
+
 def test_what_is_being_sent_is_left_alone(browser: Browser, story: Story) -> None:
     analysed(story)
     with story.database.write() as session:
@@ -110,7 +156,7 @@ def test_only_operators_see_the_actions(browser: Browser, story: Story) -> None:
     for role in Role:
         browser.role = role
         browser.log_in()
-        shown = "Analyse again" in browser.get(study_path(story)).text
+        shown = "Send results again" in browser.get(study_path(story)).text
         assert shown is (role in {Role.OPERATOR, Role.ADMINISTRATOR})
 
 
