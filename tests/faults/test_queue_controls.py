@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 from hypothesis import Phase
 from hypothesis.stateful import run_state_machine_as_test
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
-from pacs_node import lifecycle
-from pacs_node.db import Database, Delivery
+from pacs_node import jobs, lifecycle
+from pacs_node.db import Database, Delivery, Job, Series, Study
 from pacs_node.destinations import OutcomeKind
 from pacs_node.retention import Retention
+from pacs_node.states import JobState
 from tests.faults.receiver import LONG
 from tests.faults.test_queue_machine import Node, short_or_long
 
@@ -37,6 +40,15 @@ def _credulous_outbox(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(OutcomeKind, "stored", property(lambda _self: True))
 
 
+def _requeue_of_whatever_ended(patch: pytest.MonkeyPatch) -> None:
+    def ended(session: Session, study: Study) -> list[Job]:
+        rows = select(Job).join(Series, Job.series_id == Series.id).where(Series.study_id == study.id)
+        latest = {job.series_id: job for job in session.scalars(rows.order_by(Job.id))}
+        return [job for job in latest.values() if job.state in {JobState.FAILED, JobState.CANCELLED}]
+
+    patch.setattr(jobs, "requeueable", ended)
+
+
 def _a_stale_worker_ends(node: Node) -> None:
     node.a_worker_begins()
     node.leases_are_taken_back(0)
@@ -58,10 +70,17 @@ def _the_peer_is_away(node: Node) -> None:
     node.the_outbox_works(1, 0)
 
 
+def _a_better_series_is_held_and_released(node: Node) -> None:
+    node.a_series_arrives_and_is_closed(0, 0, 0)
+    node.the_operator_holds(0)
+    node.the_operator_requeues(0)
+
+
 CONTROLS = [
     (_without_fencing, _a_stale_worker_ends, "a stale worker ended a job"),
     (_careless_retention, _old_files_go_before_they_are_sent, "its object was removed"),
     (_credulous_outbox, _the_peer_is_away, "counts as sent and fake doesn't have it"),
+    (_requeue_of_whatever_ended, _a_better_series_is_held_and_released, "queued and not wanted"),
 ]
 
 
