@@ -238,7 +238,11 @@ class DeliverySettings(Section):
 class RetentionSettings(Section):
     """What is removed when. Nothing undelivered or unverified is ever removed."""
 
-    images_days: Days = Field(30.0, description="Received images of finished studies; 0 keeps them for ever.")
+    images_days: Days = Field(
+        30.0,
+        description="Received images of finished studies; 0 keeps them for ever. What storage commitment "
+        "promised to senders ends with it.",
+    )
     results_days: Days = Field(0.0, description="Delivered results; 0 keeps them for ever.")
     unverified_days: Days = Field(
         0.0,

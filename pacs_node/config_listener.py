@@ -176,7 +176,8 @@ class Caller(Section):
     report_port: Port | None = Field(
         None,
         description="Where it takes storage commitment reports; absent means the port of a destination "
-        "with its AE title, or else the association that asked.",
+        "with its AE title, or else the association that asked. Every caller that asks is answered, and "
+        "'committed' holds only as long as retention.images_days keeps images: this node is no archive.",
     )
     report_host: str | None = Field(
         None, min_length=1, description="Host of that port; absent means where the sender called from."

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from sqlalchemy import select
 from sqlalchemy.exc import DatabaseError
 
 from inference.errors import ModelUnavailableError
@@ -20,6 +21,7 @@ from pacs_node.ballast import Ballast
 from pacs_node.clock import clock_is_synchronised
 from pacs_node.config import DicomDestination, Settings
 from pacs_node.config_listener import out_of_reach
+from pacs_node.db import CommitmentRequest
 from pacs_node.doctor_database import check_database
 from pacs_node.doctor_findings import Finding, Level
 from pacs_node.errors import ConfigurationError
@@ -48,6 +50,7 @@ def examine(settings: Settings, now: datetime) -> Iterator[Finding]:
     yield from check_models(settings)
     yield from check_listener(settings, now)
     yield from check_callers(settings, now)
+    yield from check_commitment(settings)
     yield from check_archive(settings)
 
 
@@ -220,6 +223,31 @@ def check_archive(settings: Settings) -> Iterator[Finding]:
         sentence = "nobody is asked how many images a series has, or which studies never came here"
         todo = "set archive.destination to the destination that answers C-FIND or QIDO-RS"
         yield Finding(Level.WARNING, "archive", sentence, todo)
+
+
+def check_commitment(settings: Settings) -> Iterator[Finding]:
+    """Who relies on this node's word that images are safe here, though they are removed in time."""
+    days = settings.retention.images_days
+    archives = {item.ae_title for item in settings.destinations if isinstance(item, DicomDestination)}
+    senders = {caller.ae_title for caller in settings.callers} - archives
+    if not days or not senders:
+        return
+    asked = select(CommitmentRequest.calling_ae).where(CommitmentRequest.calling_ae.in_(senders)).distinct()
+    try:
+        with existing_database(settings) as database:
+            if database is None:
+                return
+            with database.read() as session:
+                found = sorted(session.scalars(asked))
+    except (ConfigurationError, DatabaseError):  # said by check_database
+        return
+    for name in found:
+        sentence = (
+            f"{name} asks whether its images are committed here: that holds for {days:g} days "
+            "(retention.images_days), this node is no archive"
+        )
+        todo = "have it ask the archive before it deletes its own, or set retention.images_days = 0"
+        yield Finding(Level.WARNING, "commitment", sentence, todo)
 
 
 def check_callers(settings: Settings, now: datetime) -> Iterator[Finding]:

@@ -26,6 +26,8 @@ from sqlalchemy import text
 from pacs_node import audit, db, doctor, doctor_peers
 from pacs_node.ballast import Ballast
 from pacs_node.cli import main
+from pacs_node.commitment import Reference, Request
+from pacs_node.commitment_scp import record_request
 from pacs_node.config import Settings, parse_settings
 from pacs_node.doctor_database import check_database
 from pacs_node.doctor_findings import Finding, Level
@@ -219,6 +221,25 @@ def test_the_lines_that_admit_who_was_refused_do_admit_it(storage: Path) -> None
         "tls_client_ca_file": "c",
     }
     assert bad(doctor.check_callers(settings(storage, listener=listener, **lines), NOW)) == []
+
+
+def test_who_deletes_by_the_word_of_this_node_is_named(storage: Path) -> None:
+    """Committed of a node that removes images is no leave to delete; the archive keeps its own."""
+    callers = [{"ae_title": name, "address": "127.0.0.1"} for name in ("CT1", "PACS", "SILENT")]
+    pacs = {"name": "pacs", "kind": "dicom", "host": "h", "port": 104, "ae_title": "PACS"}
+    database = db.Database(db.sqlite_url(storage))
+    with database.write() as session:
+        for transaction, name in (("1.2", "CT1"), ("1.3", "CT1"), ("1.2", "PACS")):
+            asked = Request(transaction, (Reference("1.2.840.10008.5.1.4.1.1.2", "1.2.3"),))
+            record_request(session, asked, calling_ae=name, called_ae="AI", address="127.0.0.1", at=NOW)
+    database.dispose()
+    known = {"callers": callers, "destinations": [pacs]}
+    (finding,) = bad(doctor.check_commitment(settings(storage, **known)))
+    assert finding.level is Level.WARNING
+    assert finding.sentence.startswith(
+        "CT1 asks whether its images are committed here: that holds for 30 days"
+    )
+    assert bad(doctor.check_commitment(settings(storage, retention={"images_days": 0.0}, **known))) == []
 
 
 @pytest.mark.parametrize(
