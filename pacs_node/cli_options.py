@@ -20,6 +20,8 @@ config_option = click.option(
     type=click.Path(path_type=Path, dir_okay=False),
     default=Path("pacs-node.toml"),
     show_default=True,
+    envvar="PACS_NODE_CONFIG",
+    show_envvar=True,
     help="Configuration file.",
 )
 """Gives a command its `config_path`."""

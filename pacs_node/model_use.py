@@ -22,7 +22,15 @@ _S = AnalysisSummary
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What one pipeline version has done."""
+    """What one pipeline version has done.
+
+    Parameters
+    ----------
+    first_at, last_at
+        When it ended a job, also one that needs no model: a report that says why there is no result.
+    analysed_first_at, analysed_last_at
+        When its models analysed; None where they never did.
+    """
 
     pipeline_version: str
     analysed: int
@@ -30,6 +38,8 @@ class Use:
     failed: int
     first_at: datetime
     last_at: datetime
+    analysed_first_at: datetime | None
+    analysed_last_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +80,17 @@ class Week:
 
 def uses(session: Session) -> tuple[Use, ...]:
     """Every pipeline version that has ended a job, the latest first."""
+    analysed = _S.outcome == SummaryOutcome.ANALYSED.value
     rows = session.execute(
         select(
             _S.pipeline_version,
-            _count(_S.outcome == SummaryOutcome.ANALYSED.value),
+            _count(analysed),
             _count(_S.outcome == SummaryOutcome.NOT_ANALYSED.value),
             _count(_S.outcome == SummaryOutcome.FAILED.value),
             func.min(_S.finished_at),
             func.max(_S.finished_at),
+            func.min(case((analysed, _S.finished_at))),
+            func.max(case((analysed, _S.finished_at))),
         )
         .group_by(_S.pipeline_version)
         .order_by(func.max(_S.finished_at).desc())

@@ -60,7 +60,7 @@ def occasion_of(header: Dataset, *, site_says: bool | None = None) -> Occasion:
         That all, or none, of the examinations that come here are screening; None to look at the header.
     """
     if site_says is not None:
-        return Occasion(site_says, "as the node is set up")
+        return Occasion(site_says, "as the settings or the command say")
     for name, code in _codes(header):
         if code in SCREENING_CODES | DIAGNOSTIC_CODES:
             return Occasion(code in SCREENING_CODES, f"procedure code {code} in {name}")

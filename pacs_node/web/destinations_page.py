@@ -82,6 +82,7 @@ class DestinationPages:
                 for item in states
             },
             callers=callers,
+            speaks_tls=settings.listener.tls_files() is not None,
             refused=refused[:_MOST_REFUSED],
             longest_reason=LONGEST_REASON,
             refresh=_REFRESH_SECONDS,

@@ -189,8 +189,8 @@ def _lines(
             ModelLine(
                 asdict(card),
                 sum(use.analysed for use in mine),
-                min((use.first_at for use in mine), default=None),
-                max((use.last_at for use in mine), default=None),
+                min((at for use in mine if (at := use.analysed_first_at) is not None), default=None),
+                max((at for use in mine if (at := use.analysed_last_at) is not None), default=None),
             )
         )
     return lines

@@ -83,8 +83,13 @@ def test_configuration_loads_and_has_both_ends(name: str) -> None:
     assert settings.storage.directory == STATE
 
 
-def test_example_shows_both_ways_of_delivery() -> None:
-    kinds = {type(item) for item in load_settings(DEPLOY / "pacs-node.example.toml").destinations}
+def test_example_starts_as_it_is_and_shows_both_ways_of_delivery(tmp_path: Path) -> None:
+    (only,) = load_settings(DEPLOY / "pacs-node.example.toml").destinations
+    assert isinstance(only, DicomDestination)
+    text = (DEPLOY / "pacs-node.example.toml").read_text()
+    file = tmp_path / "pacs-node.toml"
+    file.write_text(re.sub(r"(?m)^#(?=[a-z\[])", "", text))
+    kinds = {type(item) for item in load_settings(file).destinations}
     assert kinds == {DicomDestination, DicomWebDestination}
 
 
@@ -106,8 +111,9 @@ def test_unit_starts_a_real_verb_with_the_installed_configuration() -> None:
     assert program == "/opt/pacs-node/.venv/bin/pacs-node"
     command = cli.main.commands[verb]
     assert verb == "serve"
-    assert any("--config" in parameter.opts for parameter in command.params)
-    assert arguments == ["--config", CONFIG]
+    (option,) = (parameter for parameter in command.params if "--config" in parameter.opts)
+    assert _unit()["Environment"] == [f"{option.envvar}={CONFIG}"]
+    assert arguments == []
 
 
 def test_unit_is_hardened_and_comes_back() -> None:
@@ -287,11 +293,20 @@ def test_commands_in_the_runbook_exist() -> None:
     text = (DEPLOY / "RUNBOOK.md").read_text()
     verbs = set(re.findall(r"(?:ctnode|exec node pacs-node) ([a-z]+)", text))
     assert {"status", "requeue", "send", "echo"} <= verbs <= set(cli.main.commands)
-    for match in re.finditer(r"ctnode ([a-z]+)((?: --[a-z]+)*)", text):
+    for match in re.finditer(r"ctnode ([a-z]+)((?: --[a-z-]+)*)", text):
         options = {
             option for parameter in cli.main.commands[match.group(1)].params for option in parameter.opts
         }
         assert set(shlex.split(match.group(2))) <= options
+
+
+def test_the_runbook_gives_every_command_its_configuration() -> None:
+    text = (DEPLOY / "RUNBOOK.md").read_text()
+    assert f"alias ctnode='sudo -u pacs-node env PACS_NODE_CONFIG={CONFIG} " in text
+    used = set(re.findall(r"ctnode ([a-z]+)", text))
+    for name in used - {"audit", "users"}:
+        (option,) = (item for item in cli.main.commands[name].params if "--config" in item.opts)
+        assert option.envvar == "PACS_NODE_CONFIG", name
 
 
 def test_settings_in_the_runbook_exist() -> None:

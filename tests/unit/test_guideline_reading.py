@@ -380,5 +380,5 @@ def test_words_of_the_request_decide(words: str, expected: bool | None) -> None:
 
 
 def test_the_site_overrules_the_header() -> None:
-    assert occasion_of(coded("71250"), site_says=True) == Occasion(True, "as the node is set up")
+    assert occasion_of(coded("71250"), site_says=True) == Occasion(True, "as the settings or the command say")
     assert occasion_of(coded("71271"), site_says=False).screening is False

@@ -285,7 +285,9 @@ def test_use_by_version_and_week(database: Database) -> None:
         found = {use.pipeline_version: use for use in uses(session)}
         shown = weeks(session, START, 4)
     assert (found["v"].analysed, found["v"].first_at, found["v"].last_at) == (4, old, START)
+    assert (found["v"].analysed_first_at, found["v"].analysed_last_at) == (old, START)
     assert (found["w"].analysed, found["w"].not_analysed) == (0, 1)
+    assert (found["w"].last_at, found["w"].analysed_last_at) == (START, None), "a report, no model"
     assert [week.analysed for week in shown] == [3, 0, 0, 1]
     assert shown[0].scores == (1, 1, 0, 0, 1)
     assert (shown[3].without, shown[3].refused, shown[3].refused_share) == (1, 1, 0.5)

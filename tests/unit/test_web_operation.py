@@ -120,7 +120,7 @@ def test_how_a_destination_stands(browser: Browser, story: Story) -> None:
     assert "A at h:104, not encrypted" in page.text
     assert "A900: refused" in page.text
     assert "0 delivered, 2 failed" in page.text
-    assert "PACS 127.0.0.1/32 CTNODE any that is trusted" in page.text
+    assert "PACS 127.0.0.1/32 CTNODE none: no TLS" in page.text
     assert 'ae_title = "CT2" address = "10.0.0.7/32"' in page.text
     assert story.study_uid not in page.text
     assert browser.post("/destinations/pacs/resend", reason="cause is gone").status_code == 303
