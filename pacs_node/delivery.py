@@ -177,7 +177,13 @@ def run(settings: Settings, stop: Event) -> None:
     directory = Path(settings.storage.directory)
     threads = [
         Thread(
-            target=Outbox(database, directory, _proving(item, settings, database), settings.delivery).run,
+            target=Outbox(
+                database,
+                directory,
+                _proving(item, settings, database),
+                settings.delivery,
+                asks=item.verify != "none",
+            ).run,
             args=(stop,),
             name=f"outbox-{item.name}",
         )

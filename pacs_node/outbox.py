@@ -33,7 +33,8 @@ _IDLE_SECONDS = 0.5
 _CHECK_WAIT = timedelta(seconds=2)
 _CHECKS_DOUBLED = 10
 _CHECKS_BEFORE_RESEND = 6
-_LONGEST_CHECK = _CHECK_WAIT * 2.0**_CHECKS_DOUBLED
+_LATE_CHECK = timedelta(days=1)
+"""Once the time for a delivery is over: who hasn't told by then is asked for each object daily."""
 
 _ALTERED = Outcome(
     "", OutcomeKind.PERMANENT, None, "the stored file isn't what the analysis had written; nothing was sent"
@@ -57,6 +58,8 @@ class Outbox:
         Source of time.
     ticks
         A clock that never jumps, seconds: for leases.
+    asks
+        False where the destination is never asked whether it has what was sent (``verify = "none"``).
     """
 
     def __init__(
@@ -68,7 +71,9 @@ class Outbox:
         clock: Clock = utc_now,
         *,
         ticks: Callable[[], float] = time.monotonic,
+        asks: bool = True,
     ) -> None:
+        self._asks = asks
         self._database = database
         self._directory = directory
         self._destination = destination
@@ -76,7 +81,7 @@ class Outbox:
         self._clock = clock
         self._leases = LeaseWatch(Delivery, ticks)
         self._waits = Waits(settings.retry_first_seconds, settings.retry_longest_seconds)
-        self._longest = max(timedelta(seconds=settings.retry_longest_seconds), _LONGEST_CHECK)
+        self._longest = timedelta(seconds=settings.retry_longest_seconds)
 
     def run(self, stop: Event) -> None:
         """Work until `stop` is set."""
@@ -101,7 +106,7 @@ class Outbox:
         if batch is not None:
             self._send(*batch)
             return True
-        return self._verify(now)
+        return self._asks and self._verify(now)
 
     def _look(self, now: datetime) -> Position:
         """Take back what a stopped process was sending (a receiver keeps the first copy); ask the breaker."""
@@ -181,14 +186,15 @@ class Outbox:
         return (
             self._mine()
             .join(Artifact, Delivery.artifact_id == Artifact.id)
-            .where(Delivery.state == DeliveryState.PENDING, ~self._waits_at(now))
+            .where(Delivery.state == DeliveryState.PENDING, ~self._waits_at(now, self._longest))
             .where((Artifact.kind == "seg") | ~mask_on_its_way)
             .order_by(*([Delivery.attempts] if probe else []), Artifact.job_id, Delivery.id)
         )
 
-    def _waits_at(self, now: datetime) -> ColumnElement[bool]:
+    @staticmethod
+    def _waits_at(now: datetime, longest: timedelta) -> ColumnElement[bool]:
         """Whether the next step is yet to come; a longer wait than any that is made: the clock was set."""
-        return and_(Delivery.next_attempt_at > now, Delivery.next_attempt_at <= now + self._longest)
+        return and_(Delivery.next_attempt_at > now, Delivery.next_attempt_at <= now + longest)
 
     def _claim(self, now: datetime, *, probe: bool = False) -> tuple[list[Delivery], str] | None:
         """Take the due objects of one job and one kind under a lease."""
@@ -296,7 +302,7 @@ class Outbox:
         """Ask the destination for what was sent and not yet proved; return whether anything was due."""
         sent = (
             self._mine()
-            .where(Delivery.state == DeliveryState.SENT, ~self._waits_at(now))
+            .where(Delivery.state == DeliveryState.SENT, ~self._waits_at(now, _LATE_CHECK))
             .order_by(Delivery.id)
             .limit(50)
         )
@@ -348,7 +354,8 @@ class Outbox:
                 status="the destination answered success, but doesn't have it",
             )
         else:
-            wait = _CHECK_WAIT * 2.0 ** min(delivery.checks, _CHECKS_DOUBLED)
+            late = found is None and self._too_old(delivery, now)
+            wait = _LATE_CHECK if late else _CHECK_WAIT * 2.0 ** min(delivery.checks, _CHECKS_DOUBLED)
             delivery.next_attempt_at = now + wait
 
 

@@ -218,15 +218,48 @@ def test_a_peer_that_never_has_it_is_given_up_in_the_end(full: SmallNode) -> Non
 
 
 def test_a_peer_that_cannot_tell_is_asked_ever_more_seldom(full: SmallNode) -> None:
+    """After the time for a delivery once a day: it may be able to tell again one day."""
     fake = FakeDestination(can_verify=False)
     box = outbox(full, fake)
     drain(box)
-    for _ in range(30):
+    waits = []
+    for _ in range(20):
         full.clock.now = row(full, "sr").next_attempt_at
         drain(box)
+        waits.append((row(full, "sr").next_attempt_at - full.clock.now).total_seconds())
+    assert waits[:3] == [8, 16, 32]
+    assert set(waits[10:]) <= {2048, 86400}
+    assert waits[-1] == 86400
     assert full.delivery_states() == {"seg": SENT, "sr": SENT}
     assert len(fake.attempts) == 2
-    assert row(full, "sr").next_attempt_at - full.clock.now == timedelta(seconds=2048)
+    fake.can_verify = True
+    drain(box)
+    assert full.delivery_states() == {"seg": SENT, "sr": SENT}
+    full.clock.forward(days=1)
+    drain(box)
+    assert full.delivery_states() == {"seg": COMMITTED, "sr": COMMITTED}
+
+
+def test_a_peer_that_is_not_to_be_asked_costs_nothing_more(full: SmallNode) -> None:
+    class Unasked(FakeDestination):
+        def verify(self, objects: Sequence[ObjectRef]) -> dict[str, bool | None]:
+            raise AssertionError(objects)
+
+    box = Outbox(
+        full.database,
+        full.spool.directory,
+        Unasked(),
+        SETTINGS,
+        full.clock,
+        ticks=full.clock.ticks,
+        asks=False,
+    )
+    drain(box)
+    for _ in range(5):
+        full.clock.forward(days=10)
+        assert not box.tick()
+    assert full.delivery_states() == {"seg": SENT, "sr": SENT}
+    assert row(full, "sr").checks == 0
 
 
 def test_what_was_being_sent_when_the_process_died_is_sent_again(full: SmallNode) -> None:
