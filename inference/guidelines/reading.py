@@ -196,23 +196,24 @@ def _ways(
             options, ranks = [finding], ["1"]
         order = [lung_rads.CATEGORIES.index(rank or "1") for rank in ranks]
         severe.append(options[order.index(max(order))])
-        mild.append(options[order.index(min(order))])
+        mild.append(options[max(place for place, one in enumerate(order) if one == min(order))])
     return tuple(severe), tuple(mild)
 
 
 def _rules(name: str, ways: Sequence[Sequence[Finding]], read: _Read) -> Iterator[Observation]:
     """The rules that hold, one line a nodule; two for one whose type is in doubt."""
     lines: dict[str, None] = {}
+    in_doubt = {one.tracking_id for way in ways for one in way if one.attenuation and one.attenuation_doubt}
     for way in ways:
         if not (nodules := read(way)):
             found = lung_rads.assess(lung_rads.Examination(True))
             lines |= dict.fromkeys(f"{step.rule} ({step.because})" for step in found.trace)
         for nodule in nodules:
             steps = lung_rads.assess_nodule(nodule).trace
+            taken = f", if {nodule.attenuation}" if nodule.name in in_doubt else ""
             if steps:
-                lines[f"{nodule.name}: " + "; ".join(f"{step.rule} ({step.because})" for step in steps)] = (
-                    None
-                )
+                rules = "; ".join(f"{step.rule} ({step.because})" for step in steps)
+                lines[f"{nodule.name}{taken}: {rules}"] = None
     return (Observation(name, line) for line in lines)
 
 

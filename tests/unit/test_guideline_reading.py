@@ -310,8 +310,8 @@ def test_a_type_in_doubt_leaves_nothing_open_that_does_not_depend_on_it(plain: F
     rules = [one.value for one in found if one.name == "lung_rads_rules"]
     assert [rule.split(" (")[0] for rule in rules] == [
         "N1: 4B: solid, 15 mm or more, baseline",
-        "N2: 4A: solid, 8 to below 15 mm, baseline",
-        "N2: 2: ground-glass, below 30 mm",
+        "N2, if solid: 4A: solid, 8 to below 15 mm, baseline",
+        "N2, if ground-glass: 2: ground-glass, below 30 mm",
     ]
     alone = said(unsure, SCREENED)
     assert alone["lung_rads_if"] == "It is 4A (N2) with N2 solid, 2 (N2) with N2 ground-glass."
