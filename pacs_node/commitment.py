@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -18,6 +17,7 @@ from pydicom.filewriter import write_dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from inference.decode import MALFORMED_FILE
+from inference.uids import is_uid
 
 PUSH_MODEL = UID("1.2.840.10008.1.20.1")
 """SOP class; its one instance is `WELL_KNOWN`."""
@@ -32,7 +32,6 @@ ALL_COMMITTED, SOME_FAILED = 1, 2
 """Event Type IDs (PS3.4 table J.3-2)."""
 
 MAX_OBJECTS = 100_000
-_UID = re.compile(r"[0-9.]{1,64}")
 
 
 class FailureReason(IntEnum):
@@ -216,5 +215,5 @@ def _references(ds: Dataset, keyword: str) -> Iterator[Reference]:
 
 
 def _check_uid(uid: str, name: str) -> None:
-    if _UID.fullmatch(uid) is None:
+    if not is_uid(uid):
         raise MalformedNoticeError(f"{name} is missing or no valid UID")

@@ -7,7 +7,6 @@ Two real implementations: `pacs_node.dimse.DimseDestination` (C-STORE) and
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,6 +16,8 @@ from typing import Protocol
 from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
+
+from inference.uids import is_uid
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ class ObjectFile:
         uids = [_undecoded_uid(meta, name) for name in names]
         if not all(uids):
             raise UnreadableFileError(OutcomeKind.PERMANENT, "the file has no complete meta information")
-        if not all(re.fullmatch(r"[0-9.]{1,64}", uid) for uid in uids):
+        if not all(is_uid(uid) for uid in uids):
             raise UnreadableFileError(OutcomeKind.PERMANENT, "the file has a UID that is not valid")
         return cls(path, *uids)
 

@@ -6,7 +6,6 @@ When it is due stands in a row, so a restart, a late tick or a second scheduler 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -15,6 +14,7 @@ from sqlalchemy import select, update
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.orm import Session
 
+from inference.uids import is_uid
 from pacs_node import audit
 from pacs_node.archive import Archive, ArchiveError, FoundStudy, StudyFilter
 from pacs_node.clock import Clock, utc_now
@@ -29,7 +29,6 @@ _AFTER_FAILURE = timedelta(hours=1)
 _MOST_DAYS = 60
 _MOST_MODALITY_QUESTIONS = 200
 _CHUNK = 500
-_UID = re.compile(r"[0-9.]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +146,7 @@ class MissedStudies:
         found = {
             study.study_uid: study
             for study in self._archive.studies(wanted)
-            if wanted.takes(study) and _UID.fullmatch(study.study_uid)
+            if wanted.takes(study) and is_uid(study.study_uid)
         }
         with self._database.read() as session:
             received = _received(session, list(found))

@@ -20,6 +20,7 @@ from inference import geometry
 from inference.errors import UnsuitableSeriesError
 from inference.same_patient import Identity, strangers
 from inference.select import THIN_MM, WHOLE_LUNG_MM
+from inference.uids import is_uid
 from pacs_node.archive import ArchiveError
 from pacs_node.destinations import OutcomeKind
 from pacs_node.priors_store import PriorFolder
@@ -30,7 +31,6 @@ from pacs_node.request import PriorFiles
 IN_TIME = "it did not answer, or send, in time"
 _MOST_SERIES = 12
 _MOST_TRIES = 2
-_UID = re.compile(r"[0-9.]{1,64}")
 _ELSEWHERE = re.compile(
     r"abdom|pelvi|head|brain|skull|cran|sinus|neck|spine|kidney|renal|knee|\bhip|ankle|foot|hand|wrist|elbow"
     r"|shoulder|facial|orbit|leg\b|femur|tibia"
@@ -297,11 +297,6 @@ def digest_of(paths: Sequence[Path]) -> str:
         with path.open("rb") as file:
             digests.append(hashlib.file_digest(file, "sha256").hexdigest())
     return hashlib.sha256("\n".join(sorted(digests)).encode("ascii")).hexdigest()
-
-
-def is_uid(text: str) -> bool:
-    """Whether a text of an archive may go into an address or a question as a UID."""
-    return _UID.fullmatch(text) is not None
 
 
 def _described(reader: Reader, paths: Sequence[Path]) -> list[ImageFacts | None]:

@@ -8,6 +8,7 @@ from datetime import date
 from typing import Any
 
 from inference.same_patient import Identity, contradiction
+from inference.uids import is_uid
 from pacs_node.archive import ArchiveError
 from pacs_node.audit import Event, Outcome
 from pacs_node.errors import NodeError
@@ -17,7 +18,6 @@ from pacs_node.priors_archive import (
     PriorSource,
     RefusedError,
     check_images,
-    is_uid,
 )
 from pacs_node.priors_own import OwnPrior
 from pacs_node.reader import Reader

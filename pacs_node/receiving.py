@@ -9,6 +9,7 @@ import logging
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from inference.uids import is_uid
 from pacs_node import audit, db, reception
 from pacs_node.errors import NodeError, ObjectTooLargeError, OutOfSpaceError, UnreadableInstanceError
 from pacs_node.gate_association import Answer, Ending, Notice, StoreRequest
@@ -147,4 +148,4 @@ def _identity(sink: Incoming, transfer_syntax_uid: str) -> Identity:
 
 def _uid_or_none(text: str) -> str:
     """Replace what is no UID; such an object is refused when it is there, as nothing can be called so."""
-    return text if reception.is_uid(text) else _NO_UID
+    return text if is_uid(text) else _NO_UID

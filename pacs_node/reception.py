@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from sqlalchemy import Connection, Dialect, or_, select
 from sqlalchemy.orm import Session, configure_mappers
 
 from inference.decode import MALFORMED_FILE
+from inference.uids import is_uid
 from pacs_node import audit, lifecycle, pieces, quick_rows
 from pacs_node.dataset_head import read_head
 from pacs_node.db import Artifact, Conflict, Database, Instance, Job, Series, Study
@@ -31,7 +31,6 @@ HEAD_BYTES = 4 << 20
 """Of a data set, in which its identity must stand."""
 
 _ACTOR = "listener"
-_UID = re.compile(r"[0-9.]{1,64}")
 _LAST_TAG = 0x0020000E
 _INFLATED_HEAD = 1 << 20
 _TEXT_BYTES = 1024
@@ -95,11 +94,6 @@ class Reception(Enum):
     OWN_RESULT = "own result"
     #: not recorded: another series has an instance of this UID
     ELSEWHERE = "elsewhere"
-
-
-def is_uid(text: str) -> bool:
-    """Whether a peer's words can be a UID (PS3.5 9.1): the only ones that get into a file or a row."""
-    return _UID.fullmatch(text) is not None
 
 
 def read_identity(dataset: bytes, transfer_syntax_uid: str) -> Identity:

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from dicom_sr.context import MANUFACTURER
 from inference.errors import UnsuitableSeriesError
+from inference.uids import is_uid
 from pacs_node import feedback
 from pacs_node.clock import Clock, utc_now
 from pacs_node.db import Artifact, Database, Instance, Job, Series
@@ -31,7 +32,6 @@ from pacs_node.db_feedback import (
 )
 from pacs_node.feedback import NewVerdict
 from pacs_node.reader import Reader, ReaderFailedError
-from pacs_node.reception import is_uid
 from pacs_node.returned_files import REPORTS, SEGMENTATIONS
 from pacs_node.spool import Spool
 from pacs_node.states import SeriesState

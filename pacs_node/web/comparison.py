@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
+from inference.uids import is_uid
 from pacs_node.web.fields import mapping, mappings, number, text, texts, whole
 from pacs_node.web.slices import Stack, read_stack
 
-_UID = re.compile(r"[0-9.]{1,64}")
 _UNREMARKABLE = frozenset({"stable"})
 
 
@@ -101,7 +100,7 @@ def read_comparison(found: dict[str, Any]) -> ComparisonView | None:
     """Read the block of a result; None where it has none, or names no study."""
     prior = mapping(found, "prior")
     # it goes into the audit record
-    if not _UID.fullmatch(text(prior, "study_uid")):
+    if not is_uid(text(prior, "study_uid")):
         return None
     return ComparisonView(
         prior_study_uid=text(prior, "study_uid"),

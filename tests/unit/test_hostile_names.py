@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from pydicom.uid import CTImageStorage
 from sqlalchemy import func, select
 
+from inference.uids import is_uid
 from pacs_node import audit
 from pacs_node.config import Caller, ListenerSettings
 from pacs_node.db import AuditEvent, Database, Instance, Series, Study
 from pacs_node.listener import Listener
 from pacs_node.logs import JsonFormatter
-from pacs_node.reception import is_uid
 from pacs_node.spool import Incoming, Spool, StoredFile
 from tests.conftest import find_free_port
 from tests.ct_factory import make_ct_series
