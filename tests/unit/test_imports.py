@@ -153,8 +153,8 @@ ONLY: dict[str, str] = {
     "pacs_node.study_state": "pacs_node.db pacs_node.states",
     "pacs_node.lifecycle": "pacs_node.audit pacs_node.db pacs_node.errors pacs_node.states "
     "pacs_node.study_state",
-    "pacs_node.reception": "inference.decode pacs_node.audit pacs_node.dataset_head pacs_node.db "
-    "pacs_node.errors pacs_node.lifecycle pacs_node.pieces pacs_node.quick_rows pacs_node.spool "
+    "pacs_node.reception": "inference.decode inference.uids pacs_node.audit pacs_node.dataset_head "
+    "pacs_node.db pacs_node.errors pacs_node.lifecycle pacs_node.pieces pacs_node.quick_rows pacs_node.spool "
     "pacs_node.states "
     "pacs_node.study_state",
     "pacs_node.quick_rows": "pacs_node.db pacs_node.states",
@@ -166,7 +166,7 @@ ONLY: dict[str, str] = {
     "pacs_node.errors pacs_node.reception pacs_node.row_errors pacs_node.spool",
     "pacs_node.recovery": "pacs_node pacs_node.errors pacs_node.reception pacs_node.recorder pacs_node.spool",
     "pacs_node.row_errors": "pacs_node.connections pacs_node.errors",
-    "pacs_node.receiving": "pacs_node pacs_node.audit pacs_node.db pacs_node.errors "
+    "pacs_node.receiving": "inference.uids pacs_node pacs_node.audit pacs_node.db pacs_node.errors "
     "pacs_node.gate_association pacs_node.gate_record pacs_node.gate_visitor pacs_node.notices "
     "pacs_node.reception "
     "pacs_node.recorder pacs_node.spool",
