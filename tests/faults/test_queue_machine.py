@@ -13,6 +13,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from threading import Event
@@ -112,6 +113,8 @@ class Node(RuleBasedStateMachine):
         for name, value in LIMITS.items():
             self.patch.setattr(geometry, name, value)
         self.patch.setattr("pacs_node.worker.run_case", self.run_case)
+        # a damaged image is noticed however old it is
+        self.patch.setattr("pacs_node.damage.WINDOW", timedelta(days=3650))
         self.directory = Path(tempfile.mkdtemp(dir=MEMORY))
         self.database = self.open_database()
         self.clock = TestClock()
