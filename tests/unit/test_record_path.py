@@ -94,7 +94,9 @@ def test_the_file_and_the_header_reach_the_analysis(tmp_path: Path, asked: Asked
         "pack_years": "30.0",
     }
     assert reading.sources["sex"] == "DICOM Patient's Sex"
-    assert "31 %, with record 46 %" in words
+    (row,) = (line.split() for line in words.splitlines() if line.startswith("Nodule 1 "))
+    assert row[-4:] == ["31", "%", "46", "%"]
+    assert "+record: the same with the clinical record" in words
     assert "record items used: age_years (record.json)" in words
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "31.0 % image alone" in page
