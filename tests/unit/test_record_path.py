@@ -99,8 +99,8 @@ def test_the_file_and_the_header_reach_the_analysis(tmp_path: Path, asked: Asked
     assert "+record: the same with the clinical record" in words
     assert "record items used: age_years (record.json)" in words
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "31.0 % image alone" in page
-    assert "46.0 % with record" in page
+    assert "31 % image alone" in page
+    assert "46 % with record" in page
     assert SYNTHETIC_STATEMENT.removesuffix(".") in page
     assert "Doe smokes" not in page + (tmp_path / "out" / "result.json").read_text(encoding="utf-8")
     assert b"Doe smokes" not in (tmp_path / "out" / "sr.dcm").read_bytes()
