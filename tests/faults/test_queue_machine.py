@@ -291,7 +291,8 @@ class Node(RuleBasedStateMachine):
             path = session.scalars(query).one_or_none()
         if path is not None:
             (self.directory / path).unlink()
-            give_up_damaged(self.database, self.node.spool, START, self.clock)
+            # however old, also where the clock was set back
+            give_up_damaged(self.database, self.node.spool, START - timedelta(days=365), self.clock)
 
     @rule()
     def old_files_are_removed(self) -> None:
