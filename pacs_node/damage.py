@@ -123,7 +123,8 @@ def _judge_without(session: Session, row: db.Instance, at: datetime) -> None:
     if jobs.is_analysed(session, series):
         return
     row.damaged_at = at
-    if series.state is SeriesState.QUEUED:
+    # also a series that is open again, by a late or conflicting image, may have a job that waits
+    if series.state in {SeriesState.QUEUED, SeriesState.RECEIVING}:
         jobs.judge_again(session, series, "images were damaged on the disk", at=at, actor=_ACTOR)
 
 

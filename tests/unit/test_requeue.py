@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -316,6 +317,17 @@ def test_images_that_are_damaged_after_the_analysis_change_nothing(node: SmallNo
     node.quiet()
     assert story(node) == [(jobs.ANALYSIS, SUCCEEDED, None)]
     assert [state for state, _ in node.states().values()] == [SeriesState.QUEUED]
+
+
+def test_an_image_damaged_while_its_series_is_open_again_leaves_no_job_behind(node: SmallNode) -> None:
+    slices = good()
+    node.receive(*slices)
+    node.quiet()
+    other = copy.deepcopy(slices[0])
+    other.PixelData = other.PixelData[::-1]
+    node.receive(other)
+    damage(node, slices[:2])
+    assert [state for _, state, _ in story(node)] == [JobState.CANCELLED]
 
 
 def test_an_image_that_is_gone_whatever_for_is_seen_before_the_analysis(node: SmallNode, case: Case) -> None:  # noqa: F811
